@@ -1,0 +1,120 @@
+"""Finding recipes and jobs by name, and resolving them with what the command line changes.
+
+Look-up, first hit wins: a path; ``./recipes`` or ``./jobs``; each folder of ``$RSB_CLUSTER_PATH``; the bundled ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.job import Job
+from rsb_cluster.recipe import Recipe, flatten, override, parse_toml, validate
+
+Kind = Literal["recipes", "jobs"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe as it will run.
+
+    Attributes:
+        recipe: The recipe with everything that the command line changed.
+        path: The file it came from.
+        modified: What differs from the procedure it is named after, as ``{field: (there, here)}``. The model is not
+            part of a procedure: the paper itself runs one recipe on many.
+    """
+
+    recipe: Recipe
+    path: Path
+    modified: dict[str, tuple[Any, Any]]
+
+
+def bundled_dir(kind: Kind) -> Path:
+    """Return the folder that ships with the package: inside an installed wheel, else beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_bundled" / kind
+    # The installed one first: beside an installed package lies site-packages, where 'recipes' may be anyone's.
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def search_path(kind: Kind) -> list[Path]:
+    """Return the folders in which a name is looked up, first hit first."""
+    team = [Path(folder) / kind for folder in os.environ.get("RSB_CLUSTER_PATH", "").split(os.pathsep) if folder]
+    return [Path.cwd() / kind, *team, bundled_dir(kind)]
+
+
+def available(kind: Kind) -> dict[str, Path]:
+    """Return all names that can be used, with the file that each would come from."""
+    found: dict[str, Path] = {}
+    for folder in search_path(kind):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find(kind: Kind, name: str) -> Path:
+    """Return the file of a recipe or job given by name or path."""
+    if "/" in name or name.endswith(".toml"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}.")
+        return path
+    known = available(kind)
+    if name not in known:
+        noun = "recipe" if kind == "recipes" else "job"
+        raise ConfigError(
+            f"there is no {noun} '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. "
+            f"A path to a .toml file works too."
+        )
+    return known[name]
+
+
+def load_recipe(name: str, *, model: str | None = None, assignments: Sequence[str] = ()) -> Resolved:
+    """Read a recipe, apply ``--model`` and ``--set``, check it, and say what was changed."""
+    path = find("recipes", name)
+    values = parse_toml(path)
+    original = validate(Recipe, values, str(path))
+    if model:
+        values = override(values, [f'model.name="{model}"'])
+    where = f"{path} with --set" if assignments else str(path)
+    recipe = validate(Recipe, override(values, assignments), where)
+    if recipe.paper:
+        bundled = bundled_dir("recipes") / f"{recipe.paper.lower()}.toml"
+        original = validate(Recipe, parse_toml(bundled), str(bundled))
+    return Resolved(recipe, path, differences(original, recipe))
+
+
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two recipes differ, names and model apart."""
+    left, right = flatten(one), flatten(other)
+    described = {"name", "description", "paper", "model.name"}
+    return {key: (left[key], right[key]) for key in left if key not in described and left[key] != right[key]}
+
+
+def load_job(name: str, *, assignments: Sequence[str] = ()) -> tuple[Job, Path]:
+    """Read a job and apply assignments such as ``nodes=4``."""
+    path = find("jobs", name)
+    return validate(Job, override(parse_toml(path), assignments), str(path)), path
+
+
+def notes(path: Path) -> dict[str, str]:
+    """Return the comment behind each value of a TOML file, as ``{"optimizer.lr": "Table 2"}``."""
+    import tomlkit
+    from tomlkit.items import Item, Table
+
+    found: dict[str, str] = {}
+
+    def walk(table: Any, prefix: str) -> None:
+        for key, item in table.items():
+            if isinstance(item, Table):
+                walk(item, f"{prefix}{key}.")
+            elif isinstance(item, Item):
+                found[prefix + key] = item.trivia.comment.removeprefix("#").strip()
+
+    walk(tomlkit.parse(path.read_text(encoding="utf-8")), "")
+    return found

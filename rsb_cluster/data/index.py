@@ -1,0 +1,236 @@
+"""The index of a data set: one file next to the shards that says what each sample is and where it lies.
+
+It makes counts exact and lets a reader start anywhere with one range request. It is an uncompressed ``.npz``: the same
+shards give the same bytes (and digest) on every machine, which a compressed file, made by another zlib, would not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsb_cluster.data.scan import ShardScan, scan_shard
+from rsb_cluster.errors import DataError, MissingError
+from rsb_cluster.storage import Store
+
+INDEX_NAME = "index.npz"
+CLASSES_NAME = "classes.json"
+SHARD_SUFFIX = ".tar"
+
+Progress = Callable[[int, int], None]  # (done, total); a total of 0 is not known
+
+_FORMAT = 1
+_BLOCK_BYTES = 512  # of a tar
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """What a folder of S shards and N samples holds. Samples are numbered in shard order, then order in the tar.
+
+    Arrays are read-only. Offsets are in bytes from the start of the sample's shard.
+    """
+
+    shards: tuple[str, ...]  # file names in the folder, sorted
+    shard_bytes: NDArray[np.int64]  # (S,)
+    shard_sha256: tuple[str, ...]
+    shard_start: NDArray[np.int64]  # (S + 1,) number of the first sample of each shard, and N
+    labels: NDArray[np.int32]  # (N,) class of each sample
+    offsets: NDArray[np.int64]  # (N,) first byte of the sample's first tar header, a long name's included
+    stops: NDArray[np.int64]  # (N,) byte after the (512-padded) last member of the sample
+    image_offsets: NDArray[np.int64]  # (N,) first byte of the image file
+    image_sizes: NDArray[np.int64]  # (N,) bytes of the image file
+    key_bytes: bytes  # UTF-8 of all keys, one after the other
+    key_starts: NDArray[np.int64]  # (N + 1,) first byte of each key in `key_bytes`, and its length
+    classes: tuple[str, ...]  # class names, may be empty
+    num_classes: int
+    digest: str  # SHA-256 (hex) of the index file's bytes
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the data set has."""
+        return len(self.labels)
+
+    def shard_of(self, sample: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
+        """Return the numbers of the shards that hold the samples (any shape, each in ``[0, N)``)."""
+        return np.searchsorted(self.shard_start, sample, side="right") - 1
+
+    def key(self, sample: int) -> str:
+        """Return a sample's key, as webdataset has it in ``__key__``."""
+        start, stop = self.key_starts[sample : sample + 2]
+        return self.key_bytes[start:stop].decode("utf-8", "surrogateescape")
+
+
+def load_index(store: Store) -> ShardIndex:
+    """Read a data set's index.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+        StorageError: The folder could not be read.
+    """
+    url = store.locate(INDEX_NAME)
+    try:
+        content = store.read_bytes(INDEX_NAME)
+    except MissingError as error:
+        hint = f"Make it: rsb-cluster shards index {store.url}"
+        if store.exists(f"train/{INDEX_NAME}"):
+            hint = f"This folder holds a whole set; did you mean {store.url}/train?"
+        raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
+    try:
+        return _unpack(content)
+    # What a damaged zip, a damaged npy header or a wrong meta raises; a changed byte of data is found by zip's CRC.
+    except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:
+        raise DataError(f"{url} is damaged: {error}. Make it again: rsb-cluster shards index {store.url}") from error
+
+
+def build_index(
+    store: Store, *, workers: int = 0, classes: Sequence[str] = (), progress: Progress | None = None
+) -> ShardIndex:
+    """Read every shard of a folder once, and write the index as the last file.
+
+    Args:
+        store: The folder. Files in it that are not ``*.tar`` are left alone.
+        workers: Processes that read shards at the same time; 0 reads in this one. They are spawned, so a script
+            that asks for them needs the usual ``if __name__ == "__main__"``.
+        classes: Names of the classes 0, 1, ...; where empty, those in the folder's ``classes.json``, if there.
+        progress: Called after each shard with the number of shards done and their total.
+
+    Raises:
+        DataError: There is no shard, or one breaks the rules (see `scan_shard`). No index is written then.
+        StorageError: The folder could not be read or written.
+    """
+    shards = shard_names(store)
+    if not shards:
+        packed = [name for name in store.names() if SHARD_SUFFIX in name or name.endswith(".tgz")]
+        hint = f"Unpack {packed[0]} to a plain .tar first." if packed else "Make shards: rsb-cluster shards make"
+        raise DataError(f"there are no *{SHARD_SUFFIX} files in {store.url}. {hint}")
+    names = tuple(classes) or _read_classes(store)
+    scans = []
+    for scan in _scan_all(store, shards, workers):
+        scans.append(scan)
+        if progress is not None:
+            progress(len(scans), len(shards))
+    content = _pack(shards, scans, names)
+    index = _unpack(content)
+    store.write_bytes(INDEX_NAME, content)
+    return index
+
+
+def shard_names(store: Store) -> list[str]:
+    """Return the file names of a folder's shards, sorted."""
+    return [name for name in store.names() if name.endswith(SHARD_SUFFIX)]
+
+
+def _scan_all(store: Store, shards: list[str], workers: int) -> Iterator[ShardScan]:
+    """Scan the shards in their order."""
+    if workers <= 0:
+        yield from (scan_shard(store, name) for name in shards)
+        return
+    # Spawned, not forked: the S3 client's threads and connections do not survive a fork.
+    with ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(scan_shard, [store] * len(shards), shards)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_classes(store: Store) -> tuple[str, ...]:
+    if not store.exists(CLASSES_NAME):
+        return ()
+    value = store.read_json(CLASSES_NAME)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise DataError(f'{store.locate(CLASSES_NAME)} is not a list of class names. Write it as ["name of 0", ...].')
+    return tuple(value)
+
+
+def _pack(shards: list[str], scans: list[ShardScan], classes: tuple[str, ...]) -> bytes:
+    """Return the index file's bytes; they depend on the arguments only (zip entries carry the date 1980-01-01)."""
+    labels = np.concatenate([scan.labels for scan in scans])
+    spans = np.concatenate([scan.spans for scan in scans])
+    keys = [key for scan in scans for key in scan.keys]
+    meta = {
+        "format": _FORMAT,
+        "shards": shards,
+        "sha256": [scan.sha256 for scan in scans],
+        "classes": classes,
+        "num_classes": max(len(classes), int(labels.max()) + 1),
+    }
+    buffer = io.BytesIO()
+    # Little-endian whatever the machine: the digest must not depend on it.
+    np.savez(
+        buffer,
+        meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
+        shard_bytes=np.array([scan.num_bytes for scan in scans], dtype="<i8"),
+        shard_start=_starts([len(scan.labels) for scan in scans]),
+        labels=labels.astype("<i4"),
+        offsets=spans[:, 0].astype("<i8"),
+        stops=spans[:, 1].astype("<i8"),
+        image_offsets=spans[:, 2].astype("<i8"),
+        image_sizes=spans[:, 3].astype("<i8"),
+        key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        key_starts=_starts([len(key) for key in keys]),
+    )
+    return buffer.getvalue()
+
+
+def _starts(counts: list[int]) -> NDArray[np.int64]:
+    """Return where each of the parts starts, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
+
+
+def _unpack(content: bytes) -> ShardIndex:
+    """Read an index file's bytes. Raises ValueError (or what zipfile and numpy raise) where they are not one."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays.pop("meta").tobytes())
+    if meta["format"] != _FORMAT:
+        raise ValueError(f"its format is {meta['format']}, and this version of rsb-cluster reads {_FORMAT}")
+    key_bytes = arrays.pop("key_bytes").tobytes()
+    for array in arrays.values():
+        array.setflags(write=False)
+    index = ShardIndex(
+        shards=tuple(meta["shards"]),
+        shard_sha256=tuple(meta["sha256"]),
+        classes=tuple(meta["classes"]),
+        num_classes=meta["num_classes"],
+        key_bytes=key_bytes,
+        digest=hashlib.sha256(content).hexdigest(),
+        **arrays,
+    )
+    _check(index)
+    return index
+
+
+def _check(index: ShardIndex) -> None:
+    """Raise ValueError where parts of the index contradict each other: a reader would read elsewhere without a word."""
+    per_shard, per_sample = len(index.shards), index.num_samples
+    if not len(index.shard_sha256) == len(index.shard_bytes) == len(index.shard_start) - 1 == per_shard:
+        raise ValueError("its lists of shards differ in length")
+    for array in (index.offsets, index.stops, index.image_offsets, index.image_sizes, index.key_starts[1:]):
+        if array.shape != (per_sample,):
+            raise ValueError("its lists of samples differ in length")
+    for starts, total in ((index.shard_start, per_sample), (index.key_starts, len(index.key_bytes))):
+        if starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any():
+            raise ValueError("its counts do not add up")
+    ends = index.shard_bytes[index.shard_of(np.arange(per_sample))]
+    inside = (
+        (index.offsets >= 0)
+        & (index.offsets % _BLOCK_BYTES == 0)
+        & (index.offsets < index.image_offsets)
+        & (index.image_sizes > 0)
+        & (index.image_offsets + index.image_sizes <= index.stops)
+        & (index.stops <= ends)
+    )
+    if not inside.all():
+        raise ValueError(f"sample {int(np.argmin(inside))} lies outside of its shard")
+    if per_sample == 0 or index.labels.min() < 0 or index.labels.max() >= index.num_classes:
+        raise ValueError("it has no samples, or classes that it does not count")

@@ -1,0 +1,134 @@
+"""The order of samples: a pure function of (seed, epoch, position).
+
+It knows nothing of nodes, processes, loader workers, attempts or stopping points, so none of them can change it.
+
+An epoch is the list of all samples with the shards permuted. It is cut into *streams* of equal length, one per group of
+virtual ranks; a stream is a contiguous part of the list, so whoever reads it touches few shards. Within a stream samples
+are shuffled in blocks by a permutation that can be computed for any block alone: a resume seeks, it never replays.
+
+Without repeated augmentation each virtual rank is a group of its own. With R repeats, R (or a few more) virtual ranks
+form a group: its stream gives ceil(g·m/R) images a step, and their copies are dealt round-robin to the g micro-batches
+of m, so that the copies of an image meet in one global batch and in different micro-batches. Where g·m is not a multiple
+of R, the last image of a step has fewer copies; none straddles two steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsb_cluster.data.index import ShardIndex
+
+Ints = NDArray[np.int64]
+
+
+def permutation(n: int, *key: int) -> Ints:
+    """Return a permutation of ``range(n)`` that depends on the key alone.
+
+    It sorts raw 64-bit words of a counter-based generator: NumPy promises that these, unlike ``Generator.permutation``,
+    stay the same in later versions, and a run must be able to outlive an upgrade.
+    """
+    raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+    return np.argsort(raw, kind="stable").astype(np.int64)
+
+
+def seed_of(*key: int) -> int:
+    """Return a 64-bit seed that depends on the key alone; for the randomness of a sample or a micro-batch."""
+    high, low = np.random.SeedSequence(key).generate_state(2)
+    return int(high) << 32 | int(low)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one virtual rank trains on in one step.
+
+    Attributes:
+        samples: Numbers of the samples in the index, shape (m,).
+        copies: Which copy of its image each is, from 0, shape (m,).
+    """
+
+    samples: Ints
+    copies: Ints
+
+
+class EpochOrder:
+    """The order of one epoch.
+
+    Args:
+        index: The training shards.
+        seed: The run's seed.
+        epoch: Number of the epoch, from 0.
+        global_batch: Images in a step, copies included; a multiple of ``virtual_ranks``.
+        virtual_ranks: Parts of a global batch.
+        repeats: Copies of an image in a global batch; 1 without repeated augmentation.
+        block: Samples of a stream that are shuffled together.
+    """
+
+    def __init__(
+        self, index: ShardIndex, *, seed: int, epoch: int, global_batch: int, virtual_ranks: int, repeats: int, block: int
+    ) -> None:
+        if global_batch % virtual_ranks:
+            raise ValueError(f"global batch {global_batch} is not a multiple of {virtual_ranks} virtual ranks")
+        self.steps = index.num_samples // global_batch
+        self.micro_batch = global_batch // virtual_ranks
+        self.dropped = index.num_samples - self.steps * global_batch
+        self._seed, self._epoch, self._repeats, self._block_size = seed, epoch, repeats, block
+        self._groups = _groups(virtual_ranks, repeats)
+        self._group_of = np.repeat(np.arange(len(self._groups)), [len(group) for group in self._groups])
+        per_step = [-(-len(group) * self.micro_batch // repeats) for group in self._groups]
+        self._images_per_step = per_step
+        self._stream_start = np.concatenate([[0], np.cumsum(per_step)]) * self.steps
+        shards = permutation(len(index.shards), seed, epoch)
+        sizes = np.diff(index.shard_start)[shards]
+        self._list_start = np.concatenate([[0], np.cumsum(sizes)])  # of each permuted shard in the epoch's list
+        self._first_sample = index.shard_start[:-1][shards]
+
+    def draw(self, step: int, virtual_rank: int) -> Draw:
+        """Return the samples of a virtual rank in a step of this epoch."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} is outside the epoch's {self.steps}")
+        group = int(self._group_of[virtual_rank])
+        members = self._groups[group]
+        slots = np.arange(self.micro_batch, dtype=np.int64) * len(members) + (virtual_rank - members[0])
+        images, copies = np.divmod(slots, self._repeats)
+        first = step * self._images_per_step[group]
+        return Draw(self._stream(group, first + images), copies)
+
+    def blocks(self, step: int, virtual_rank: int) -> tuple[int, int, int]:
+        """Return the group of a virtual rank, and the first and last block of its stream that a step touches."""
+        group = int(self._group_of[virtual_rank])
+        first = step * self._images_per_step[group]
+        last = first + self._images_per_step[group] - 1
+        return group, first // self._block_size, last // self._block_size
+
+    def num_blocks(self, group: int) -> int:
+        """Return the number of blocks of a group's stream."""
+        return -(-int(self._stream_start[group + 1] - self._stream_start[group]) // self._block_size)
+
+    def _stream(self, group: int, positions: Ints) -> Ints:
+        """Return the samples at positions of a stream."""
+        result = np.empty_like(positions)
+        blocks = positions // self._block_size
+        for block in np.unique(blocks):
+            here = blocks == block
+            result[here] = self.block(group, int(block))[positions[here] - block * self._block_size]
+        return result
+
+    @lru_cache(maxsize=256)  # noqa: B019 - an order lives for an epoch, and so may its blocks
+    def block(self, group: int, block: int) -> Ints:
+        """Return the samples of a block of a stream, shuffled."""
+        start = int(self._stream_start[group]) + block * self._block_size
+        stop = min(start + self._block_size, int(self._stream_start[group + 1]))
+        listed = start + permutation(stop - start, self._seed, self._epoch, group, block, 1)
+        shard = np.searchsorted(self._list_start, listed, side="right") - 1
+        return np.asarray(self._first_sample[shard] + listed - self._list_start[shard], dtype=np.int64)
+
+
+def _groups(virtual_ranks: int, repeats: int) -> list[range]:
+    """Cut the virtual ranks into groups of ``repeats`` or a few more, as even as can be."""
+    count = max(1, virtual_ranks // repeats)
+    edges = [virtual_ranks * i // count for i in range(count + 1)]
+    return [range(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]

@@ -1,0 +1,73 @@
+"""Jobs: where to train. Nothing here changes a run's result."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rsb_cluster.recipe import Count, Section
+
+
+class Checkpoint(Section):
+    """When state is saved, besides at a preemption and at the end."""
+
+    every_min: float = Field(15.0, ge=0, description="minutes between two saves; 0: off")
+    every_steps: int = Field(0, ge=0, description="steps between two saves; 0: off")
+    keep: int = Field(2, ge=2, description="complete checkpoints kept; 2 at least, as one may be damaged")
+
+
+class Job(Section):
+    """Where to train; a TOML file in ``jobs/``."""
+
+    name: str
+    description: str = ""
+    backend: Literal["local", "slurm"]
+    nodes: Count = 1
+    gpus_per_node: int = Field(0, ge=0, description="0: train on the CPU")
+    tasks_per_node: int = Field(0, ge=0, description="ranks on a node; 0: one per GPU, or one on the CPU")
+    cpus_per_task: Count = 1
+    mem_gb: float = Field(0, ge=0, description="per node; 0: the site's default")
+    time_min: Count = Field(1440, description="limit of one attempt, minutes; the run goes on in the next")
+    signal_delay_s: Count = Field(120, description="how long before the limit the run is told to save, s")
+    slurm: dict[str, Any] = Field({}, description="any sbatch option: partition, account, qos, constraint ...")
+    setup: tuple[str, ...] = Field((), description="shell lines run before training, for example module load")
+    array_parallelism: Count = Field(256, description="elements of an array that run at once")
+    loader_workers: int = Field(0, ge=0, description="decoding processes per rank; 0: decode in the rank itself")
+    max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
+    log_every_steps: Count = 50
+    rendezvous_s: Count = Field(600, description="how long ranks wait for each other at the start, s")
+    collective_s: Count = Field(600, description="how long a rank waits for its peers in a step, s")
+    submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")
+    data: str = Field("", description="root of the data sets where --data is not given")
+    runs: str = Field("", description="folder of the runs where --runs is not given")
+    checkpoint: Checkpoint = Checkpoint()  # type: ignore[call-arg]
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes on each node: one per GPU, or as many as the job asks for on the CPU."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def shape(self) -> str:
+        """The resources in words, for messages."""
+        kind = "GPUs" if self.gpus_per_node else "processes"
+        return f"{self.nodes} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Job:
+        if self.gpus_per_node and self.tasks_per_node not in (0, self.gpus_per_node):
+            raise ValueError(
+                f"tasks_per_node = {self.tasks_per_node} with gpus_per_node = {self.gpus_per_node}: "
+                "there is one rank per GPU. Leave tasks_per_node out"
+            )
+        if self.backend == "local" and self.nodes > 1:
+            raise ValueError(f"nodes = {self.nodes}: the local back end is this machine alone. Use a slurm job")
+        if self.signal_delay_s >= self.time_min * 60:
+            raise ValueError("signal_delay_s is not shorter than time_min")
+        return self

@@ -1,0 +1,83 @@
+"""The process that keeps a local run going: submitit's controller, which also starts the ranks again.
+
+submitit's own gives up after six restarts and waits for ever when one rank dies; a scheduler does neither.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from submitit.local.local import Controller
+
+from rsb_cluster.task import should_restart
+
+# How long the other ranks may take to end by themselves after one has died, in seconds.
+PATIENCE_S = 30.0
+
+
+# A file of this name in a job's folder takes it out of the queue.
+CANCELLED = "cancelled"
+# Stands in a job's folder while its turn lasts.
+RUNNING = "running"
+
+
+class RestartingController(Controller):  # type: ignore[misc]
+    """Starts the ranks, passes signals on to them, and starts them again after a preemption or a lost rank."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
+        # SIGTERM is passed on by the base class.
+        signal.signal(signal.SIGUSR2, self._forward_signal)
+        signal.signal(signal.SIGINT, self._stop)
+        self._stopped = False
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Pass Ctrl-C on; the second time kill, as a user who presses it twice wants an end now."""
+        self._forward_signal(signal.SIGKILL if self._stopped else signal.SIGINT)
+        self._stopped = True
+
+    def wait(self, freq: int = 24) -> list[int]:
+        """Wait for all ranks to end; those that outlive a dead one for too long are killed."""
+        limit = None
+        while True:
+            codes = [task.poll() for task in self.tasks]
+            if all(code is not None for code in codes):
+                return [code for code in codes if code is not None]
+            if limit is None and any(codes):
+                limit = time.monotonic() + PATIENCE_S
+            if limit is not None and time.monotonic() > limit:
+                self._forward_signal(signal.SIGKILL)
+            time.sleep(1.0 / freq)
+
+    def run(self, max_retry: int = 0) -> None:
+        """Run the job to its end."""
+        restart = 0
+        while not self._stopped:
+            os.environ["RSB_LOCAL_RESTART"] = str(restart)
+            try:
+                self.start_tasks()
+                codes = self.wait()
+            finally:
+                self.kill_tasks()
+            if not any(codes) or any(code and not should_restart(code) for code in codes):
+                break
+            restart += 1
+
+
+def main(folders: list[str]) -> None:
+    """Run the jobs of some folders one after the other, as this machine has no queue."""
+    for folder in map(Path, folders):
+        if not (folder / CANCELLED).exists():
+            (folder / RUNNING).touch()
+            RestartingController(folder).run()
+            (folder / RUNNING).unlink()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

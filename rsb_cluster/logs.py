@@ -1,0 +1,54 @@
+"""The log of a rank: what the scheduler keeps of a job, or what the run's folder keeps of an ended attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rsb_cluster import scheduler
+from rsb_cluster.errors import ConfigError, MissingError
+from rsb_cluster.run import Run
+
+POLL_S = 0.5
+
+
+def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str]:
+    """Yield a rank's log in pieces.
+
+    Args:
+        run: The run.
+        rank: Whose log.
+        attempt: Which attempt's, from 1; 0 for the job that was submitted last, with all its attempts.
+        follow: Go on until the job has ended.
+
+    Raises:
+        ConfigError: There is no such log.
+    """
+    if attempt:
+        name = f"logs/{attempt:04d}-rank{rank:05d}.log"
+        try:
+            yield run.store.read_bytes(name).decode(errors="replace")
+        except MissingError as error:
+            raise ConfigError(f"{run.run_id} has no log of rank {rank} in attempt {attempt}, or it still runs.") from error
+        return
+    submissions = run.submissions()
+    if not submissions:
+        raise ConfigError(f"{run.run_id} was never submitted.")
+    last = submissions[-1]
+    place = 0
+    while True:
+        ended = scheduler.states([last]) == ["gone"]
+        paths = scheduler.log_paths(last)
+        if rank < len(paths):
+            with paths[rank].open("rb") as file:
+                file.seek(place)
+                piece = file.read()
+            place += len(piece)
+            yield piece.decode(errors="replace")
+        elif ended or not follow:
+            kept = run.store.names("logs")
+            hint = f"The folder keeps: {', '.join(kept)}." if kept else "It has not started yet."
+            raise ConfigError(f"there is no log of rank {rank} in {last.folder}. {hint}")
+        if ended or not follow:
+            return
+        time.sleep(POLL_S)

@@ -1,0 +1,70 @@
+"""Metrics: rows keyed by step, in whole files per attempt, read back with no step twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rsb_cluster.run import Attempt, Run
+from rsb_cluster.storage import Store
+
+Row = dict[str, Any]
+
+# A file is rewritten as rows come, and closed at this size: object stores cannot append, and a run of days must not
+# leave a hundred thousand small objects.
+CHUNK_BYTES = 256 * 1024
+
+
+class MetricsWriter:
+    """Writes the rows of one attempt.
+
+    Args:
+        store: The run's folder.
+        attempt: Number of the attempt, from 1.
+    """
+
+    def __init__(self, store: Store, attempt: int) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._chunk = 0
+        self._lines: list[str] = []
+        self._bytes = 0
+        self._flushed = True
+
+    def add(self, row: Row) -> None:
+        """Keep a row; it is written at the next flush."""
+        line = json.dumps(row)
+        self._lines.append(line)
+        self._bytes += len(line) + 1
+        self._flushed = False
+
+    def flush(self) -> None:
+        """Write the rows that were added since the last flush."""
+        if self._flushed:
+            return
+        name = f"metrics/{self._attempt:04d}-{self._chunk:06d}.jsonl"
+        self._store.write_bytes(name, ("\n".join(self._lines) + "\n").encode())
+        self._flushed = True
+        if self._bytes >= CHUNK_BYTES:
+            self._chunk, self._lines, self._bytes = self._chunk + 1, [], 0
+
+
+def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
+    """Return a run's rows in order of step, without those that a later attempt computed again.
+
+    An attempt that was killed may have logged steps after its last checkpoint; the next attempt starts at that
+    checkpoint, and from there on its rows are the run's.
+    """
+    attempts = run.attempts() if attempts is None else attempts
+    rows_of: dict[int, list[Row]] = {}
+    for name in run.store.files("metrics"):
+        number = int(name.removeprefix("metrics/").split("-")[0])
+        lines = run.store.read_bytes(name).decode().splitlines()
+        rows_of.setdefault(number, []).extend(json.loads(line) | {"attempt": number} for line in lines)
+    kept: list[Row] = []
+    limit: float = float("inf")
+    for attempt in sorted(attempts, key=lambda a: -a.number):
+        kept = [row for row in rows_of.get(attempt.number, []) if row["step"] <= limit] + kept
+        limit = min(limit, attempt.start_step)
+    return kept

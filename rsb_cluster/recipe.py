@@ -1,0 +1,272 @@
+"""Recipes: what to train. No hardware in them.
+
+A recipe is a TOML file in ``recipes/``; here are its fields, their meaning and their checks. All are explicit, so that a
+run's ``recipe.json`` says everything that decided its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rsb_cluster.errors import ConfigError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+Interpolation = Literal["bicubic", "bilinear", "random"]
+
+
+class Section(BaseModel):
+    """A table of a TOML file: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The network, by its timm name."""
+
+    name: str
+    drop_rate: Fraction = Field(0.0, description="dropout before the classifier")
+    drop_path_rate: Fraction = Field(0.0, description="stochastic depth; grows linearly with depth")
+    kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class Data(Section):
+    """The data set. Where it lies is said at submit (``--data``), not here."""
+
+    set: str = Field(description="folder name under the data root; holds train/ and val/")
+    num_classes: Count
+    train_samples: Count = Field(description="images in train/; other counts are refused")
+    val_samples: Count
+    make: Literal["", "digits"] = Field("", description="made on the fly where it is missing")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    shuffle_samples: Count = Field(8192, description="samples of a stream that are shuffled together; a block")
+    max_bad_samples: int = Field(0, ge=0, description="undecodable images that an epoch tolerates")
+
+
+class Augment(Section):
+    """What happens to a training image, in this order."""
+
+    resolution: Count = Field(description="side of the training crop, px")
+    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="area of the random resized crop")
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    hflip: Fraction = 0.5
+    rand_augment: str = Field("", description="timm's notation, for example rand-m7-mstd0.5-inc1; empty: none")
+    color_jitter: NonNegative = 0.0
+    erase_prob: Fraction = 0.0
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    repeats: Count = Field(1, description="copies of an image in a global batch (repeated augmentation); 1: none")
+    mixup: NonNegative = Field(0.0, description="alpha of Mixup's Beta distribution; 0: off")
+    cutmix: NonNegative = Field(0.0, description="alpha of CutMix's Beta distribution; 0: off")
+    mix_prob: Fraction = Field(1.0, description="share of micro-batches that are mixed")
+    mix_switch_prob: Fraction = Field(0.5, description="share of CutMix where both are on")
+
+
+class Loss(Section):
+    """The loss and its targets."""
+
+    name: Literal["bce", "ce"]
+    targets: Literal["paper", "soft", "timm", "deit"] = Field(
+        "soft",
+        description="paper: 1 for each class mixed in; soft: lambda-weighted, sum 1; timm: soft above a threshold; "
+        "deit: soft above 0",
+    )
+    target_threshold: Fraction = Field(0.0, description="timm's threshold; read only with targets = timm")
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    reduction: Literal["mean", "sum"] = Field("mean", description="of BCE, over classes; always mean over images")
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> Loss:
+        if self.name == "ce" and self.targets != "soft":
+            raise ValueError(f"loss.targets = '{self.targets}' is for BCE; cross-entropy takes 'soft'")
+        if self.target_threshold and self.targets != "timm":
+            raise ValueError("loss.target_threshold has no effect unless loss.targets = 'timm'")
+        if self.targets == "deit" and self.smoothing:
+            raise ValueError(
+                "loss.targets = 'deit' with smoothing makes every class a positive (the off-value is above 0). "
+                "Use smoothing = 0 or targets = 'paper'"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """The optimizer, by its timm name."""
+
+    name: Literal["lamb", "adamw", "sgd"]
+    lr: Positive = Field(description="peak learning rate, for the whole global batch")
+    weight_decay: NonNegative
+    decay_norm_and_bias: bool = Field(False, description="whether BN weights and biases decay too")
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-6
+    momentum: Fraction = Field(0.9, description="SGD's (Nesterov)")
+    lamb_max_grad_norm: NonNegative = Field(1.0, description="LAMB's own clip of the global gradient norm; 0: off")
+    clip_grad_norm: NonNegative = Field(0.0, description="clip before the optimizer; 0: off")
+
+
+class Schedule(Section):
+    """The learning rate over time."""
+
+    name: Literal["cosine"] = "cosine"
+    epochs: Count
+    warmup_epochs: int = Field(0, ge=0)
+    warmup_lr: NonNegative = 0.0
+    min_lr: NonNegative = 0.0
+    update: Literal["epoch", "step"] = Field("step", description="when the rate changes")
+
+
+class Train(Section):
+    """Batches and numerics."""
+
+    global_batch: Count = Field(description="images in one optimizer step, copies included")
+    virtual_ranks: int = Field(0, ge=0, description="parts of the global batch; 0: chosen at submit from the job")
+    amp: Literal["off", "fp16", "bf16"] = "off"
+    channels_last: bool = False
+    compile: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="moving average of the weights; 0: off")
+
+
+class Eval(Section):
+    """Evaluation of the last weights on val/."""
+
+    resolution: Count
+    crop: Annotated[float, Field(gt=0, le=1)]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    every_epochs: Count = 1
+
+
+class Recipe(Section):
+    """What to train; see the sections for the fields."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    description: str = ""
+    paper: Literal["", "A1", "A2", "A3", "DeiT"] = Field("", description="the procedure's column in the paper")
+    model: Model
+    data: Data
+    augment: Augment
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    train: Train
+    eval: Eval
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the remainder that does not fill a global batch is dropped."""
+        return self.data.train_samples // self.train.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.schedule.epochs
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.data.train_samples < self.train.global_batch:
+            raise ValueError(
+                f"data.train_samples = {self.data.train_samples} is less than one global batch "
+                f"(train.global_batch = {self.train.global_batch}); lower the batch"
+            )
+        if self.schedule.warmup_epochs >= self.schedule.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} leaves nothing of "
+                f"schedule.epochs = {self.schedule.epochs}"
+            )
+        if self.augment.repeats > 1 and self.train.global_batch < self.augment.repeats:
+            raise ValueError("train.global_batch is smaller than augment.repeats")
+        return self
+
+    def digest(self, seed: int, data_digest: str) -> str:
+        """Name all that can change the result, in 8 hex digits.
+
+        Fields that stand at their default are left out, so that a later version may add a field without making every
+        unfinished run a stranger.
+        """
+        science = self.model_dump(exclude_defaults=True, exclude={"name", "description", "paper"}, mode="json")
+        text = json.dumps([science, seed, data_digest], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a syntax error names file and line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Build a recipe or job from plain values; the first mistake is explained with its place."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        messages = [_explain(kind, dict(e), where) for e in error.errors()]
+        raise ConfigError("\n".join(messages)) from error
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``a.b=value`` assignments to nested plain values and return the result.
+
+    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for assignment in assignments:
+        dotted, separator, text = assignment.partition("=")
+        if not separator or not dotted.strip():
+            raise ConfigError(f"--set {assignment!r} is not of the form key=value, for example optimizer.lr=4e-3.")
+        *tables, key = dotted.strip().split(".")
+        target = result
+        for table in tables:
+            target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {assignment}: '{table}' is a value, not a table.")
+        try:
+            target[key] = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            target[key] = text
+    return result
+
+
+def flatten(section: Section) -> dict[str, Any]:
+    """Return all fields of a recipe or job as ``{"optimizer.lr": 0.005, ...}``."""
+    result: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Section):
+            result |= {f"{name}.{key}": v for key, v in flatten(value).items()}
+        else:
+            result[name] = value
+    return result
+
+
+def _explain(kind: type[Section], error: dict[str, Any], where: str) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{location}'.{did_you_mean(location, _known_keys(kind))}"
+    if error["type"] == "missing":
+        return f"{where}: '{location}' is missing. Every recipe and job must say it."
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}."
+    return f"{where}: {location} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+def _known_keys(kind: type[Section], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

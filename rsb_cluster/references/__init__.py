@@ -1,0 +1,83 @@
+"""The numbers that runs are compared with: the paper's, DeiT's, and timm's for the released weights.
+
+``paper.toml`` and ``timm.toml`` hold them, each with its source.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published top-1 on ImageNet-1k validation.
+
+    Attributes:
+        top1: Percent; the mean where there are several seeds.
+        source: Where it is published.
+        n: Number of seeds.
+        std: Sample standard deviation over the seeds; None for one seed.
+    """
+
+    top1: float
+    source: str
+    n: int = 1
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is published about one model under one procedure.
+
+    Attributes:
+        references: The first is the one to compare with.
+        px: Side of the training and of the test crop.
+        doubt: Why none of it should be compared with; empty where that is not so.
+    """
+
+    references: tuple[Reference, ...]
+    px: tuple[int, int]
+    doubt: str = ""
+
+
+def lookup(procedure: str, model: str) -> Known | None:
+    """Return what is published about a model, by its timm name, under ``A1``, ``A2``, ``A3`` or ``DeiT``."""
+    return _known().get((procedure, model))
+
+
+@cache
+def _known() -> dict[tuple[str, str], Known]:
+    paper, timm = _read("paper.toml"), _read("timm.toml")
+    measured = timm["a1_a2_a3"] | timm["deit"]
+
+    def timms(procedure: str, model: str) -> list[Reference]:
+        top1 = measured.get(model, {}).get(procedure)
+        return [] if top1 is None else [Reference(top1, "timm's evaluation of the released weights")]
+
+    known: dict[tuple[str, str], Known] = {}
+    aliases = {model: row["same_as"] for model, row in paper["table3"].items() if "same_as" in row}
+    for model, row in paper["table3"].items():
+        for procedure in ("A1", "A2", "A3"):
+            seeds = [paper[part].get(model, {}).get(procedure) for part in ("seeds", "more_seeds")]
+            several = [Reference(s["mean"], s["source"], s["n"], s["std"]) for s in seeds if s]
+            one = Reference(row[procedure]["top1"], "Table 3")
+            references = (*several, one, *timms(procedure, model))
+            known[procedure, model] = Known(references, _px(row[procedure]), row.get("doubt", ""))
+    for model, row in paper["deit"].items():
+        also = [paper["deit_repository"][model]] if model in paper["deit_repository"] else []
+        published = [Reference(r["top1"], r["source"]) for r in (row, *also)]
+        known["DeiT", model] = Known((*published, *timms("DeiT", model)), _px(row))
+    return known | {(p, aliases[model]): value for (p, model), value in known.items() if model in aliases}
+
+
+def _px(row: dict[str, Any]) -> tuple[int, int]:
+    train, test = row["px"]
+    return train, test
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((files(__name__) / name).read_text(encoding="utf-8"))

@@ -1,0 +1,227 @@
+"""A run: one training from seed to end, over any number of attempts. Its folder and what lies in it.
+
+    <runs>/<run_id>/
+      recipe.json  spec.json          written once, at the first submit
+      submissions/<time>.json         one per submit: back end, scheduler's id, folder of scripts and logs
+      attempts/0001.json              one per start by a scheduler; 0001-rank00003.json where a rank failed
+      checkpoints/step-00001200/      files, and manifest.json last
+      metrics/0001-000000.jsonl       rows of attempt 1
+      logs/0001-rank00000.log         per attempt and rank
+      result.json                     last of all. No result.json, no result
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_mean
+from rsb_cluster.recipe import Recipe, Section, validate
+from rsb_cluster.storage import Store
+
+Cause = Literal["finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer"]
+
+PACKAGES = ("rsb-cluster", "torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "fsspec", "s3fs", "submitit")
+
+
+class Spec(Section):
+    """What was fixed at the first submit, besides the recipe."""
+
+    run_id: str
+    seed: int
+    virtual_ranks: int
+    data: str = Field(description="folder that holds train/ and val/")
+    train_digest: str
+    val_digest: str
+    modified: dict[str, tuple[Any, Any]] = {}
+    code: dict[str, str] = {}
+    packages: dict[str, str] = {}
+    created: float = 0.0
+
+
+class Submission(Section):
+    """One submit of a run to a back end."""
+
+    backend: str
+    job_id: str = Field(description="the scheduler's")
+    folder: str = Field(description="submitit's folder of scripts and logs")
+    shape: str
+    time: float
+
+
+class Attempt(Section):
+    """One start of a run by a scheduler. ``cause`` is empty while it runs, and stays so when it was killed."""
+
+    number: int
+    job_id: str
+    restart: int = 0
+    world_size: int
+    hosts: tuple[str, ...]
+    gpus: int = 0
+    started: float
+    start_step: int
+    ended: float = 0.0
+    end_step: int = 0
+    cause: Cause | Literal[""] = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and typed access to its small files."""
+
+    store: Store
+    run_id: str
+
+    @staticmethod
+    def at(runs_url: str | Path, run_id: str) -> Run:
+        """Return the run of that id below a folder of runs, whether it exists or not."""
+        return Run(Store(runs_url).child(run_id), run_id)
+
+    @property
+    def url(self) -> str:
+        """Where the run lies."""
+        return self.store.url
+
+    def exists(self) -> bool:
+        """Whether it was ever submitted."""
+        return self.store.exists("spec.json")
+
+    def create(self, recipe: Recipe, spec: Spec) -> None:
+        """Write the two files that never change; the spec last, as it makes the run exist."""
+        self.store.write_json("recipe.json", recipe.model_dump(mode="json"))
+        self.store.write_json("spec.json", spec.model_dump(mode="json"))
+
+    def recipe(self) -> Recipe:
+        """Read the resolved recipe."""
+        return validate(Recipe, self.store.read_json("recipe.json"), self.store.locate("recipe.json"))
+
+    def spec(self) -> Spec:
+        """Read what was fixed at the first submit."""
+        return validate(Spec, self.store.read_json("spec.json"), self.store.locate("spec.json"))
+
+    def add_submission(self, submission: Submission) -> None:
+        """Note that the run was handed to a back end."""
+        name = f"submissions/{time.strftime('%Y%m%d-%H%M%S', time.gmtime(submission.time))}-{submission.job_id}.json"
+        self.store.write_json(name, submission.model_dump(mode="json"))
+
+    def submissions(self) -> list[Submission]:
+        """Return all submissions, oldest first."""
+        return [
+            validate(Submission, self.store.read_json(name), self.store.locate(name))
+            for name in self.store.files("submissions")
+        ]
+
+    def attempts(self) -> list[Attempt]:
+        """Return all attempts, oldest first."""
+        names = [name for name in self.store.files("attempts") if "-" not in name]
+        return [validate(Attempt, self.store.read_json(name), self.store.locate(name)) for name in names]
+
+    def write_attempt(self, attempt: Attempt) -> None:
+        """Write or replace the record of an attempt."""
+        self.store.write_json(f"attempts/{attempt.number:04d}.json", attempt.model_dump(mode="json"))
+
+    def rank_failures(self, attempt: int) -> dict[int, dict[str, Any]]:
+        """Return what ranks reported of their failure in an attempt, by rank."""
+        prefix = f"attempts/{attempt:04d}-rank"
+        names = [name for name in self.store.files("attempts") if name.startswith(prefix)]
+        return {int(name[len(prefix) : -len(".json")]): self.store.read_json(name) for name in names}
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result, or None where the run has not finished."""
+        try:
+            value: dict[str, Any] = self.store.read_json("result.json")
+        except MissingError:
+            return None
+        return value
+
+
+def list_runs(runs_url: str) -> list[Run]:
+    """Return all runs below a folder of runs, sorted by id."""
+    store = Store(runs_url)
+    runs = [Run.at(runs_url, name) for name in store.names() if name != "submissions"]
+    return [run for run in runs if run.exists()]
+
+
+def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
+    """Return the runs named by id, path, prefix or glob; all runs where no name is given.
+
+    Raises:
+        ConfigError: A name matches nothing.
+    """
+    import fnmatch
+
+    if not names:
+        return list_runs(runs_url)
+    found: dict[str, Run] = {}
+    known: list[Run] | None = None
+    for name in names:
+        path = name.rstrip("/")
+        if "/" in path:
+            parent, _, last = path.rpartition("/")
+            run = Run.at(parent, last)
+            if not run.exists():
+                raise ConfigError(f"there is no run at {path}.")
+            found[run.url] = run
+            continue
+        known = list_runs(runs_url) if known is None else known
+        hits = [r for r in known if fnmatch.fnmatchcase(r.run_id, path) or r.run_id.startswith(path)]
+        if not hits:
+            ids = [r.run_id for r in known]
+            raise ConfigError(
+                f"no run in {Store(runs_url).url} matches '{name}'.{did_you_mean(name, ids)} "
+                f"{len(ids)} runs are there; 'rsb-cluster status' lists them."
+            )
+        found |= {run.url: run for run in hits}
+    return list(found.values())
+
+
+def describe_code() -> dict[str, str]:
+    """Return the version of this package, and of its checkout where it runs from one, with uncommitted changes."""
+    import rsb_cluster
+
+    described = {"version": rsb_cluster.__version__, "python": sys.version.split()[0], "platform": platform.platform()}
+    root = Path(rsb_cluster.__file__).parent.parent
+    if (root / ".git").exists():
+        git = ["git", "-C", str(root)]
+        try:
+            head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+            diff = subprocess.run([*git, "diff", "HEAD"], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return described
+        if head.returncode == 0:
+            described |= {"commit": head.stdout.strip(), "uncommitted": diff.stdout}
+    return described
+
+
+def describe_packages() -> dict[str, str]:
+    """Return the versions of the packages that can change a result."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def default_runs() -> str:
+    """Return where runs go when nobody says: a folder here."""
+    return str(Path.cwd() / "runs")
+
+
+def check_same(existing: Run, recipe: Recipe) -> None:
+    """Refuse to mix two sciences in one folder (possible only if files were edited by hand)."""
+    if existing.recipe().model_dump(exclude={"description"}) != recipe.model_dump(exclude={"description"}):
+        raise StorageError(
+            f"{existing.url}/recipe.json is not the recipe that its run id stands for; it was edited. "
+            "Move the folder away, or choose another --runs."
+        )

@@ -1,0 +1,120 @@
+"""From a decoded image to what the model sees. timm's own transforms, made a function of a seed.
+
+On the CPU, per sample: crop, resize, flip, RandAugment; the result is uint8. On the device, per micro-batch: normalise,
+erase, mix. Legend: B images of a micro-batch, C channels, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from rsb_cluster.recipe import Recipe
+
+
+def seed_everything(seed: int) -> None:
+    """Set the three global generators that timm draws from. Not for use in threads: they are shared."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
+
+
+class TrainTransform:
+    """timm's training transform as a function of (image, seed), to uint8 of shape (C, H, W)."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        a = recipe.augment
+        self._transform: Any = create_transform(
+            (3, a.resolution, a.resolution),
+            is_training=True,
+            use_prefetcher=True,  # uint8 out; normalisation and erasing are left to the device
+            scale=a.crop_scale,
+            ratio=a.crop_ratio,
+            hflip=a.hflip,
+            color_jitter=a.color_jitter,
+            auto_augment=a.rand_augment or None,
+            interpolation=a.interpolation,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+        )
+
+    def __call__(self, image: Image.Image, seed: int) -> Tensor:
+        """Augment one image with the randomness of its seed."""
+        seed_everything(seed)
+        result: Tensor = self._transform(image)
+        return result
+
+
+class EvalTransform:
+    """timm's evaluation transform, to uint8 of shape (C, H, W); the seed is not used."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        e = recipe.eval
+        self._transform: Any = create_transform(
+            (3, e.resolution, e.resolution),
+            is_training=False,
+            use_prefetcher=True,
+            interpolation=e.interpolation,
+            crop_pct=e.crop,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+        )
+
+    def __call__(self, image: Image.Image, seed: int) -> Tensor:
+        """Resize and crop one image."""
+        result: Tensor = self._transform(image)
+        return result
+
+
+class Normalise:
+    """Turns uint8 images on the device into normalised floats of the training dtype."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(recipe.data.mean, device=device).view(shape) * 255
+        self._std = torch.tensor(recipe.data.std, device=device).view(shape) * 255
+        self._format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Return ``(x/255 − mean) / std`` as float32."""
+        normalised = (images_BCHW.float() - self._mean) / self._std
+        return normalised.contiguous(memory_format=self._format)
+
+
+class Mix:
+    """Erasing, Mixup and CutMix of one micro-batch, with the randomness of (seed, step, virtual rank).
+
+    The caller seeds the global generators. One λ serves the whole micro-batch, as with timm's mode ``batch`` and one
+    process per GPU.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        a, self._classes = recipe.augment, recipe.data.num_classes
+        self._erase = RandomErasing(a.erase_prob, mode=a.erase_mode, device=device) if a.erase_prob else None
+        self._mixup = None
+        if a.mixup or a.cutmix:
+            self._mixup = Mixup(
+                mixup_alpha=a.mixup,
+                cutmix_alpha=a.cutmix,
+                prob=a.mix_prob,
+                switch_prob=a.mix_switch_prob,
+                mode="batch",
+                label_smoothing=0.0,  # targets() smooths: timm's Mixup would hide which classes were mixed in
+                num_classes=self._classes,
+            )
+
+    def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mixed images and the share of each class in them, shape (B, K), float32."""
+        if self._erase is not None:
+            images_BCHW = self._erase(images_BCHW)
+        if self._mixup is None:
+            return images_BCHW, torch.nn.functional.one_hot(labels_B, self._classes).float()
+        mixed_BCHW, weights_BK = self._mixup(images_BCHW, labels_B)
+        return mixed_BCHW, weights_BK

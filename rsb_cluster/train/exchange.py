@@ -1,0 +1,91 @@
+"""The one collective of a step besides the gradients: stop flags, counts, the loss and BatchNorm statistics.
+
+On a GPU the result is read one step later, when it has long arrived: the host never waits for the step it has just
+queued. All ranks read the same numbers at the same step, so they act alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rsb_cluster.run import Cause
+from rsb_cluster.train.batchnorm import RunningStatistics
+from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.stopping import CAUSES, agreed
+
+# causes, bad samples, loss, seconds waited for data
+_HEADER = len(CAUSES) + 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What all ranks together say of one step.
+
+    Attributes:
+        cause: Why to stop, or None.
+        bad: Samples that could not be decoded.
+        loss: Mean over the global batch.
+        data_wait_s: Seconds that the ranks waited for data, mean over ranks.
+    """
+
+    cause: Cause | None
+    bad: int
+    loss: float
+    data_wait_s: float
+
+
+class StepExchange:
+    """Adds a step's numbers up over all ranks.
+
+    Args:
+        group: The processes.
+        statistics: BatchNorm's running statistics, averaged in the same collective.
+    """
+
+    def __init__(self, group: Group, statistics: RunningStatistics) -> None:
+        self._group, self._statistics = group, statistics
+        self._on_gpu = group.device.type == "cuda"
+        self._vector = torch.zeros(_HEADER + statistics.size, device=group.device)
+        self._arrived: list[tuple[Tensor, torch.cuda.Event | None]] = []
+
+    def post(self, causes: list[float], bad: int, data_wait_s: float, loss: Tensor) -> None:
+        """Exchange the numbers of the step that has just been computed.
+
+        Args:
+            causes: From the stop flag.
+            bad: Samples of this rank that could not be decoded.
+            data_wait_s: Seconds that this rank waited for data.
+            loss: On the device: this rank's sum of micro-batch losses, over the number of its micro-batches.
+        """
+        host = torch.tensor([*causes, float(bad), 0.0, data_wait_s], pin_memory=self._on_gpu)
+        header = self._vector[:_HEADER]
+        header.copy_(host, non_blocking=True)
+        header[-2] = loss
+        self._statistics.pack(self._vector[_HEADER:])
+        self._group.sum_(self._vector)
+        self._statistics.end_step(self._vector[_HEADER:])
+        event = None
+        if self._on_gpu:
+            arrived = torch.empty(_HEADER, pin_memory=True)
+            arrived.copy_(header, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        else:
+            arrived = header.clone()
+        self._arrived.append((arrived, event))
+
+    def take(self, *, all_: bool = False) -> list[Summary]:
+        """Return the summaries that can be read without waiting for the step just posted, or really all of them."""
+        ready = len(self._arrived) if all_ or not self._on_gpu else len(self._arrived) - 1
+        taken, self._arrived = self._arrived[:ready], self._arrived[ready:]
+        return [self._summary(*item) for item in taken]
+
+    def _summary(self, header: Tensor, event: torch.cuda.Event | None) -> Summary:
+        if event is not None:
+            event.synchronize()
+        *causes, bad, loss, wait = header.tolist()
+        world_size = self._group.world_size
+        return Summary(agreed(causes), int(bad), loss / world_size, wait / world_size)

@@ -1,0 +1,58 @@
+"""Checks that need torch and timm, run by ``submit`` in a process of their own before anything is queued."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+
+import torch
+
+from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.recipe import Recipe, validate
+from rsb_cluster.train.augment import EvalTransform, TrainTransform
+from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+
+
+def check(recipe: Recipe) -> dict[str, int]:
+    """Build all that a recipe names, on torch's meta device: shapes without memory.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        ConfigError: timm does not know the model, an argument, a transform; or the model does not take the images.
+    """
+    with torch.device("meta"):
+        model = build_model(recipe)
+        for side in {recipe.augment.resolution, recipe.eval.resolution}:
+            try:
+                shape = tuple(model(torch.empty(2, 3, side, side)).shape)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"model.name = '{recipe.model.name}' does not take images of {side} px: {error}. For a vision "
+                    "transformer add --set model.kwargs.dynamic_img_size=true, or --set model.kwargs.img_size."
+                ) from error
+            if shape != (2, recipe.data.num_classes):
+                raise ConfigError(f"model.name = '{recipe.model.name}' gives outputs of shape {shape}, not one logit per class.")
+    build_optimizer(model, recipe.optimizer)
+    LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch).at(0)
+    try:
+        TrainTransform(recipe), EvalTransform(recipe)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}.") from error
+    return {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def main() -> None:
+    """Read a recipe as JSON on standard input; answer with JSON on standard output."""
+    warnings.simplefilter("ignore")
+    try:
+        answer: dict[str, object] = dict(check(validate(Recipe, json.load(sys.stdin), "recipe")))
+    except RsbError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Being told to stop. A signal only sets a flag; the training loop acts on it at a step boundary."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+
+from rsb_cluster.run import Cause
+
+log = logging.getLogger(__name__)
+
+# The order is the code by which ranks tell each other the cause.
+CAUSES: tuple[Cause, ...] = ("preempted", "timed out", "stopped")
+
+_CAUSE_OF: dict[signal.Signals, Cause] = {
+    signal.SIGTERM: "preempted",  # Slurm's preemption and requeue; also 'rsb-cluster preempt' on a local run
+    signal.SIGUSR2: "timed out",  # ahead of the time limit, as asked for in the job script
+    signal.SIGINT: "stopped",  # Ctrl-C: save, and do not start again
+}
+
+
+class StopFlag:
+    """Set by the first of SIGTERM, SIGUSR2 and SIGINT; later signals change nothing.
+
+    Installing it replaces submitit's handlers, which ignore SIGTERM and save in the middle of whatever runs.
+
+    Args:
+        limit_s: Seconds after which SIGUSR2 announces the time limit. A site may also send SIGUSR2 for a preemption
+            (``preempt_send_user_signal``); before this time it can only be that.
+    """
+
+    def __init__(self, limit_s: float = 0.0) -> None:
+        self.cause: Cause | None = None
+        self._limit = time.monotonic() + limit_s
+
+    def install(self) -> None:
+        """Take over the signals of this process."""
+        for number in _CAUSE_OF:
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it ahead of SIGTERM
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.cause is None:
+            self.cause = _CAUSE_OF[signal.Signals(number)]
+            if self.cause == "timed out" and time.monotonic() < self._limit:
+                self.cause = "preempted"
+
+    def counts(self) -> list[float]:
+        """Return one number per cause, to be added up over all ranks."""
+        return [float(self.cause == cause) for cause in CAUSES]
+
+
+def agreed(counts: list[float]) -> Cause | None:
+    """Return the cause that at least one rank has seen; the first of ``CAUSES`` where ranks differ."""
+    return next((cause for cause, count in zip(CAUSES, counts, strict=True) if count), None)

@@ -1,0 +1,386 @@
+"""The training loop: steps over global batches, evaluation, saving, and stopping when told to.
+
+A global batch is V micro-batches, one per virtual rank. This process holds V/W of them and accumulates their gradients;
+DDP averages over processes. All randomness is seeded per sample and per micro-batch, so nothing depends on W.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import inspect
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rsb_cluster import checkpoint
+from rsb_cluster.data.index import load_index
+from rsb_cluster.data.order import seed_of
+from rsb_cluster.errors import ConfigError, DataError, RsbError
+from rsb_cluster.job import Job
+from rsb_cluster.metrics import MetricsWriter
+from rsb_cluster.recipe import Recipe
+from rsb_cluster.run import Cause, Run, Spec
+from rsb_cluster.storage import Store
+from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything
+from rsb_cluster.train.batchnorm import RunningStatistics
+from rsb_cluster.train.distributed import Group, lost_peers_named
+from rsb_cluster.train.evaluate import Score, Stopped, evaluate
+from rsb_cluster.train.exchange import StepExchange, Summary
+from rsb_cluster.train.loader import Batch, BlockReader, EvalStream, TrainStream, batches
+from rsb_cluster.train.losses import criterion
+from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.state import Progress, Saver, from_files
+from rsb_cluster.train.stopping import StopFlag, agreed
+
+log = logging.getLogger(__name__)
+
+AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# torch 2.15 has a new name for it.
+_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+
+
+class DivergedError(RsbError):
+    """The loss is no longer a number."""
+
+
+class Trainer:
+    """One attempt's training.
+
+    Args:
+        run: The run.
+        spec: What was fixed at its first submit.
+        recipe: What to train.
+        job: Where.
+        group: The processes of this attempt.
+        flag: Set by signals.
+        metrics: Rows of this attempt.
+    """
+
+    def __init__(
+        self, run: Run, spec: Spec, recipe: Recipe, job: Job, group: Group, flag: StopFlag, metrics: MetricsWriter
+    ) -> None:
+        self.recipe, self.job, self.group, self.flag, self.metrics = recipe, job, group, flag, metrics
+        self.spec = spec
+        self.device = group.device
+        self.progress = Progress()
+        self.scores: dict[str, Score] = {}
+        per_process = spec.virtual_ranks // group.world_size
+        self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
+        self._open_data()
+        self._build()
+        self.saver = Saver(run.store, job.checkpoint, metrics) if group.rank == 0 else None
+        self._load(run.store.child("checkpoints"))
+        self.exchange = StepExchange(group, self.statistics)
+        self._interval_started, self._interval_steps = time.monotonic(), 0
+
+    # --- setting up ---------------------------------------------------------------------------------------------
+
+    def _open_data(self) -> None:
+        root = Store(self.spec.data)
+        self._train_store, self._val_store = root.child("train"), root.child("val")
+        self.train_index, self.val_index = load_index(self._train_store), load_index(self._val_store)
+        for name, index, digest in (
+            ("train", self.train_index, self.spec.train_digest),
+            ("val", self.val_index, self.spec.val_digest),
+        ):
+            if index.digest != digest:
+                raise DataError(
+                    f"{self.spec.data}/{name} was indexed anew since this run was submitted: its samples may have "
+                    "changed. Put the old shards back, or submit again for a new run."
+                )
+
+    def _build(self) -> None:
+        recipe = self.recipe
+        if recipe.train.amp == "bf16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            raise ConfigError(
+                f"train.amp = 'bf16': {torch.cuda.get_device_name()} cannot. Use --set train.amp=fp16."
+            )
+        torch.backends.cudnn.benchmark = True
+        seed_everything(seed_of(self.spec.seed, 4))
+        self.model = build_model(recipe).to(self.device)
+        if recipe.train.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.learning_rate = LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch)
+        self.ema = ModelEmaV3(self.model, decay=recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.train.amp == "fp16")
+        self.statistics = RunningStatistics(self.model, self.spec.virtual_ranks)
+        self.loss = criterion(recipe.loss)
+        self.normalise = Normalise(recipe, self.device)
+        self.mix = Mix(recipe, self.device)
+
+    def _load(self, folder: Store) -> None:
+        """Go on from the newest whole checkpoint, the same one on every rank."""
+        found = checkpoint.read_latest(folder) if self.group.rank == 0 else None
+        step = int(self.group.share("resume", str(found.step if found else 0)))
+        if step:
+            found = found or checkpoint.read(folder, step)
+            self.progress, tensors = from_files(found, self.device)
+            self.model.load_state_dict(tensors["model"])
+            self.optimizer.load_state_dict(tensors["optimizer"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(tensors["scaler"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(tensors["ema"])
+        network: nn.Module = self.model
+        if self.recipe.train.compile:
+            network = torch.compile(network)  # type: ignore[assignment]
+        self.network: nn.Module = network
+        if self.group.world_size > 1:
+            self.network = DistributedDataParallel(
+                network,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},  # the statistics are averaged over virtual ranks instead
+            )
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Run one backward pass for nothing.
+
+        DDP regroups its buckets after the first one, and with them the order in which gradients are added up. Done
+        before the first real step, every step of every attempt adds in the same order: a resume is bit-equal.
+        """
+        size = self.recipe.augment.resolution
+        images = torch.zeros(2, 3, size, size, device=self.device)
+        self.statistics.begin_step()
+        self.network.train()
+        with self._autocast():
+            logits = self.network(images)
+        (logits.float().sum() * 0).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.restore()
+
+    def _autocast(self) -> Any:
+        amp = self.recipe.train.amp
+        return torch.autocast(self.device.type, dtype=AMP_DTYPE[amp], enabled=amp != "off")
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def train(self) -> Cause:
+        """Train to the end, or until told to stop; state is saved either way. Returns why it ended."""
+        total, per_epoch = self.recipe.total_steps, self.recipe.steps_per_epoch
+        reader = BlockReader(self._train_store, self.train_index)
+        stream = TrainStream(
+            reader,
+            self.recipe,
+            self.train_index,
+            seed=self.spec.seed,
+            virtual_ranks=self.spec.virtual_ranks,
+            mine=self.mine,
+            start_step=self.progress.step,
+            stop_step=total,
+        )
+        self._say_start(stream)
+        cause = self._evaluate_if_due()
+        pin = self.device.type == "cuda"
+        source = iter(batches(stream, TrainTransform(self.recipe), workers=self.job.loader_workers, pin=pin))
+        while cause is None and self.progress.step < total:
+            with lost_peers_named():
+                self._step(source)
+            at_epoch_end = self.progress.step % per_epoch == 0
+            cause = self._account(self.exchange.take(all_=at_epoch_end))
+            if self.progress.step % self.job.log_every_steps == 0 or at_epoch_end:
+                cause = self._account(self.exchange.take(all_=True)) or cause
+                self._log_train()
+            if at_epoch_end:
+                self.progress.bad_samples = 0
+                cause = cause or self._evaluate_if_due()
+            elif cause is None and self.saver is not None and self.saver.is_due(self.progress.step):
+                cause = self._account(self.exchange.take(all_=True))
+                self.saver.save(self.progress, self._tensors(), wait=False)
+        return self._finish(cause)
+
+    def _finish(self, cause: Cause | None) -> Cause:
+        cause = self._account(self.exchange.take(all_=True)) or cause
+        done = self.progress.step == self.recipe.total_steps == self.progress.evaluated_step
+        if self.saver is not None:
+            log.info("%s after step %d: saving", "finished" if done else cause, self.progress.step)
+            self.saver.save(self.progress, self._tensors(), wait=True)
+            self.saver.close()
+        return "finished" if done else (cause or "finished")
+
+    def _step(self, source: Iterator[Batch]) -> None:
+        """One optimizer step over this process's share of a global batch."""
+        started, waited, bad = time.monotonic(), 0.0, 0
+        step, share = self.progress.step, len(self.mine)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.begin_step()
+        loss_sum = torch.zeros((), device=self.device)
+        for virtual_rank in self.mine:
+            asked = time.monotonic()
+            batch = next(source)
+            waited += time.monotonic() - asked
+            bad += self._report_bad(batch)
+            loss_sum += self._micro_batch(batch, step, virtual_rank, last=virtual_rank == self.mine[-1])
+            self.statistics.end_micro_batch()
+        rate = self.learning_rate.at(step)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate * parameters.get("lr_scale", 1.0)
+        self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.exchange.post(self.flag.counts(), bad, waited, loss_sum / share)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.progress.step += 1
+        self.progress.train_s += time.monotonic() - started
+        self._interval_steps += 1
+
+    def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; returns its loss, on the device."""
+        seed_everything(seed_of(self.spec.seed, step, virtual_rank, 3))
+        images = self.normalise(batch.images.to(self.device, non_blocking=True))
+        images, weights = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        # Gradients travel with the last micro-batch only.
+        wait = isinstance(self.network, DistributedDataParallel) and not last
+        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            with self._autocast():
+                logits = self.network(images)
+            loss: torch.Tensor = self.loss(logits, weights)
+            self.scaler.scale(loss / len(self.mine)).backward()
+        return loss.detach()
+
+    def _clip(self) -> None:
+        limit = self.recipe.optimizer.clip_grad_norm
+        if limit:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _report_bad(self, batch: Batch) -> int:
+        for name in batch.bad:
+            log.warning("cannot decode %s (in %s)", name, self._train_store.url)
+        return len(batch.bad)
+
+    def _account(self, summaries: list[Summary]) -> Cause | None:
+        """Add up what the ranks said of some steps; return why to stop, if one of them said so."""
+        cause = None
+        for summary in summaries:
+            self.progress.bad_samples += summary.bad
+            self.progress.interval_loss += summary.loss
+            self.progress.interval_wait_s += summary.data_wait_s
+            self.progress.interval_steps += 1
+            cause = cause or summary.cause
+            if not math.isfinite(summary.loss):
+                raise DivergedError(
+                    f"the loss became {summary.loss} near step {self.progress.step}. The last checkpoint is from before. "
+                    "Lower optimizer.lr, or use --set train.amp=bf16 (or off) where half precision overflows."
+                )
+        limit = self.recipe.data.max_bad_samples
+        if self.progress.bad_samples > limit:
+            raise DataError(
+                f"{self.progress.bad_samples} images of this epoch cannot be decoded, data.max_bad_samples allows "
+                f"{limit}. Their names are in the logs of the ranks ('rsb-cluster logs'); mend them, or raise the limit."
+            )
+        return cause
+
+    # --- evaluation and reporting -------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self) -> Cause | None:
+        """Evaluate at the end of an epoch where the recipe asks for it and it was not done before a stop."""
+        step, per_epoch = self.progress.step, self.recipe.steps_per_epoch
+        epoch = step // per_epoch
+        due = step % per_epoch == 0 and epoch % self.recipe.eval.every_epochs == 0
+        if not step or self.progress.evaluated_step == step or not (due or step == self.recipe.total_steps):
+            return None
+        try:
+            with lost_peers_named():
+                self.scores = {"": self._evaluate(self.model)}
+                if self.ema is not None:
+                    self.scores["ema_"] = self._evaluate(self.ema.module)
+        except Stopped as stopped:
+            return stopped.cause
+        self.progress.evaluated_step = step
+        row: dict[str, Any] = {"kind": "eval", "step": step, "epoch": epoch, "time": time.time()}
+        for prefix, score in self.scores.items():
+            row |= {f"{prefix}{k}": v for k, v in vars(score).items()}
+        if self.saver is not None:
+            self.metrics.add(row)
+            self.saver.flush_metrics()
+        score = self.scores[""]
+        log.info(
+            "epoch %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
+            epoch, score.top1, score.top5, score.loss, score.samples,
+        )  # fmt: skip
+        self._interval_started, self._interval_steps = time.monotonic(), 0
+        return None
+
+    def _evaluate(self, model: nn.Module) -> Score:
+        reader = BlockReader(self._val_store, self.val_index)
+        size = self.recipe.train.global_batch // self.spec.virtual_ranks
+        stream = EvalStream(
+            reader, self.val_index, rank=self.group.rank, world_size=self.group.world_size, batch=max(size, 64)
+        )
+        pin = self.device.type == "cuda"
+        loader = batches(stream, EvalTransform(self.recipe), workers=self.job.loader_workers, pin=pin)
+        return evaluate(
+            model,
+            loader,
+            stream,
+            total=self.val_index.num_samples,
+            group=self.group,
+            normalise=self.normalise,
+            autocast=self._autocast,
+            agree=self._agree_now,
+        )
+
+    def _agree_now(self) -> Cause | None:
+        counts = torch.tensor(self.flag.counts(), device=self.device)
+        return agreed(self.group.sum_(counts).tolist())
+
+    def _log_train(self) -> None:
+        p = self.progress
+        steps = max(1, p.interval_steps)
+        seconds = max(1e-9, time.monotonic() - self._interval_started)
+        images_per_s = self._interval_steps * self.recipe.train.global_batch / seconds
+        row = {
+            "kind": "train",
+            "step": p.step,
+            "epoch": p.step / self.recipe.steps_per_epoch,
+            "loss": p.interval_loss / steps,
+            "lr": self.learning_rate.at(p.step - 1),
+            "images_per_s": images_per_s,
+            "data_wait_s": p.interval_wait_s / steps,
+            "bad_samples": p.bad_samples,
+            "time": time.time(),
+        }
+        if self.saver is not None:
+            self.metrics.add(row)
+            self.saver.flush_metrics(every_s=5.0)
+            left = (self.recipe.total_steps - p.step) * self.recipe.train.global_batch / max(images_per_s, 1e-9)
+            log.info(
+                "step %d/%d epoch %.2f loss %.5f lr %.2e %.0f images/s, %.0f %% waiting for data, %s to go",
+                p.step, self.recipe.total_steps, row["epoch"], row["loss"], row["lr"], images_per_s,
+                100 * p.interval_wait_s / seconds, datetime.timedelta(seconds=round(left)),
+            )  # fmt: skip
+        p.interval_loss, p.interval_wait_s, p.interval_steps = 0.0, 0.0, 0
+        self._interval_started, self._interval_steps = time.monotonic(), 0
+
+    def _say_start(self, stream: TrainStream) -> None:
+        recipe, spec = self.recipe, self.spec
+        order = stream.order_of(self.progress.step // recipe.steps_per_epoch)
+        log.info(
+            "step %d of %d (%d epochs of %d); %d virtual ranks × %d images on %d processes; %s on %s; "
+            "%d samples do not fill a global batch and sit out an epoch",
+            self.progress.step, recipe.total_steps, recipe.schedule.epochs, recipe.steps_per_epoch,
+            spec.virtual_ranks, order.micro_batch, self.group.world_size, recipe.model.name, self.device, order.dropped,
+        )  # fmt: skip
+
+    def _tensors(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.module.state_dict()
+        return state

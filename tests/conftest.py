@@ -1,0 +1,73 @@
+"""Fixtures for all tests: a clean environment, and real servers that start when a test first asks for one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers.s3 import S3Server
+from tests.servers.slurm import SlurmCluster
+
+FOREIGN = ("SLURM_", "SUBMITIT_", "AWS_", "MASTER_", "RSB_")
+
+
+def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(FOREIGN) and name != "RSB_REQUIRE":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_session() -> Iterator[None]:
+    """Keep the settings of the shell that runs the tests from session-wide fixtures."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _strip_environment(monkeypatch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what an earlier test left in the environment from the next one."""
+    _strip_environment(monkeypatch)
+
+
+def _skip_without(server: str, missing: list[str]) -> None:
+    """Skip a test that this machine cannot run; fail it where RSB_REQUIRE (``slurm,s3``) says that it must run."""
+    if not missing:
+        return
+    reason = f"this machine cannot run {server}: no {', '.join(missing)} (as root, tests/setup.sh installs programs)"
+    if server in os.environ.get("RSB_REQUIRE", "").replace(",", " ").split():
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """One Slurm cluster for all tests. Take ``slurm`` instead, unless jobs are to outlive a test."""
+    _skip_without("slurm", SlurmCluster.unavailable())
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """A Slurm cluster without jobs; those of the test are cancelled after it, and lost nodes come back."""
+    yield slurm_cluster
+    slurm_cluster.cancel_all()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server for all tests."""
+    _skip_without("s3", S3Server.unavailable())
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3: S3Server) -> str:
+    """Name of a new, empty bucket."""
+    return s3.make_bucket(f"test-{uuid.uuid4().hex[:16]}")

@@ -1,0 +1,138 @@
+"""Each kind of damage is found and named, and an untouched set has no problems."""
+
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsb_cluster.data.index import INDEX_NAME, build_index, load_index
+from rsb_cluster.data.make import make_shards
+from rsb_cluster.data.sources import as_png
+from rsb_cluster.data.verify import Stats, stats, verify
+from rsb_cluster.errors import DataError
+from rsb_cluster.storage import Store
+
+
+def images(n=9):
+    noise = np.random.default_rng(0).integers(0, 256, (n, 20, 20, 3), dtype=np.uint8)
+    return [(f"k{i}", as_png(Image.fromarray(noise[i])), "png", i % 3) for i in range(n)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path)
+    make_shards(images(), made, shard_samples=3, classes=["a", "b", "c"])
+    return made
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_an_untouched_set_has_no_problems(store, decode):
+    steps = []
+    report = verify(store, decode=decode, progress=lambda *step: steps.append(step))
+    assert (report.shards, report.samples, report.problems) == (3, 9, [])
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_missing_an_extra_a_cut_and_a_changed_shard_are_named(store, decode):
+    content = bytearray(store.read_bytes("shard-000000.tar"))
+    content[-1] ^= 1  # behind the end mark: no image is hurt, the hash is
+    store.write_bytes("shard-000000.tar", content)
+    store.delete("shard-000001.tar")
+    whole = store.read_bytes("shard-000002.tar")
+    store.write_bytes("shard-000002.tar", whole + b"\0")
+    store.write_bytes("other.tar", b"")
+    report = verify(store, decode=decode)
+    assert (report.shards, report.samples) == (2, 6)
+    assert [problem.split(".tar")[0] for problem in report.problems] == [
+        "other", "shard-000000", "shard-000001", "shard-000002",
+    ]  # fmt: skip
+    extra, changed, missing, longer = report.problems
+    assert "is not in the index" in extra
+    assert "has changed" in changed
+    assert hashlib.sha256(content).hexdigest() in changed
+    assert "is missing" in missing
+    assert f"has {len(whole) + 1} bytes, and had {len(whole)}" in longer
+
+
+@pytest.mark.parametrize("sample", range(9))
+def test_a_flipped_bit_in_any_sample_is_found(store, sample):
+    index = load_index(store)
+    name = index.shards[int(index.shard_of(np.array(sample)))]
+    content = bytearray(store.read_bytes(name))
+    content[int(index.image_offsets[sample] + index.image_sizes[sample] // 2)] ^= 1
+    store.write_bytes(name, content)
+    (problem,) = verify(store).problems
+    assert problem.startswith(f"{name} has changed")
+    first, second = verify(store, decode=True).problems
+    assert first.startswith(f"{name}: the image of sample '{index.key(sample)}' cannot be decoded")
+    assert second == problem
+
+
+def test_a_cut_shard_is_reported_by_its_size_and_the_samples_that_are_lost(store):
+    index = load_index(store)
+    content = store.read_bytes("shard-000002.tar")
+    store.write_bytes("shard-000002.tar", content[: int(index.image_offsets[7]) + 100])
+    problems = verify(store, decode=True).problems
+    assert [f"'{index.key(i)}'" in problem for i, problem in zip((7, 8), problems, strict=False)] == [True, True]
+    assert problems[2].startswith("shard-000002.tar has")
+    assert len(problems) == 3
+
+
+def test_an_image_that_was_bad_from_the_start_is_found_by_decoding_only(tmp_path):
+    store = Store(tmp_path)
+    cut = images()[1][1][:300]
+    make_shards([*images(1), ("bad", cut, "png", 0), ("text", b"no image", "jpg", 1)], store)
+    assert verify(store).problems == []
+    bad, text = verify(store, decode=True).problems
+    assert "shard-000000.tar: the image of sample 'bad' cannot be decoded" in bad
+    assert "'text' cannot be decoded" in text
+
+
+def test_a_key_in_two_shards_is_named_with_both(tmp_path):
+    store = Store(tmp_path)
+    for name in ("a", "b"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for member, content in (
+                (f"own-{name}.png", b"x"),
+                (f"own-{name}.cls", b"0"),
+                ("both.png", b"x"),
+                ("both.cls", b"0"),
+            ):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        store.write_bytes(f"{name}.tar", buffer.getvalue())
+    build_index(store)
+    (problem,) = verify(store).problems
+    assert problem.startswith("b.tar: the key 'both' is also in a.tar")
+
+
+def test_without_an_index_nothing_is_verified(store):
+    store.delete(INDEX_NAME)
+    for check in (verify, stats):
+        with pytest.raises(DataError, match="no index"):
+            check(store)
+
+
+def test_stats_count_what_is_there(tmp_path):
+    store = Store(tmp_path)
+    samples = [
+        (f"k{i}", b"x" * size, "jpg", label)
+        for i, (size, label) in enumerate([(10, 0), (20, 0), (30, 2), (40, 0), (50, 2)])
+    ]
+    make_shards(samples, store, shard_samples=2, classes=["a", "b", "c", "d"])
+    assert stats(store) == Stats(
+        shards=3,
+        samples=5,
+        total_bytes=sum(store.size(f"shard-00000{i}.tar") for i in range(3)),
+        mean_image_bytes=30.0,
+        num_classes=4,
+        class_samples_min=0,
+        class_samples_max=3,
+        one_class_shards=2 / 3,
+    )

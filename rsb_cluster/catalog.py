@@ -90,10 +90,11 @@ def load_recipe(name: str, *, model: str | None = None, assignments: Sequence[st
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Return the fields in which two recipes differ, names and model apart."""
+    """Return the fields in which two recipes differ, apart from names, the model, and how a batch is computed."""
     left, right = flatten(one), flatten(other)
-    described = {"name", "description", "paper", "model.name"}
-    return {key: (left[key], right[key]) for key in left if key not in described and left[key] != right[key]}
+    ignored = {"name", "description", "paper", "model.name"}
+    ignored |= {"train.virtual_ranks", "train.channels_last", "train.compile"}
+    return {key: (left[key], right[key]) for key in left if key not in ignored and left[key] != right[key]}
 
 
 def load_job(name: str, *, assignments: Sequence[str] = ()) -> tuple[Job, Path]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rsb_cluster.catalog import Kind
+    from rsb_cluster.data.index import ShardIndex
     from rsb_cluster.run import Run
 
 
@@ -27,14 +28,14 @@ class ErrorGroup(click.Group):
             return super().invoke(ctx)
         except RsbError as error:
             shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_code
+            shown.exit_code = error.exit_code  # type: ignore[misc]  # Click's documented way to choose the code
             raise shown from error
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="rsb-cluster")
 def main() -> None:
-    """Train the recipes of "ResNet strikes back" on a laptop, on Slurm or on preemptible machines.
+    r"""Train the recipes of "ResNet strikes back" on a laptop, on Slurm or on preemptible machines.
 
     \b
     rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes
@@ -68,7 +69,7 @@ def recipes_list() -> None:
 @click.option("--model", default="", help="Any timm model, as in submit.")
 @click.option("--json", "as_json", is_flag=True, help="The resolved recipe as JSON.")
 def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: bool) -> None:
-    """Show a recipe's values with their sources; what the paper leaves open is marked.
+    r"""Show a recipe's values with their sources; what the paper leaves open is marked.
 
     \b
     rsb-cluster recipes show a1
@@ -102,7 +103,7 @@ def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: b
 @click.argument("other")
 @click.option("--json", "as_json", is_flag=True)
 def recipes_diff(one: str, other: str, as_json: bool) -> None:
-    """Print the fields in which two recipes differ.
+    r"""Print the fields in which two recipes differ.
 
     \b
     rsb-cluster recipes diff a1 a2
@@ -171,8 +172,10 @@ def shards() -> None:
 @click.option("--split", type=click.Choice(["train", "val"]), help="Make this part only.")
 @click.option("--shard-samples", default=1000, show_default=True, help="Samples in a shard.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that are there.")
-def shards_make(source: str, dest: str, root: Path | None, split: str | None, shard_samples: int, overwrite: bool) -> None:
-    """Make shards and their index from SOURCE in the folder or s3:// URL DEST.
+def shards_make(
+    source: str, dest: str, root: Path | None, split: str | None, shard_samples: int, overwrite: bool
+) -> None:
+    r"""Make shards and their index from SOURCE in the folder or s3:// URL DEST.
 
     SOURCE is an image folder (a folder per class, in train/ and val/), the name of a torchvision data set that is on
     disk, or 'digits'. DEST will hold train/ and val/. Samples are shuffled.
@@ -194,7 +197,9 @@ def shards_make(source: str, dest: str, root: Path | None, split: str | None, sh
             progress=progress,
         )
     for name, index in made.items():
-        click.echo(f"{name}: {index.num_samples:,} samples of {index.num_classes} classes in {len(index.shards)} shards")
+        click.echo(
+            f"{name}: {index.num_samples:,} samples of {index.num_classes} classes in {len(index.shards)} shards"
+        )
 
 
 @shards.command("index")
@@ -207,7 +212,7 @@ def shards_index(folder: str, workers: int) -> None:
 
     with _progress("indexing") as progress:
         index = build_index(Store(folder), workers=workers, progress=progress)
-    click.echo(f"{index.num_samples:,} samples of {index.num_classes} classes in {len(index.shards)} shards")
+    _say_samples("", index)
 
 
 @shards.command("verify")
@@ -254,7 +259,7 @@ def shards_stats(folder: str, as_json: bool) -> None:
 @main.command()
 @click.option("--recipe", required=True, help="What to train: a name or a .toml file.")
 @click.option("--model", default="", help="Any timm model instead of the recipe's.")
-@click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, or local without it]")
+@click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
 @click.option("--nodes", default=0, type=click.IntRange(0), help="Nodes instead of the job's.")
 @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of a node instead of the job's; 0: CPU.")
 @click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]")
@@ -268,9 +273,15 @@ def shards_stats(folder: str, as_json: bool) -> None:
 @click.option("--wait", is_flag=True, help="Show progress until the runs have ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def submit(
-    dry_run: bool, wait: bool, as_json: bool, images_per_s: float | None, seed: int | None, seeds: int | None, **options: Any
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
+    images_per_s: float | None,
+    seed: int | None,
+    seeds: int | None,
+    **options: Any,
 ) -> None:
-    """Package a recipe as a job and hand it to the back end.
+    r"""Package a recipe as a job and hand it to the back end.
 
     Submitted again, a finished run is left alone, and an unfinished one goes on where it was.
 
@@ -297,7 +308,9 @@ def submit(
     if as_json:
         click.echo(json.dumps(preview.as_dict(plan, images_per_s), indent=2))
     for planned in plan.runs:
-        done = {"new": "submitted", "unfinished": "submitted again, goes on where it was"}.get(planned.state, planned.state)
+        done = {"new": "submitted", "unfinished": "submitted again, goes on where it was"}.get(
+            planned.state, planned.state
+        )
         _say(f"{planned.run.run_id}: {done}")
     if not as_json and not wait:
         click.echo("\n".join(planned.run.run_id for planned in plan.runs))
@@ -374,7 +387,9 @@ def preempt(names: tuple[str, ...], runs: str) -> None:
 @main.command()
 @_run_arguments
 @_runs_option
-@click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "md"]), default="table", show_default=True)
+@click.option(
+    "--format", "format_", type=click.Choice(["table", "csv", "json", "md"]), default="table", show_default=True
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
 def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None) -> None:
     """Make a table of runs: final top-1, mean ± std over seeds, against the paper's number."""
@@ -436,6 +451,11 @@ def _copy(kind: Kind, name: str, dest: Path) -> None:
         raise ConfigError(f"{target} exists already. Give another name.")
     shutil.copyfile(path, target)
     _say(f"copied {path} to {target}")
+
+
+def _say_samples(prefix: str, index: ShardIndex) -> None:
+    shards = f"{len(index.shards)} shards"
+    click.echo(f"{prefix}{index.num_samples:,} samples of {index.num_classes} classes in {shards}")
 
 
 def _parts(folder: str) -> list[str]:

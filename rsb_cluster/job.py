@@ -41,7 +41,7 @@ class Job(Section):
     submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")
     data: str = Field("", description="root of the data sets where --data is not given")
     runs: str = Field("", description="folder of the runs where --runs is not given")
-    checkpoint: Checkpoint = Checkpoint()  # type: ignore[call-arg]
+    checkpoint: Checkpoint = Checkpoint()
 
     @property
     def ranks_per_node(self) -> int:

@@ -14,7 +14,7 @@ from types import FrameType
 
 from submitit.local.local import Controller
 
-from rsb_cluster.task import should_restart
+from rsb_cluster.exits import should_restart
 
 # How long the other ranks may take to end by themselves after one has died, in seconds.
 PATIENCE_S = 30.0
@@ -26,16 +26,19 @@ CANCELLED = "cancelled"
 RUNNING = "running"
 
 
-class RestartingController(Controller):  # type: ignore[misc]
+class RestartingController(Controller):
     """Starts the ranks, passes signals on to them, and starts them again after a preemption or a lost rank."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
         # SIGTERM is passed on by the base class.
-        signal.signal(signal.SIGUSR2, self._forward_signal)
+        signal.signal(signal.SIGUSR2, self._pass_on)
         signal.signal(signal.SIGINT, self._stop)
         self._stopped = False
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._forward_signal(signal.Signals(number))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Pass Ctrl-C on; the second time kill, as a user who presses it twice wants an end now."""

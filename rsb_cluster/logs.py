@@ -29,7 +29,9 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
         try:
             yield run.store.read_bytes(name).decode(errors="replace")
         except MissingError as error:
-            raise ConfigError(f"{run.run_id} has no log of rank {rank} in attempt {attempt}, or it still runs.") from error
+            raise ConfigError(
+                f"{run.run_id} has no log of rank {rank} in attempt {attempt}, or it still runs."
+            ) from error
         return
     submissions = run.submissions()
     if not submissions:

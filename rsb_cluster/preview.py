@@ -69,7 +69,9 @@ def describe(plan: Plan, images_per_s: float | None = None) -> str:
         "scripts and logs": str(plan.folder),
     }
     if plan.resolved.modified:
-        lines["modified"] = "\n".join(f"{k}: {there!r} → {here!r}" for k, (there, here) in plan.resolved.modified.items())
+        lines["modified"] = "\n".join(
+            f"{k}: {there!r} → {here!r}" for k, (there, here) in plan.resolved.modified.items()
+        )
     width = max(map(len, lines)) + 2
     text = "\n".join(f"{key:<{width}}" + value.replace("\n", "\n" + " " * width) for key, value in lines.items())
     if plan.notes:

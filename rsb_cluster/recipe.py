@@ -1,7 +1,7 @@
 """Recipes: what to train. No hardware in them.
 
-A recipe is a TOML file in ``recipes/``; here are its fields, their meaning and their checks. All are explicit, so that a
-run's ``recipe.json`` says everything that decided its result.
+A recipe is a TOML file in ``recipes/``; here are its fields, their meaning and their checks. All are explicit, so that
+a run's ``recipe.json`` says everything that decided its result.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """A run: one training from seed to end, over any number of attempts. Its folder and what lies in it.
 
-    <runs>/<run_id>/
-      recipe.json  spec.json          written once, at the first submit
-      submissions/<time>.json         one per submit: back end, scheduler's id, folder of scripts and logs
-      attempts/0001.json              one per start by a scheduler; 0001-rank00003.json where a rank failed
-      checkpoints/step-00001200/      files, and manifest.json last
-      metrics/0001-000000.jsonl       rows of attempt 1
-      logs/0001-rank00000.log         per attempt and rank
-      result.json                     last of all. No result.json, no result
+<runs>/<run_id>/
+recipe.json  spec.json          written once, at the first submit
+submissions/<time>.json         one per submit: back end, scheduler's id, folder of scripts and logs
+attempts/0001.json              one per start by a scheduler; 0001-rank00003.json where a rank failed
+checkpoints/step-00001200/      files, and manifest.json last
+metrics/0001-000000.jsonl       rows of attempt 1
+logs/0001-rank00000.log         per attempt and rank
+result.json                     last of all. No result.json, no result
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ from rsb_cluster.storage import Store
 
 Cause = Literal["finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer"]
 
-PACKAGES = ("rsb-cluster", "torch", "torchvision", "timm", "numpy", "pillow", "webdataset", "fsspec", "s3fs", "submitit")
+PACKAGES = (
+    "rsb-cluster",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "webdataset",
+    "fsspec",
+    "s3fs",
+    "submitit",
+)
 
 
 class Spec(Section):
@@ -41,9 +52,9 @@ class Spec(Section):
     data: str = Field(description="folder that holds train/ and val/")
     train_digest: str
     val_digest: str
-    modified: dict[str, tuple[Any, Any]] = {}
-    code: dict[str, str] = {}
-    packages: dict[str, str] = {}
+    modified: dict[str, tuple[Any, Any]] = Field({})
+    code: dict[str, str] = Field({})
+    packages: dict[str, str] = Field({})
     created: float = 0.0
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_STOPPED
 from rsb_cluster.job import Job
 from rsb_cluster.local_controller import CANCELLED, RUNNING
 from rsb_cluster.run import Submission
-from rsb_cluster.task import EXIT_AGAIN, EXIT_STOPPED, Task
+from rsb_cluster.task import Task
 
 State = Literal["queued", "running", "gone"]
 
@@ -31,8 +32,8 @@ _COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 # signals would be inherited by the ranks.
 _SETUP = ["trap : TERM USR2"]
 
-# srun reports the highest exit code of all tasks. A job that ends by itself within the grace time counts as finished for
-# Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING.
+# srun reports the highest exit code of all tasks. A job that ends by itself within the grace time counts as finished
+# for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING.
 _TEARDOWN = f"""\
 code=$?
 job="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
@@ -57,16 +58,17 @@ def default_backend_job(nodes: int) -> str:
 def check_available(job: Job) -> None:
     """Refuse a back end that this machine does not have."""
     if job.backend == "slurm" and not shutil.which("sbatch"):
-        raise SubmitError("there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local.")
+        raise SubmitError(
+            "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local."
+        )
 
 
 def sbatch_text(job: Job, folder: Path, name: str, count: int) -> str:
     """Return the script that Slurm gets for ``count`` runs; the one that ``launch`` submits."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    array = {"map_count": count} if count > 1 else {}
-    command = f"{_COMMAND} {shlex.quote(str(folder))}"
-    text: str = _make_sbatch_string(command=command, folder=folder, **_slurm_parameters(job, name), **array)
+    parameters = _slurm_parameters(job, name) | ({"map_count": count} if count > 1 else {})
+    text: str = _make_sbatch_string(command=f"{_COMMAND} {shlex.quote(str(folder))}", folder=folder, **parameters)
     return text
 
 

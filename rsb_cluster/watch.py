@@ -80,9 +80,15 @@ class _Bars:
 
     def __init__(self, runs: Sequence[Run], console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), TextColumn("{task.fields[state]}"), BarColumn(20), _Fields(), console=console
+            TextColumn("{task.description}"),
+            TextColumn("{task.fields[state]}"),
+            BarColumn(20),
+            _Fields(),
+            console=console,
         )
-        self._tasks = {run.run_id: self._progress.add_task(run.run_id, state="", numbers="", total=None) for run in runs}
+        self._tasks = {
+            run.run_id: self._progress.add_task(run.run_id, state="", numbers="", total=None) for run in runs
+        }
 
     def __enter__(self) -> _Bars:
         self._progress.start()
@@ -131,7 +137,9 @@ def table(found: Sequence[Status]) -> Table:
     """Return a table with one line per run."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "state", "attempt", "epoch", "step", "images/s", "to go", "top-1", "job", "last end"):
-        shown.add_column(name, justify="left" if name in ("run", "state", "job", "last end") else "right", overflow="fold")
+        shown.add_column(
+            name, justify="left" if name in ("run", "state", "job", "last end") else "right", overflow="fold"
+        )
     colours = {"finished": "green", "running": "cyan", "failed": "red", "crashed": "red"}
     for s in found:
         shown.add_row(

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.storage import Store
+from tests.command import RsbCluster
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
 
@@ -71,3 +76,28 @@ def s3() -> Iterator[S3Server]:
 def s3_bucket(s3: S3Server) -> str:
     """Name of a new, empty bucket."""
     return s3.make_bucket(f"test-{uuid.uuid4().hex[:16]}")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of scikit-learn's digits: a folder with train/ and val/."""
+    folder = tmp_path_factory.mktemp("digits")
+    make_set(open_set("digits"), Store(folder), shard_samples=200)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of FashionMNIST, from Debian's package dataset-fashion-mnist."""
+    source = Path("/usr/share/datasets/fashion-mnist")
+    if not source.is_dir():
+        _skip_without("fashion", ["Debian's package dataset-fashion-mnist"])
+    folder = tmp_path_factory.mktemp("fashion-mnist")
+    make_set(open_set("FashionMNIST", root=source), Store(folder))
+    return folder
+
+
+@pytest.fixture
+def rsb(tmp_path: Path) -> RsbCluster:
+    """The command line in a folder of its own, without any server."""
+    return RsbCluster(tmp_path, {})

@@ -2,18 +2,20 @@
 
 It knows nothing of nodes, processes, loader workers, attempts or stopping points, so none of them can change it.
 
-An epoch is the list of all samples with the shards permuted. It is cut into *streams* of equal length, one per group of
-virtual ranks; a stream is a contiguous part of the list, so whoever reads it touches few shards. Within a stream samples
-are shuffled in blocks by a permutation that can be computed for any block alone: a resume seeks, it never replays.
+An epoch is the list of all samples with the shards permuted. It is cut into *streams* of equal length, one per group
+of virtual ranks; a stream is a contiguous part of the list, so whoever reads it touches few shards. Within a stream
+samples are shuffled in blocks by a permutation that can be computed for any block alone: a resume seeks, it never
+replays.
 
 Without repeated augmentation each virtual rank is a group of its own. With R repeats, R (or a few more) virtual ranks
 form a group: its stream gives ceil(g·m/R) images a step, and their copies are dealt round-robin to the g micro-batches
-of m, so that the copies of an image meet in one global batch and in different micro-batches. Where g·m is not a multiple
-of R, the last image of a step has fewer copies; none straddles two steps.
+of m, so that the copies of an image meet in one global batch and in different micro-batches. Where g·m is not a
+multiple of R, the last image of a step has fewer copies; none straddles two steps.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,7 +70,15 @@ class EpochOrder:
     """
 
     def __init__(
-        self, index: ShardIndex, *, seed: int, epoch: int, global_batch: int, virtual_ranks: int, repeats: int, block: int
+        self,
+        index: ShardIndex,
+        *,
+        seed: int,
+        epoch: int,
+        global_batch: int,
+        virtual_ranks: int,
+        repeats: int,
+        block: int,
     ) -> None:
         if global_batch % virtual_ranks:
             raise ValueError(f"global batch {global_batch} is not a multiple of {virtual_ranks} virtual ranks")
@@ -131,4 +141,4 @@ def _groups(virtual_ranks: int, repeats: int) -> list[range]:
     """Cut the virtual ranks into groups of ``repeats`` or a few more, as even as can be."""
     count = max(1, virtual_ranks // repeats)
     edges = [virtual_ranks * i // count for i in range(count + 1)]
-    return [range(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [range(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -36,7 +36,7 @@ class Score:
     bad: int
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
+class Stopped(Exception):
     """The ranks agreed to stop in the middle of an evaluation."""
 
     def __init__(self, cause: Cause) -> None:

@@ -22,13 +22,12 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.data.order import EpochOrder, Ints, seed_of
+from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.errors import DataError
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.storage import Store
 
 log = logging.getLogger(__name__)
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif")
 
 
 @dataclass(frozen=True)
@@ -181,9 +180,7 @@ class TrainStream:
                 order = self.order_of(epoch)
             yield epoch, order, here
 
-    def _encode(
-        self, epoch: int, order: EpochOrder, step: int, virtual_rank: int, blocks: _Blocks
-    ) -> list[Encoded]:
+    def _encode(self, epoch: int, order: EpochOrder, step: int, virtual_rank: int, blocks: _Blocks) -> list[Encoded]:
         draw = order.draw(step, virtual_rank)
         images = blocks.get(epoch, order, step, virtual_rank)
         return [
@@ -244,7 +241,9 @@ class EvalStream:
         total = index.num_samples
         self.first, self.stop = total * rank // world_size, total * (rank + 1) // world_size
         # The same number of rounds on every rank, so that they can agree to stop in between.
-        self.rounds = -(-max(total * (r + 1) // world_size - total * r // world_size for r in range(world_size)) // batch)
+        self.rounds = -(
+            -max(total * (r + 1) // world_size - total * r // world_size for r in range(world_size)) // batch
+        )
 
     def __iter__(self) -> Iterator[list[Encoded]]:
         starts = list(range(self.first, self.stop, self._batch))
@@ -286,7 +285,9 @@ def _collate(decoded: list[tuple[Encoded, Tensor | None, str]]) -> Batch:
     good = [tensor is not None for _, tensor, _ in decoded]
     if not any(good):
         sample, _, reason = decoded[0]
-        raise DataError(f"none of the {len(decoded)} images of a batch can be decoded; the first is {sample.key}: {reason}")
+        raise DataError(
+            f"none of the {len(decoded)} images of a batch can be decoded; the first is {sample.key}: {reason}"
+        )
     fill = [next((i + k) % len(good) for k in range(len(good)) if good[(i + k) % len(good)]) for i in range(len(good))]
     return Batch(
         images=torch.stack([decoded[i][1] for i in fill]),  # type: ignore[misc]
@@ -307,7 +308,7 @@ def batches(
     """Return the stream's batches, decoded by worker processes (or in this process where ``workers`` is 0)."""
     return DataLoader(
         _Decoder(transform),
-        batch_sampler=_AsSampler(stream),  # type: ignore[arg-type]
+        batch_sampler=_AsSampler(stream),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,

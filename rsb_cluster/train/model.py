@@ -23,7 +23,9 @@ def build_model(recipe: Recipe) -> nn.Module:
     """
     spec = recipe.model
     if not timm.is_model(spec.name):
-        raise ConfigError(f"model.name = '{spec.name}': timm has no such model.{did_you_mean(spec.name, timm.list_models())}")
+        raise ConfigError(
+            f"model.name = '{spec.name}': timm has no such model.{did_you_mean(spec.name, timm.list_models())}"
+        )
     arguments: dict[str, Any] = dict(spec.kwargs)
     # Left out where they are zero: many models do not take them, and zero is what they then do.
     if spec.drop_rate:

@@ -34,13 +34,17 @@ def check(recipe: Recipe) -> dict[str, int]:
                     "transformer add --set model.kwargs.dynamic_img_size=true, or --set model.kwargs.img_size."
                 ) from error
             if shape != (2, recipe.data.num_classes):
-                raise ConfigError(f"model.name = '{recipe.model.name}' gives outputs of shape {shape}, not one logit per class.")
+                raise ConfigError(
+                    f"model.name = '{recipe.model.name}' gives outputs of shape {shape}, not one logit per class."
+                )
     build_optimizer(model, recipe.optimizer)
     LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch).at(0)
     try:
         TrainTransform(recipe), EvalTransform(recipe)
     except (AssertionError, KeyError, ValueError) as error:
-        raise ConfigError(f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}.") from error
+        raise ConfigError(
+            f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}."
+        ) from error
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
 

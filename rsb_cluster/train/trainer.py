@@ -46,7 +46,9 @@ AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
 
 # torch 2.15 has a new name for it.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers": False
+}
 
 
 class DivergedError(RsbError):
@@ -102,14 +104,12 @@ class Trainer:
     def _build(self) -> None:
         recipe = self.recipe
         if recipe.train.amp == "bf16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-            raise ConfigError(
-                f"train.amp = 'bf16': {torch.cuda.get_device_name()} cannot. Use --set train.amp=fp16."
-            )
+            raise ConfigError(f"train.amp = 'bf16': {torch.cuda.get_device_name()} cannot. Use --set train.amp=fp16.")
         torch.backends.cudnn.benchmark = True
         seed_everything(seed_of(self.spec.seed, 4))
         self.model = build_model(recipe).to(self.device)
         if recipe.train.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.learning_rate = LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch)
         self.ema = ModelEmaV3(self.model, decay=recipe.train.ema_decay) if recipe.train.ema_decay else None
@@ -141,7 +141,7 @@ class Trainer:
                 network,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},  # the statistics are averaged over virtual ranks instead
+                **_KEEP_BUFFERS,  # the statistics are averaged over virtual ranks instead
             )
             self._rehearse()
 
@@ -274,14 +274,14 @@ class Trainer:
             cause = cause or summary.cause
             if not math.isfinite(summary.loss):
                 raise DivergedError(
-                    f"the loss became {summary.loss} near step {self.progress.step}. The last checkpoint is from before. "
+                    f"the loss became {summary.loss} near step {self.progress.step}; the last checkpoint is older. "
                     "Lower optimizer.lr, or use --set train.amp=bf16 (or off) where half precision overflows."
                 )
         limit = self.recipe.data.max_bad_samples
         if self.progress.bad_samples > limit:
             raise DataError(
                 f"{self.progress.bad_samples} images of this epoch cannot be decoded, data.max_bad_samples allows "
-                f"{limit}. Their names are in the logs of the ranks ('rsb-cluster logs'); mend them, or raise the limit."
+                f"{limit}. Their names are in the ranks' logs ('rsb-cluster logs'); mend them, or raise the limit."
             )
         return cause
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
 from rsb_cluster.metrics import MetricsWriter
 from rsb_cluster.recipe import validate
 from rsb_cluster.run import Attempt, Cause, Run
 from rsb_cluster.storage import Store, redact
-from rsb_cluster.task import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_peer
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trainer import Trainer
@@ -99,13 +99,13 @@ class _Attempt:
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
-        group = Group(
-            self._ranks, self._run.store, wait_s=self._job.rendezvous_s, collective_s=self._job.collective_s
-        )
+        group = Group(self._ranks, self._run.store, wait_s=self._job.rendezvous_s, collective_s=self._job.collective_s)
         previous = self._run.attempts() if group.rank == 0 else []
         self._number = int(group.share("attempt number", str(previous[-1].number + 1 if previous else 1)))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
-        log.info("attempt %d, rank %d of %d on %s (%s)", self._number, group.rank, group.world_size, group.host, group.device)
+        log.info(
+            "attempt %d, rank %d of %d on %s (%s)", self._number, group.rank, group.world_size, group.host, group.device
+        )
         metrics = MetricsWriter(self._run.store, self._number)
         trainer = self._trainer = Trainer(self._run, spec, recipe, self._job, group, self._flag, metrics)
         if group.rank == 0:
@@ -155,7 +155,12 @@ class _Attempt:
         text = io.StringIO()
         traceback.print_exception(error, file=text)
         log.error("%s", text.getvalue())
-        report = {"cause": cause, "message": message, "traceback": redact(text.getvalue()), "host": socket.gethostname()}
+        report = {
+            "cause": cause,
+            "message": message,
+            "traceback": redact(text.getvalue()),
+            "host": socket.gethostname(),
+        }
         with contextlib.suppress(StorageError):
             self._run.store.write_json(f"attempts/{self._number:04d}-rank{self._ranks.rank:05d}.json", report)
 

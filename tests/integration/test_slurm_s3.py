@@ -1,0 +1,61 @@
+"""The main job on a real Slurm, with data and runs on a real S3 server."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from rsb_cluster.metrics import read_rows
+from rsb_cluster.run import Run
+from tests.command import RsbCluster
+from tests.servers.s3 import S3Server
+from tests.servers.slurm import SlurmCluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.s3]
+
+
+@pytest.fixture
+def on_s3(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """This process may read the S3 server, too."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.mark.timeout(900)
+def test_preempted_run_on_four_nodes_finishes_without_repeating_a_step(
+    tmp_path: Path, slurm: SlurmCluster, on_s3: S3Server, s3_bucket: str, fashion_mnist: Path
+) -> None:
+    rsb = RsbCluster(tmp_path, slurm.env | on_s3.env)
+    data, runs = f"s3://{s3_bucket}/fashion-mnist", f"s3://{s3_bucket}/runs"
+    fsspec.filesystem("s3", endpoint_url=on_s3.endpoint).put(f"{fashion_mnist}/", f"{data}/", recursive=True)
+
+    run_id = rsb(
+        "submit", "--recipe", "fashion-mnist", "--job", "slurm-cpu", "--nodes", "4", "--data", data, "--runs", runs,
+        "--set", "schedule.epochs=2", "--set", "job.slurm.partition=spot",
+    ).strip()  # fmt: skip
+    run = Run.at(runs, run_id)
+
+    def status() -> dict[str, object]:
+        (found,) = rsb.json("status", run_id, "--runs", runs, "--json")
+        return found
+
+    slurm.wait_for("the run makes steps", lambda: status()["step"] > 20 or None, timeout=240)
+    urgent = slurm.run(
+        "sbatch", "--parsable", "-N4", "--exclusive", "-p", "main", "--wrap", "srun sleep 2", "-o", "/dev/null"
+    ).strip()
+    slurm.wait_for_state(urgent, "COMPLETED", timeout=120)
+    slurm.wait_for("the run is finished", lambda: status()["state"] == "finished" or None, timeout=600)
+
+    attempts, rows, result = run.attempts(), read_rows(run), run.result()
+    assert [a.cause for a in attempts] == ["preempted", "finished"]
+    assert attempts[0].end_step == attempts[1].start_step > 20
+    assert len(attempts[0].hosts) == 1 and attempts[0].world_size == 4  # four nodes on one machine
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == sorted(set(steps)) and steps[-1] == 468
+    assert {row["attempt"] for row in rows} == {1, 2}
+    assert result is not None and result["preemptions"] == 1
+    assert result["samples"] == 10_000
+    assert result["top1"] >= 85
+    table = rsb("collect", "--runs", runs, "--format", "md")
+    assert "fashion-mnist" in table and f"{result['top1']:.2f}" in table

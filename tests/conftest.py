@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
@@ -15,6 +16,10 @@ from rsb_cluster.storage import Store
 from tests.command import RsbCluster
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
+
+# Examples are the same in every run, and a slow machine is no failure.
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("steady")
 
 FOREIGN = ("SLURM_", "SUBMITIT_", "AWS_", "MASTER_", "RSB_")
 

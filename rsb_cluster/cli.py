@@ -363,12 +363,10 @@ def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
 @_runs_option
 def cancel(names: tuple[str, ...], runs: str) -> None:
     """End runs: a running one saves first, a queued one leaves the queue. Submit again to go on."""
-    from rsb_cluster import scheduler
+    from rsb_cluster import control
 
     for run in _find(names, runs):
-        for submission in run.submissions()[-1:]:
-            scheduler.cancel(submission)
-            _say(f"{run.run_id}: told job {submission.job_id} to end")
+        _say(f"{run.run_id}: told job {control.cancel(run)} to end")
 
 
 @main.command()
@@ -376,12 +374,10 @@ def cancel(names: tuple[str, ...], runs: str) -> None:
 @_runs_option
 def preempt(names: tuple[str, ...], runs: str) -> None:
     """Make runs save and go back to the queue, as a preemption does; to see that they come back."""
-    from rsb_cluster import scheduler
+    from rsb_cluster import control
 
     for run in _find(names, runs):
-        for submission in run.submissions()[-1:]:
-            scheduler.preempt(submission)
-            _say(f"{run.run_id}: told job {submission.job_id} to save and queue again")
+        _say(f"{run.run_id}: told job {control.preempt(run)} to save and queue again")
 
 
 @main.command()

@@ -1,13 +1,15 @@
 """A run: one training from seed to end, over any number of attempts. Its folder and what lies in it.
 
-<runs>/<run_id>/
-recipe.json  spec.json          written once, at the first submit
-submissions/<time>.json         one per submit: back end, scheduler's id, folder of scripts and logs
-attempts/0001.json              one per start by a scheduler; 0001-rank00003.json where a rank failed
-checkpoints/step-00001200/      files, and manifest.json last
-metrics/0001-000000.jsonl       rows of attempt 1
-logs/0001-rank00000.log         per attempt and rank
-result.json                     last of all. No result.json, no result
+In ``<runs>/<run_id>/`` lie:
+
+- ``recipe.json``, ``spec.json``: written once, at the first submit
+- ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
+- ``cancelled.json``: the job that the user ended last
+- ``attempts/0001.json``: one per start by a scheduler; ``0001-rank00003.json`` where a rank failed
+- ``checkpoints/step-00001200/``: files, and ``manifest.json`` last
+- ``metrics/0001-000000.jsonl``: rows of attempt 1
+- ``logs/0001-rank00000.log``: per attempt and rank
+- ``result.json``: last of all. No result.json, no result
 """
 
 from __future__ import annotations
@@ -130,6 +132,17 @@ class Run:
             validate(Submission, self.store.read_json(name), self.store.locate(name))
             for name in self.store.files("submissions")
         ]
+
+    def request_cancel(self, job_id: str) -> None:
+        """Say that a job is ended by the user and not to be started again."""
+        self.store.write_json("cancelled.json", {"job_id": job_id})
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether the user asked to end this job."""
+        try:
+            return bool(self.store.read_json("cancelled.json")["job_id"] == job_id)
+        except MissingError:
+            return False
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""

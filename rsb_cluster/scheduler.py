@@ -226,10 +226,10 @@ def preempt(submission: Submission) -> None:
     """Tell a running job to save and go back to the queue, as a preemption would."""
     if submission.backend == "slurm":
         _slurm("scancel", "--signal=TERM", submission.job_id)
-    elif _is_controller(submission):
+    elif _local_state(submission) == "running":
         os.kill(int(submission.job_id), signal.SIGTERM)
     else:
-        raise SubmitError(f"job {submission.job_id} is not running on this machine.")
+        raise SubmitError(f"job {submission.job_id} is not running yet.")
 
 
 def log_paths(submission: Submission) -> list[Path]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from rsb_cluster import scheduler
+from rsb_cluster import control
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.run import Run
 from rsb_cluster.status import Status, duration, is_over, read_status
@@ -55,11 +55,10 @@ def follow(runs: Sequence[Run], console: Console) -> list[Status]:
 
 def _stop(runs: Sequence[Run]) -> None:
     for run in runs:
-        for submission in run.submissions()[-1:]:
-            try:
-                scheduler.cancel(submission)
-            except SubmitError as error:
-                sys.stderr.write(f"{error}\n")
+        try:
+            control.cancel(run)
+        except SubmitError as error:
+            sys.stderr.write(f"{error}\n")
 
 
 def _numbers(status: Status) -> str:

@@ -111,6 +111,8 @@ class _Attempt:
         if group.rank == 0:
             self._begin(group, trainer.progress.step, previous)
         cause = trainer.train()
+        if cause == "preempted" and self._run.is_cancelled(self._ranks.job_id):
+            cause = "stopped"
         self._close(cause, "")
         if cause == "finished" and group.rank == 0:
             self._write_result(trainer)

@@ -56,7 +56,9 @@ def test_deit_targets_with_smoothing_are_refused_as_they_make_every_class_positi
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("threshold", [None, 0.2])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_timm_style_equals_timms_own_loss(lam: float, smoothing: float, threshold: float | None, reduction: str) -> None:
+def test_timm_style_equals_timms_own_loss(
+    lam: float, smoothing: float, threshold: float | None, reduction: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 7, (6,), generator=generator)
     logits = torch.randn(6, 7, generator=generator)

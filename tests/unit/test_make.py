@@ -481,6 +481,8 @@ def test_data_sets_of_another_kind_are_refused(tmp_path):
         torchvision_dataset("CIFAR10", tmp_path, "extra")
 
 
+# torchvision leaves the file of labels to the garbage collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_data_set_of_boxes_is_refused(tmp_path):
     training = tmp_path / "Kitti" / "raw" / "training"
     folder_of(training, ["image_2/000000.png"])

@@ -142,9 +142,7 @@ def test_the_order_is_the_one_of_earlier_versions() -> None:
     """A run may outlive an upgrade: these numbers must never change."""
     assert permutation(8, 0, 1).tolist() == [3, 7, 4, 2, 1, 6, 5, 0]
     assert seed_of(1, 2, 3) == 16416179746454340671
-    order = EpochOrder(
-        index_of([5, 3, 7, 4]), seed=3, epoch=2, global_batch=6, virtual_ranks=2, repeats=1, block=4
-    )
+    order = EpochOrder(index_of([5, 3, 7, 4]), seed=3, epoch=2, global_batch=6, virtual_ranks=2, repeats=1, block=4)
     assert [order.draw(s, v).samples.tolist() for s in range(3) for v in range(2)] == GOLDEN
 
 

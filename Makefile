@@ -1,0 +1,44 @@
+# Two commands do all on a fresh machine with Python 3.11 or later: 'make demo' and 'make test'.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint unit clean
+
+# A real run with no cluster, no S3 and no GPU: scikit-learn's digits on two processes, then the table.
+demo: $(VENV)/installed
+	$(BIN)/rsb-cluster submit --recipe digits --job local --wait
+	$(BIN)/rsb-cluster collect
+
+# All there is to check; the real Slurm and S3 servers are installed (as root) and started by the tests themselves.
+test: $(VENV)/installed-test
+	bash tests/setup.sh || test -z "$$RSB_REQUIRE"
+	$(MAKE) lint
+	$(BIN)/python -m pytest -m "not long"
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# What needs no server, in a few minutes.
+unit: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slurm and not s3 and not long"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
+
+$(VENV)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+
+$(VENV)/installed: $(VENV)/bin/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable . --group test
+	@touch $@

@@ -1,0 +1,158 @@
+"""The main job on this machine: what it computes does not depend on processes, preemptions or stops."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rsb_cluster import checkpoint
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.metrics import Row, read_rows
+from rsb_cluster.run import Run
+from rsb_cluster.storage import Store
+from rsb_cluster.train.state import from_files
+from tests.command import RsbCluster
+
+# What two runs of the same mathematics may differ in: the clock.
+CLOCK = ("time", "images_per_s", "data_wait_s", "attempt")
+
+
+def rows_of(run: Run) -> list[Row]:
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run)]
+
+
+def final_state(run: Run) -> dict[str, object]:
+    """All tensors of the last checkpoint."""
+    found = checkpoint.read_latest(run.store.child("checkpoints"))
+    assert found is not None
+    return from_files(found, torch.device("cpu"))[1]
+
+
+def run_of(rsb: RsbCluster, printed: str, runs: str = "runs") -> Run:
+    return Run.at(str(rsb.cwd / runs), printed.split()[-1])
+
+
+def flat(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{prefix}/{i}").items()}
+    return {prefix: value}
+
+
+def assert_bit_equal(one: object, other: object) -> None:
+    left, right = flat(one), flat(other)
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        same = torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]  # type: ignore[arg-type]
+        assert same, key
+
+
+SHORT_DIGITS = ("--recipe", "digits", "--job", "local", "--set", "schedule.epochs=4", "--set", "job.log_every_steps=1")
+
+
+def wait_for_step(rsb: RsbCluster, run: Run, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while max((row["step"] for row in read_rows(run)), default=0) < step:
+        assert time.monotonic() < deadline, f"no step {step} yet{rsb.logs()}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
+    """A short run of the digits on two processes that nothing disturbs."""
+    rsb = RsbCluster(tmp_path_factory.mktemp("unbroken"), {})
+    printed = rsb("submit", *SHORT_DIGITS, "--data", str(digits), "--wait", "--json")
+    return Run.at(rsb.cwd / "runs", next(line.split('"')[3] for line in printed.splitlines() if '"run_id"' in line))
+
+
+def test_a_preempted_run_is_bit_equal_to_an_unbroken_one(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
+    """Parameters, optimizer, BatchNorm and metric rows, on the same number of processes."""
+    run = run_of(rsb, rsb("submit", *SHORT_DIGITS, "--data", str(digits)))
+    wait_for_step(rsb, run, 10)
+    rsb("preempt", run.run_id)
+    wait_for_step(rsb, run, 45)
+    rsb("preempt", run.run_id)
+    rsb("submit", *SHORT_DIGITS, "--data", str(digits), "--wait")  # already submitted: only follows it
+    attempts = run.attempts()
+    assert [a.cause for a in attempts] == ["preempted", "preempted", "finished"]
+    assert attempts[0].end_step == attempts[1].start_step >= 10
+    assert attempts[1].end_step == attempts[2].start_step >= 45
+    assert_bit_equal(final_state(run), final_state(unbroken))
+    assert rows_of(run) == rows_of(unbroken)
+    assert run.result() is not None and run.result()["preemptions"] == 2  # type: ignore[index]
+    assert len(run.submissions()) == 1
+
+
+def test_ctrl_c_saves_and_a_second_submit_goes_on_elsewhere(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
+    """Stopped on two processes, finished on four: the same run, the same losses to rounding."""
+    run = run_of(rsb, rsb("submit", *SHORT_DIGITS, "--data", str(digits)))
+    wait_for_step(rsb, run, 30)
+    rsb("cancel", run.run_id)
+    deadline = time.monotonic() + 60
+    while (state := rsb.json("status", run.run_id, "--json")[0]["state"]) != "stopped":
+        assert time.monotonic() < deadline, state
+        time.sleep(0.5)
+    rsb("submit", *SHORT_DIGITS, "--data", str(digits), "--set", "job.tasks_per_node=4", "--wait")
+    attempts = run.attempts()
+    assert [(a.cause, a.world_size) for a in attempts] == [("stopped", 2), ("finished", 4)]
+    assert attempts[0].end_step == attempts[1].start_step
+    assert [row["step"] for row in rows_of(run)] == [row["step"] for row in rows_of(unbroken)]
+    for mine, theirs in zip(rows_of(run), rows_of(unbroken), strict=True):
+        assert mine.get("loss") == pytest.approx(theirs.get("loss"), rel=2e-3), mine["step"]
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
+    """FashionMNIST with its 10,000 validation images and 5,120 of its training images, 20 of the recipe's steps."""
+    folder = tmp_path_factory.mktemp("twenty-steps")
+    source = open_set("FashionMNIST", root=Path("/usr/share/datasets/fashion-mnist"), split="train")["train"]
+    make_set({"train": dataclasses.replace(source, num_samples=5120)}, Store(folder))
+    (folder / "val").symlink_to(fashion_mnist / "val")
+    return folder
+
+
+def test_one_two_and_four_processes_train_alike_and_count_each_image_once(rsb: RsbCluster, twenty_steps: Path) -> None:
+    # So each of the first 20 steps has the recipe's own learning rate: they are the start of its 234 warm-up steps.
+    peak = 8e-3 * 20 / 234
+    found: dict[int, list[Row]] = {}
+    for processes in (1, 2, 4):
+        printed = rsb(
+            "submit", "--recipe", "fashion-mnist", "--job", "local", "--data", str(twenty_steps), "--wait", "--json",
+            "--runs", f"runs-{processes}", "--set", f"job.tasks_per_node={processes}", "--set", "job.log_every_steps=1",
+            "--set", "data.train_samples=5120", "--set", "schedule.epochs=2", "--set", f"optimizer.lr={peak}",
+        )  # fmt: skip
+        run_id = next(line.split('"')[3] for line in printed.splitlines() if '"run_id"' in line)
+        run = Run.at(rsb.cwd / f"runs-{processes}", run_id)
+        found[processes] = rows_of(run)
+        evaluations = [row for row in found[processes] if row["kind"] == "eval"]
+        assert [(row["step"], row["samples"], row["bad"]) for row in evaluations] == [(20, 10_000, 0), (40, 10_000, 0)]
+        assert run.attempts()[0].world_size == processes
+    losses = {p: [r["loss"] for r in rows if r["kind"] == "train"][:20] for p, rows in found.items()}
+    assert len(losses[1]) == 20 and losses[1][-1] < losses[1][0]
+    for processes in (2, 4):
+        assert losses[processes] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_damaged_image_is_named_and_ends_the_run(rsb: RsbCluster, tmp_path: Path, digits: Path) -> None:
+    """Also: within data.max_bad_samples it is counted, and the run goes on."""
+    source = open_set("digits")
+    broken = 17
+
+    def read(i: int):  # type: ignore[no-untyped-def]
+        key, image, extension, label = source["train"].read(i)
+        return key, image[:60] if i == broken else image, extension, label
+
+    make_set({**source, "train": dataclasses.replace(source["train"], read=read)}, Store(tmp_path / "data"))
+    key = source["train"].read(broken)[0]
+    common = ("submit", *SHORT_DIGITS, "--data", str(tmp_path / "data"), "--set", "schedule.epochs=3", "--wait")
+    message = rsb.error(*common, code=1)
+    assert "data.max_bad_samples allows 0" in message
+    assert key in rsb.logs()
+    rsb(*common, "--set", "data.max_bad_samples=1")
+    (finished,) = [r for r in rsb.json("status", "--json") if r["state"] == "finished"]
+    rows = read_rows(Run.at(rsb.cwd / "runs", finished["run_id"]))
+    assert max(row.get("bad_samples", 0) for row in rows) == 1

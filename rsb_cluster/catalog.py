@@ -80,7 +80,7 @@ def load_recipe(name: str, *, model: str | None = None, assignments: Sequence[st
     values = parse_toml(path)
     original = validate(Recipe, values, str(path))
     if model:
-        values = override(values, [f'model.name="{model}"'])
+        values = {**values, "model": {**values["model"], "name": model}}
     where = f"{path} with --set" if assignments else str(path)
     recipe = validate(Recipe, override(values, assignments), where)
     if recipe.paper:
@@ -111,9 +111,10 @@ def notes(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def walk(table: Any, prefix: str) -> None:
-        for key, item in table.items():
+        for key in table:
+            item = table.item(key)  # unlike items(), which turns a boolean into Python's own, without its comment
             if isinstance(item, Table):
-                walk(item, f"{prefix}{key}.")
+                walk(item.value, f"{prefix}{key}.")
             elif isinstance(item, Item):
                 found[prefix + key] = item.trivia.comment.removeprefix("#").strip()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rsb_cluster.errors import ConfigError, RsbError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from rsb_cluster.catalog import Kind
     from rsb_cluster.data.index import ShardIndex
@@ -75,6 +77,8 @@ def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: b
     rsb-cluster recipes show a1
     rsb-cluster recipes show a1 --set optimizer.lr=4e-3 --json
     """
+    from rich.text import Text
+
     from rsb_cluster import catalog
     from rsb_cluster.recipe import flatten
 
@@ -87,27 +91,28 @@ def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: b
     written = flatten(catalog.load_recipe(name).recipe)
     table = _table("field", "value", "source")
     for key, value in flatten(resolved.recipe).items():
-        note = notes.get(key, "")
+        note = Text(notes.get(key, ""))
         if written[key] != value:
-            note = f"[yellow]modified[/yellow], in the file {written[key]!r}"
-        elif note.startswith("open"):
-            note = f"[magenta]open in the paper[/magenta]{note[4:]}"
-        elif " open" in note:
-            note = note.replace(" open", " [magenta]open in the paper[/magenta]", 1)
-        table.add_row(key, json.dumps(value, ensure_ascii=False), note)
+            note = Text.assemble(("modified", "yellow"), f", in the file {written[key]!r}")
+        elif is_open := re.search(r"\bopen\b", note.plain):
+            before, after = note.plain[: is_open.start()], note.plain[is_open.end() :]
+            note = Text.assemble(before, ("open in the paper", "magenta"), after)
+        table.add_row(key, Text(json.dumps(value, ensure_ascii=False)), note)
     _console().print(table)
 
 
 @recipes.command("diff")
 @click.argument("one")
 @click.argument("other")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def recipes_diff(one: str, other: str, as_json: bool) -> None:
     r"""Print the fields in which two recipes differ.
 
     \b
     rsb-cluster recipes diff a1 a2
     """
+    from rich.text import Text
+
     from rsb_cluster import catalog
     from rsb_cluster.recipe import flatten
 
@@ -117,9 +122,9 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = _table("field", one, other)
+    table = _table("field", Text(one), Text(other))
     for key, (a, b) in rows.items():
-        table.add_row(key, json.dumps(a), json.dumps(b))
+        table.add_row(key, Text(json.dumps(a)), Text(json.dumps(b)))
     _console().print(table)
 
 
@@ -237,7 +242,7 @@ def shards_verify(folder: str, decode: bool) -> None:
 
 @shards.command("stats")
 @click.argument("folder")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def shards_stats(folder: str, as_json: bool) -> None:
     """Say what FOLDER holds, from its index alone."""
     from rsb_cluster.data.verify import stats
@@ -268,7 +273,7 @@ def shards_stats(folder: str, as_json: bool) -> None:
 @click.option("--seeds", type=click.IntRange(1), help="So many runs, with seeds from 0.")
 @click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field; job.KEY for the job's.")
-@click.option("--images-per-s", type=float, help="Training images/s of one GPU, for the dry run's estimate.")
+@click.option("--images-per-s", type=click.FloatRange(0, min_open=True), help="Training images/s of one GPU, for the dry run's estimate.")
 @click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing.")
 @click.option("--wait", is_flag=True, help="Show progress until the runs have ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -327,7 +332,7 @@ _run_arguments = click.argument("names", nargs=-1, metavar="[RUN]...")
 @main.command()
 @_run_arguments
 @_runs_option
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(names: tuple[str, ...], runs: str, as_json: bool) -> None:
     """Show how runs are, one line each; RUN is an id, its beginning, a glob or a path. All without one."""
     from rsb_cluster.status import read_status
@@ -346,8 +351,8 @@ def status(names: tuple[str, ...], runs: str, as_json: bool) -> None:
 @main.command()
 @click.argument("name", metavar="RUN")
 @_runs_option
-@click.option("--rank", default=0, show_default=True, help="Whose log.")
-@click.option("--attempt", default=0, help="Which attempt's, from 1.  [default: the last]")
+@click.option("--rank", default=0, type=click.IntRange(0), show_default=True, help="Whose log.")
+@click.option("--attempt", default=0, type=click.IntRange(0), help="Which attempt's, from 1.  [default: the last]")
 @click.option("-f", "--follow", is_flag=True, help="Go on as it grows.")
 def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
     """Print the log of a rank of a run."""
@@ -408,7 +413,7 @@ def _console(*, stderr: bool = False) -> Console:
 
     console = Console(stderr=stderr)
     if not console.is_terminal:
-        console = Console(stderr=stderr, width=200)  # a file has no width to respect
+        console = Console(stderr=stderr, width=10_000)  # a file has no width to respect
     return console
 
 
@@ -417,7 +422,7 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _table(*columns: str) -> Any:
+def _table(*columns: str | Text) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -427,12 +432,18 @@ def _table(*columns: str) -> Any:
 
 
 def _list(kind: Kind) -> None:
+    from rich.text import Text
+
     from rsb_cluster import catalog
     from rsb_cluster.recipe import parse_toml
 
     table = _table("name", "description", "file")
     for name, path in catalog.available(kind).items():
-        table.add_row(name, str(parse_toml(path).get("description", "")), str(path))
+        try:
+            description = str(parse_toml(path).get("description", ""))
+        except ConfigError as error:  # one broken file is no reason to hide all others
+            description = str(error)
+        table.add_row(Text(name), Text(description), Text(str(path)))
     _console().print(table)
 
 
@@ -445,7 +456,10 @@ def _copy(kind: Kind, name: str, dest: Path) -> None:
     target = dest / path.name if dest.is_dir() else dest
     if target.exists():
         raise ConfigError(f"{target} exists already. Give another name.")
-    shutil.copyfile(path, target)
+    try:
+        shutil.copyfile(path, target)
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}.") from error
     _say(f"copied {path} to {target}")
 
 

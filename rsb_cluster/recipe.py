@@ -6,6 +6,7 @@ a run's ``recipe.json`` says everything that decided its result.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tomllib
@@ -13,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from rsb_cluster.errors import ConfigError, did_you_mean
 
@@ -28,6 +30,13 @@ class Section(BaseModel):
     """A table of a TOML file: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise PydanticCustomError("bool_as_number", "input should be a valid number")
+        return value
 
 
 class Model(Section):
@@ -70,6 +79,13 @@ class Augment(Section):
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix's Beta distribution; 0: off")
     mix_prob: Fraction = Field(1.0, description="share of micro-batches that are mixed")
     mix_switch_prob: Fraction = Field(0.5, description="share of CutMix where both are on")
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _from_small_to_large(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"augment.{info.field_name} = {value}: the first is above the second")
+        return value
 
 
 class Loss(Section):
@@ -223,7 +239,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
 
     A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails.
     """
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result = copy.deepcopy(values)
     for assignment in assignments:
         dotted, separator, text = assignment.partition("=")
         if not separator or not dotted.strip():

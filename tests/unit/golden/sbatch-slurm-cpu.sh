@@ -1,0 +1,29 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=1
+#SBATCH --job-name=a1-resnet50-s0-12345678
+#SBATCH --mem=1536MB
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/submissions/20260101-000000-a1-1/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@60
+#SBATCH --time=120
+
+# setup
+trap : TERM USR2
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/submissions/20260101-000000-a1-1/%j_%t_log.out /venv/bin/python -u -m submitit.core._submit /shared/submissions/20260101-000000-a1-1
+
+
+# teardown
+code=$?
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
+  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job" && sleep 300; fi
+fi
+exit "$code"

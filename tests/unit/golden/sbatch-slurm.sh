@@ -1,0 +1,31 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=a1-resnet50-s0-12345678
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/submissions/20260101-000000-a1-1/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+trap : TERM USR2
+module load cuda
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/submissions/20260101-000000-a1-1/%j_%t_log.out /venv/bin/python -u -m submitit.core._submit /shared/submissions/20260101-000000-a1-1
+
+
+# teardown
+code=$?
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
+  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job" && sleep 300; fi
+fi
+exit "$code"

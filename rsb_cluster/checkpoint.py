@@ -17,6 +17,7 @@ from rsb_cluster.errors import CheckpointError, MissingError, StorageError
 from rsb_cluster.storage import Buffer, Store
 
 MANIFEST = "manifest.json"
+DAMAGED = "damaged-"
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def folder_name(step: int) -> str:
 def write(store: Store, step: int, files: Mapping[str, Buffer]) -> None:
     """Write a checkpoint; it exists from the moment its manifest does.
 
+    Where the step was saved before, other file names are taken, so that the old one is whole until the new one is.
+
     Args:
         store: The run's ``checkpoints`` folder.
         step: Optimizer steps done.
@@ -49,9 +52,12 @@ def write(store: Store, step: int, files: Mapping[str, Buffer]) -> None:
     """
     folder = folder_name(step)
     entries: dict[str, dict[str, Any]] = {}
+    again = store.exists(f"{folder}/{MANIFEST}")
     for name, content in files.items():
-        store.write_bytes(f"{folder}/{name}", content)
-        entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        sha256 = hashlib.sha256(content).hexdigest()
+        file = f"{sha256[:16]}-{name}" if again else name
+        store.write_bytes(f"{folder}/{file}", content)
+        entries[name] = {"file": file, "bytes": len(content), "sha256": sha256}
     store.write_json(f"{folder}/{MANIFEST}", {"step": step, "files": entries})
 
 
@@ -79,17 +85,20 @@ def read(store: Store, step: int) -> Checkpoint:
             raise CheckpointError(f"the manifest in {store.locate(folder)} is of step {manifest['step']}.")
         files = {}
         for name, entry in entries.items():
-            content = store.read_bytes(f"{folder}/{name}")
+            if "/" in entry["file"]:
+                raise ValueError(f"{entry['file']!r} is no file of this folder")
+            path = f"{folder}/{entry['file']}"
+            content = store.read_bytes(path)
             if len(content) != entry["bytes"]:
                 raise CheckpointError(
-                    f"{store.locate(f'{folder}/{name}')} has {len(content)} bytes, its manifest says {entry['bytes']}."
+                    f"{store.locate(path)} has {len(content)} bytes, its manifest says {entry['bytes']}."
                 )
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise CheckpointError(f"{store.locate(f'{folder}/{name}')} does not match its SHA-256.")
+                raise CheckpointError(f"{store.locate(path)} does not match its SHA-256.")
             files[name] = content
     except MissingError as error:
         raise CheckpointError(f"the checkpoint {store.locate(folder)} is incomplete: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{store.locate(f'{folder}/{MANIFEST}')} cannot be read: {error!r}.") from error
     return Checkpoint(step, files)
 
@@ -110,23 +119,29 @@ def read_latest(store: Store) -> Checkpoint | None:
         except CheckpointError as error:
             log.warning("%s It is put aside; the one before is used.", error)
             _put_aside(store, step)
-    if candidates:
+    damaged = [name for name in store.names() if name.startswith(DAMAGED)]
+    if candidates or damaged:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {store.url} is whole; all were put aside as damaged-step-…. "
+            f"none of the {len(damaged)} checkpoints in {store.url} is whole; all were put aside as damaged-step-…. "
             "Look at them, or remove the run's checkpoints folder to start again from step 0."
         )
     return None
 
 
 def prune(store: Store, keep: int) -> None:
-    """Remove all but the newest checkpoints, manifest first: what is half removed is no checkpoint."""
-    for step in steps(store)[:-keep]:
-        store.delete(f"{folder_name(step)}/{MANIFEST}")
-        store.delete(folder_name(step))
+    """Remove all but the newest checkpoints, manifest first: what is half removed is no checkpoint.
+
+    What was begun before the oldest of these and never ended goes, too.
+    """
+    kept = steps(store)[-keep:]
+    for name in store.names():
+        if kept and name.startswith("step-") and name[5:].isdigit() and int(name[5:]) < kept[0]:
+            store.delete(f"{name}/{MANIFEST}")
+            store.delete(name)
 
 
 def _put_aside(store: Store, step: int) -> None:
-    target = f"damaged-{folder_name(step)}"
+    target = f"{DAMAGED}{folder_name(step)}"
     try:
         store.delete(target)
         store.move(folder_name(step), target)

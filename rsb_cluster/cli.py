@@ -146,7 +146,7 @@ def jobs_list() -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="The resolved job as JSON.")
 def jobs_show(name: str, as_json: bool) -> None:
-    """Show a job's file."""
+    """Show a job's file, with its comments."""
     from rsb_cluster import catalog
 
     job, path = catalog.load_job(name)
@@ -271,9 +271,14 @@ def shards_stats(folder: str, as_json: bool) -> None:
 @click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
 @click.option("--seed", type=click.IntRange(0), help="Seed.  [default: 0]")
 @click.option("--seeds", type=click.IntRange(1), help="So many runs, with seeds from 0.")
+@click.option("--cache-dir", default="", help="Keep shards in this folder on each node's own disk.")
 @click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field; job.KEY for the job's.")
-@click.option("--images-per-s", type=click.FloatRange(0, min_open=True), help="Training images/s of one GPU, for the dry run's estimate.")
+@click.option(
+    "--images-per-s",
+    type=click.FloatRange(0, min_open=True),
+    help="Training images/s of one GPU, for the dry run's estimate.",
+)
 @click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing.")
 @click.option("--wait", is_flag=True, help="Show progress until the runs have ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -389,7 +394,12 @@ def preempt(names: tuple[str, ...], runs: str) -> None:
 @_run_arguments
 @_runs_option
 @click.option(
-    "--format", "format_", type=click.Choice(["table", "csv", "json", "md"]), default="table", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["table", "csv", "json", "md"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
 def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None) -> None:
@@ -517,6 +527,8 @@ def _wait(runs: list[Run]) -> None:
     from rsb_cluster.watch import follow
 
     unfinished = [s for s in follow(runs, _console(stderr=True)) if s.state != "finished"]
+    if unfinished and all(s.state == "stopped" for s in unfinished):
+        raise RsbError("stopped by you, and saved. Submit again to go on.")
     if unfinished:
-        reasons = "\n".join(f"{s.run_id}: {s.state}{f', {s.cause}' if s.cause else ''}" for s in unfinished)
+        reasons = "\n".join(f"{s.run_id}: {s.cause or s.state}" for s in unfinished)
         raise RsbError(f"{len(unfinished)} of {len(runs)} runs did not finish:\n{reasons}\nSee 'rsb-cluster logs RUN'.")

@@ -1,4 +1,4 @@
-"""The exit codes by which a rank speaks to whoever started it."""
+"""The exit codes by which a rank speaks to whoever started it, and the files by which a local job's queue is kept."""
 
 # sysexits.h's EX_TEMPFAIL: state is saved, or a peer was lost; start this job again.
 EXIT_AGAIN = 75
@@ -7,6 +7,11 @@ EXIT_AGAIN = 75
 EXIT_FAILED = 100
 # Stopped by the user: saved, not to be started again.
 EXIT_STOPPED = 130
+
+# A file of this name in a local job's folder takes it out of the queue.
+CANCELLED = "cancelled"
+# Stands in a local job's folder while its turn lasts.
+RUNNING = "running"
 
 
 def should_restart(code: int) -> bool:

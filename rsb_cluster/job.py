@@ -33,7 +33,9 @@ class Job(Section):
     slurm: dict[str, Any] = Field({}, description="any sbatch option: partition, account, qos, constraint ...")
     setup: tuple[str, ...] = Field((), description="shell lines run before training, for example module load")
     array_parallelism: Count = Field(256, description="elements of an array that run at once")
-    loader_workers: int = Field(0, ge=0, description="decoding processes per rank; 0: decode in the rank itself")
+    loader_workers: int = Field(0, ge=0, description="decoding threads per rank; 0: decode in the rank's own")
+    cache_dir: str = Field("", description="folder on a node's own disk that keeps shards; empty: none")
+    cache_gb: float = Field(500.0, gt=0, description="size of cache_dir, GB of 10^9 bytes")
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
     log_every_steps: Count = 50
     rendezvous_s: Count = Field(600, description="how long ranks wait for each other at the start, s")

@@ -14,16 +14,10 @@ from types import FrameType
 
 from submitit.local.local import Controller
 
-from rsb_cluster.exits import should_restart
+from rsb_cluster.exits import CANCELLED, RUNNING, should_restart
 
 # How long the other ranks may take to end by themselves after one has died, in seconds.
 PATIENCE_S = 30.0
-
-
-# A file of this name in a job's folder takes it out of the queue.
-CANCELLED = "cancelled"
-# Stands in a job's folder while its turn lasts.
-RUNNING = "running"
 
 
 class RestartingController(Controller):

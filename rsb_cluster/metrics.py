@@ -54,7 +54,8 @@ def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
     """Return a run's rows in order of step, without those that a later attempt computed again.
 
     An attempt that was killed may have logged steps after its last checkpoint; the next attempt starts at that
-    checkpoint, and from there on its rows are the run's.
+    checkpoint, and from there on its rows are the run's. What both did at that very step, such as an evaluation, is
+    the later one's.
     """
     attempts = run.attempts() if attempts is None else attempts
     rows_of: dict[int, list[Row]] = {}
@@ -64,7 +65,10 @@ def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
         rows_of.setdefault(number, []).extend(json.loads(line) | {"attempt": number} for line in lines)
     kept: list[Row] = []
     limit: float = float("inf")
+    seen: set[tuple[Any, int]] = set()
     for attempt in sorted(attempts, key=lambda a: -a.number):
-        kept = [row for row in rows_of.get(attempt.number, []) if row["step"] <= limit] + kept
+        rows = [row for row in rows_of.get(attempt.number, []) if row["step"] <= limit]
+        kept = [row for row in rows if (row.get("kind"), row["step"]) not in seen] + kept
+        seen |= {(row.get("kind"), row["step"]) for row in rows}
         limit = min(limit, attempt.start_step)
     return kept

@@ -58,7 +58,11 @@ class Data(Section):
     make: Literal["", "digits"] = Field("", description="made on the fly where it is missing")
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    shuffle_samples: Count = Field(8192, description="samples of a stream that are shuffled together; a block")
+    pipeline: Literal["fast", "timm"] = Field(
+        "fast", description="who decodes and augments; fast: the same draws as timm's, pixels within a stated tolerance"
+    )
+    shuffle_samples: Count = Field(4096, description="samples of a stream that are shuffled together; a block")
+    shuffle_piece: Count = Field(64, description="consecutive samples of a shard that are read in one request")
     max_bad_samples: int = Field(0, ge=0, description="undecodable images that an epoch tolerates")
 
 
@@ -157,6 +161,7 @@ class Eval(Section):
     resolution: Count
     crop: Annotated[float, Field(gt=0, le=1)]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    exact: bool = Field(False, description="decode and resize with PIL, bit for bit as timm does")
     every_epochs: Count = 1
 
 

@@ -128,10 +128,11 @@ class Run:
 
     def submissions(self) -> list[Submission]:
         """Return all submissions, oldest first."""
-        return [
+        found = [
             validate(Submission, self.store.read_json(name), self.store.locate(name))
             for name in self.store.files("submissions")
         ]
+        return sorted(found, key=lambda submission: submission.time)
 
     def request_cancel(self, job_id: str) -> None:
         """Say that a job is ended by the user and not to be started again."""
@@ -189,6 +190,8 @@ def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
     known: list[Run] | None = None
     for name in names:
         path = name.rstrip("/")
+        if not path:
+            raise ConfigError("a run's name is empty. Name one by id, beginning, glob ('*' for all) or path.")
         if "/" in path:
             parent, _, last = path.rpartition("/")
             run = Run.at(parent, last)
@@ -197,7 +200,9 @@ def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
             found[run.url] = run
             continue
         known = list_runs(runs_url) if known is None else known
-        hits = [r for r in known if fnmatch.fnmatchcase(r.run_id, path) or r.run_id.startswith(path)]
+        hits = [r for r in known if r.run_id == path] or [
+            r for r in known if fnmatch.fnmatchcase(r.run_id, path) or r.run_id.startswith(path)
+        ]
         if not hits:
             ids = [r.run_id for r in known]
             raise ConfigError(
@@ -244,7 +249,8 @@ def default_runs() -> str:
 
 def check_same(existing: Run, recipe: Recipe) -> None:
     """Refuse to mix two sciences in one folder (possible only if files were edited by hand)."""
-    if existing.recipe().model_dump(exclude={"description"}) != recipe.model_dump(exclude={"description"}):
+    ignored = {"description", "paper"}  # the run id does not stand for these
+    if existing.recipe().model_dump(exclude=ignored) != recipe.model_dump(exclude=ignored):
         raise StorageError(
             f"{existing.url}/recipe.json is not the recipe that its run id stands for; it was edited. "
             "Move the folder away, or choose another --runs."

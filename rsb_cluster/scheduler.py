@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_STOPPED
+from rsb_cluster.exits import CANCELLED, EXIT_AGAIN, EXIT_STOPPED, RUNNING
 from rsb_cluster.job import Job
-from rsb_cluster.local_controller import CANCELLED, RUNNING
 from rsb_cluster.run import Submission
 from rsb_cluster.task import Task
 
@@ -30,7 +29,9 @@ _COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 
 # Bash must outlive the signals of a preemption: it is what puts the job back into the queue. ':' and not '', as ignored
 # signals would be inherited by the ranks.
-_SETUP = ["trap : TERM USR2"]
+# And since Slurm 22.05 srun takes --cpus-per-task not from sbatch but from this variable: where tasks are bound to
+# cores, a rank and its loader workers would share one.
+_SETUP = ["trap : TERM USR2", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
 
 # srun reports the highest exit code of all tasks. A job that ends by itself within the grace time counts as finished
 # for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING.

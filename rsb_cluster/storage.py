@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
 
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
+from rsb_cluster.s3 import endpoint_url, stream_object
+from rsb_cluster.transfer import GuardedFile, Transfer, fill, stream_file
 
 Buffer = bytes | bytearray | memoryview
 
@@ -38,7 +41,7 @@ class Store:
         if "://" not in text:
             text = str(Path(text).expanduser().absolute())
         elif text.startswith("file://"):
-            text = text.removeprefix("file://")
+            text = unquote(text.removeprefix("file://"))
         self.url = text.rstrip("/") or "/"
 
     def __repr__(self) -> str:
@@ -55,37 +58,41 @@ class Store:
 
     def locate(self, path: str) -> str:
         """Return the full URL (or local path) of a file."""
-        return f"{self.url}/{_checked(path)}" if path else self.url
+        return self._inside(path) if path else self.url
+
+    def _inside(self, path: str) -> str:
+        return f"{self.url}/{_checked(path)}"
 
     def read_bytes(self, path: str) -> bytes:
         """Return a file's content. Raises MissingError where there is none."""
-        with _translated(self.locate(path)):
+        with _translated(self._inside(path)):
             if self.is_local:
-                return Path(self.locate(path)).read_bytes()
-            content: bytes = self._fs.cat_file(self.locate(path))
+                return Path(self._inside(path)).read_bytes()
+            content: bytes = self._fs.cat_file(self._inside(path))
             return content
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes ``[start, stop)`` of a file."""
-        with _translated(self.locate(path)):
+        with _translated(self._inside(path)):
             if self.is_local:
-                with Path(self.locate(path)).open("rb") as file:
+                with Path(self._inside(path)).open("rb") as file:
                     file.seek(start)
                     content = file.read(stop - start)
             else:
-                content = self._fs.cat_file(self.locate(path), start=start, end=stop)
+                content = self._range(self._inside(path), start, stop)
         if len(content) != stop - start:
             raise StorageError(
-                f"{self.locate(path)} ends before byte {stop}: it was cut short or replaced. "
+                f"{self._inside(path)} ends before byte {stop}: it was cut short or replaced. "
                 "Copy it again, or index the shards anew."
             )
         return content
 
     def write_bytes(self, path: str, content: Buffer) -> None:
         """Write a whole file; a reader sees the old content or the new one, never a part."""
-        url = self.locate(path)
+        url = self._inside(path)
         with _translated(url):
             if not self.is_local:
+                # Copied unless it is bytes: botocore refuses a memoryview, and aiohttp warns of a large bytearray.
                 self._fs.pipe_file(url, bytes(content))
                 return
             target = Path(url)
@@ -118,10 +125,10 @@ class Store:
 
     def size(self, path: str) -> int:
         """Return a file's size in bytes."""
-        with _translated(self.locate(path)):
+        with _translated(self._inside(path)):
             if self.is_local:
-                return Path(self.locate(path)).stat().st_size
-            return int(self._fs.info(self.locate(path))["size"])
+                return Path(self._inside(path)).stat().st_size
+            return int(self._fs.info(self._inside(path))["size"])
 
     def files(self, folder: str = "") -> list[str]:
         """Return the paths of all files below a folder, sorted; temporary files are not shown."""
@@ -154,11 +161,11 @@ class Store:
         """Remove a file, or a folder with all it holds; nothing happens where there is none."""
         import shutil
 
-        url = self.locate(path)
+        url = self._inside(path)
         with _translated(url):
             if not self.is_local:
-                if self._fs.exists(url):
-                    self._fs.rm(url, recursive=True)
+                for name in self._objects(url):
+                    self._fs.rm_file(name)
             elif Path(url).is_dir():
                 shutil.rmtree(url)
             else:
@@ -166,20 +173,48 @@ class Store:
 
     def move(self, source: str, target: str) -> None:
         """Rename a file or folder. In an object store this copies and deletes, so it is not atomic there."""
-        with _translated(self.locate(source)):
+        with _translated(self._inside(source)):
             if self.is_local:
-                Path(self.locate(target)).parent.mkdir(parents=True, exist_ok=True)
-                Path(self.locate(source)).replace(self.locate(target))
+                Path(self._inside(target)).parent.mkdir(parents=True, exist_ok=True)
+                Path(self._inside(source)).replace(self._inside(target))
             else:
-                self._fs.mv(self.locate(source), self.locate(target), recursive=True)
+                self._move(self._inside(source), self._inside(target))
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading as a seekable stream with read-ahead."""
-        with _translated(self.locate(path)):
+        with _translated(self._inside(path)):
             if self.is_local:
-                return Path(self.locate(path)).open("rb")
-            stream: BinaryIO = self._fs.open(self.locate(path), "rb", block_size=8 << 20, cache_type="readahead")
-            return stream
+                return Path(self._inside(path)).open("rb")
+            opened = self._fs.open(self._inside(path), "rb", block_size=8 << 20, cache_type="readahead")
+            return cast(BinaryIO, GuardedFile(opened, lambda: _translated(self._inside(path))))
+
+    def stream(
+        self, path: str, start: int = 0, stop: int | None = None, chunk: int = 1 << 20, transfer: Transfer | None = None
+    ) -> Iterator[bytes]:
+        """Yield a file's bytes ``[start, stop)`` in pieces, as they come; fewer where the file ends before ``stop``.
+
+        A request to S3 that breaks is gone on with from that byte, so this costs one request and little CPU time.
+
+        Args:
+            path: The file.
+            start: First byte.
+            stop: Byte after the last; None for all there are.
+            chunk: Most bytes in a piece.
+            transfer: Counts the requests, and can end the reading from another thread.
+        """
+        return self._stream(self._inside(path), start, stop, chunk, transfer or Transfer())
+
+    def read_into(self, path: str, start: int, buffer: memoryview, *, transfer: Transfer | None = None) -> int:
+        """Fill a buffer with a file's bytes from ``start`` on; return how many, fewer where the file ends before."""
+        transfer = transfer or Transfer()
+        if self.is_local:
+            with _translated(self._inside(path)), Path(self._inside(path)).open("rb", buffering=0) as file:
+                return fill(buffer, file, start, transfer)
+        done = 0
+        for content in self.stream(path, start, start + len(buffer), transfer=transfer):
+            buffer[done : done + len(content)] = content
+            done += len(content)
+        return done
 
     def check_writable(self) -> None:
         """Write and remove a probe file. Raises StorageError where that fails."""
@@ -187,20 +222,56 @@ class Store:
         self.write_bytes(probe, b"")
         self.delete(probe)
 
+    def _stream(self, url: str, start: int, stop: int | None, chunk: int, transfer: Transfer) -> Iterator[bytes]:
+        with _translated(url):
+            if url.startswith(("s3://", "s3a://")):
+                bucket, key, _ = self._fs.split_path(url)
+                yield from stream_object(bucket, key, start, stop, chunk=chunk, transfer=transfer)
+                return
+            with Path(url).open("rb") if self.is_local else self._fs.open(url, "rb") as file:
+                yield from stream_file(file, start, stop, chunk=chunk, transfer=transfer)
+
+    # fsspec's own rm and mv take *, ? and [ in a name for a pattern, and would reach for other files.
+
+    def _objects(self, url: str) -> list[str]:
+        """Return the objects at and below a URL of an object store."""
+        found: list[str] = self._fs.find(url)
+        return found
+
+    def _move(self, source: str, target: str) -> None:
+        names = self._objects(source)
+        if not names:
+            raise FileNotFoundError(source)
+        start = len(source.split("://", 1)[1])
+        for name in names:
+            self._fs.cp_file(name, target + name[start:])
+        for name in names:
+            self._fs.rm_file(name)
+
+    def _range(self, url: str, start: int, stop: int) -> bytes:
+        if start == stop:
+            return b""  # HTTP has no empty range
+        try:
+            content: bytes = self._fs.cat_file(url, start=start, end=stop)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return b""  # it begins behind the end of the file
+        return content
+
     @property
     def _fs(self) -> Any:
-        return _filesystem(self.url.split("://", 1)[0], os.getpid())
+        return _filesystem(self.url.split("://", 1)[0], endpoint_url(), os.getpid())
 
 
 @cache
-def _filesystem(protocol: str, pid: int) -> Any:
-    """One fsspec file system per protocol and process: a client's connections do not survive a fork."""
+def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
+    """One fsspec file system per protocol, endpoint and process: a client's connections do not survive a fork."""
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = S3_CLIENT
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint:
             options["endpoint_url"] = endpoint
     try:
@@ -210,10 +281,14 @@ def _filesystem(protocol: str, pid: int) -> Any:
 
 
 def _checked(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not path or path.startswith("/") or ".." in parts or "\0" in path:
+    if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise StorageError(f"the path {path!r} would leave its folder; it is refused")
     return path
+
+
+_HINTS = dict.fromkeys(
+    (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG), "Choose another folder."
+) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another folder.")
 
 
 @contextmanager
@@ -227,7 +302,7 @@ def _translated(url: str) -> Iterator[None]:
         hint = "Check AWS_PROFILE and the bucket's policy." if "://" in url else "Check the folder's permissions."
         raise StorageError(f"not allowed to use {url}: {redact(str(error))}. {hint}") from error
     except OSError as error:
-        hint = "Free some space, or choose another folder." if error.errno == errno.ENOSPC else "Try again later."
+        hint = _HINTS.get(error.errno or 0, "Try again later.")
         raise StorageError(f"cannot use {url}: {redact(str(error))}. {hint}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "s3fs", "aiohttp"):

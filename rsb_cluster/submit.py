@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Request:
     data: str = ""
     runs: str = ""
     virtual_ranks: int = 0
+    cache_dir: str = ""
     assignments: tuple[str, ...] = ()
 
 
@@ -122,6 +123,8 @@ def plan(request: Request, *, dry_run: bool = False) -> Plan:
         for_job.append(f"nodes={request.nodes}")
     if request.gpus_per_node is not None:
         for_job.append(f"gpus_per_node={request.gpus_per_node}")
+    if request.cache_dir:
+        for_job.append(f"cache_dir={json.dumps(request.cache_dir)}")
     if request.virtual_ranks:
         for_recipe.append(f"train.virtual_ranks={request.virtual_ranks}")
     resolved = load_recipe(request.recipe, model=request.model or None, assignments=for_recipe)
@@ -131,15 +134,19 @@ def plan(request: Request, *, dry_run: bool = False) -> Plan:
     runs_url = Store(request.runs or job.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     data, notes = _find_data(recipe, request.data, job, dry_run=dry_run)
     planned = tuple(_plan_run(recipe, job, job_path, data, runs_url, seed) for seed in request.seeds)
-    parameters = _check_model(recipe)
+    if planned[0].virtual_ranks < recipe.augment.repeats:
+        notes.append(
+            f"{planned[0].virtual_ranks} virtual ranks cannot keep {recipe.augment.repeats} copies of an image apart "
+            "(augment.repeats): some will share a micro-batch, and its BatchNorm. Use more --virtual-ranks."
+        )
     if not dry_run:
         scheduler.check_available(job)
         Store(runs_url).check_writable()
     folder = _submissions_folder(job, runs_url) / time.strftime(f"%Y%m%d-%H%M%S-{recipe.name}-{os.getpid()}")
-    made = Plan(resolved, job, job_path, data, runs_url, planned, folder, parameters, tuple(notes))
+    made = Plan(resolved, job, job_path, data, runs_url, planned, folder, 0, tuple(notes))
     if job.backend == "slurm":
         sbatch(made)  # refuses options that Slurm's script cannot have
-    return made
+    return replace(made, parameters=_check_model(recipe))  # last, as it takes seconds
 
 
 def sbatch(made: Plan) -> str:
@@ -278,11 +285,12 @@ def choose_virtual_ranks(recipe: Recipe, job: Job, job_path: Path, stored: int =
         if batch % fixed:
             raise ConfigError(f"train.global_batch = {batch} is not divisible by {fixed} virtual ranks.")
         if fixed % world:
-            fitting = [w for w in range(1, fixed + 1) if fixed % w == 0]
-            what = "this run has" if stored else "there are"
+            shares = [str(w) for w in range(1, fixed + 1) if fixed % w == 0]
+            what = "this run has" if stored else "the recipe has"
             raise ConfigError(
-                f"{what} {fixed} virtual ranks, which {world} ranks ({where}) cannot share equally. "
-                f"Use a job with {', '.join(map(str, fitting[:-1]))} or {fitting[-1]} ranks in all."
+                f"{what} {fixed} virtual rank{'s' if fixed > 1 else ''}, which {world} ranks ({where}) cannot share "
+                f"equally. Use a job with {' or '.join(filter(None, [', '.join(shares[:-1]), shares[-1]]))} "
+                f"rank{'s' if fixed > 1 else ''} in all."
             )
         chosen = fixed
     else:

@@ -2,10 +2,13 @@
 
 It knows nothing of nodes, processes, loader workers, attempts or stopping points, so none of them can change it.
 
-An epoch is the list of all samples with the shards permuted. It is cut into *streams* of equal length, one per group
-of virtual ranks; a stream is a contiguous part of the list, so whoever reads it touches few shards. Within a stream
-samples are shuffled in blocks by a permutation that can be computed for any block alone: a resume seeks, it never
-replays.
+An epoch is the list of all samples with *pieces* of shards permuted: some dozen consecutive samples each, one request
+to read. The list is cut into *streams* of equal length, one per group of virtual ranks, so no sample is read by two
+groups. Within a stream samples are shuffled in blocks of some thousand, by a permutation that can be computed for any
+block alone: a resume seeks, it never replays.
+
+Pieces and not whole shards, as a block then mixes many places of the data set: with shards sorted by class, four whole
+shards would fill a micro-batch with four classes (tests/benchmarks/shuffle.py measures it).
 
 Without repeated augmentation each virtual rank is a group of its own. With R repeats, R (or a few more) virtual ranks
 form a group: its stream gives ceil(g·m/R) images a step, and their copies are dealt round-robin to the g micro-batches
@@ -16,6 +19,7 @@ multiple of R, the last image of a step has fewer copies; none straddles two ste
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,6 +71,7 @@ class EpochOrder:
         virtual_ranks: Parts of a global batch.
         repeats: Copies of an image in a global batch; 1 without repeated augmentation.
         block: Samples of a stream that are shuffled together.
+        piece: Consecutive samples of a shard that lie together in the list; at most so many.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class EpochOrder:
         virtual_ranks: int,
         repeats: int,
         block: int,
+        piece: int,
     ) -> None:
         if global_batch % virtual_ranks:
             raise ValueError(f"global batch {global_batch} is not a multiple of {virtual_ranks} virtual ranks")
@@ -91,10 +97,10 @@ class EpochOrder:
         per_step = [-(-len(group) * self.micro_batch // repeats) for group in self._groups]
         self._images_per_step = per_step
         self._stream_start = np.concatenate([[0], np.cumsum(per_step)]) * self.steps
-        shards = permutation(len(index.shards), seed, epoch)
-        sizes = np.diff(index.shard_start)[shards]
-        self._list_start = np.concatenate([[0], np.cumsum(sizes)])  # of each permuted shard in the epoch's list
-        self._first_sample = index.shard_start[:-1][shards]
+        first, sizes = _pieces(index.shard_start, piece)
+        permuted = permutation(len(first), seed, epoch)
+        self._list_start = np.concatenate([[0], np.cumsum(sizes[permuted])])  # of each piece in the epoch's list
+        self._first_sample = first[permuted]
 
     def draw(self, step: int, virtual_rank: int) -> Draw:
         """Return the samples of a virtual rank in a step of this epoch."""
@@ -106,6 +112,10 @@ class EpochOrder:
         images, copies = np.divmod(slots, self._repeats)
         first = step * self._images_per_step[group]
         return Draw(self._stream(group, first + images), copies)
+
+    def groups_of(self, virtual_ranks: Iterable[int]) -> set[int]:
+        """Return the groups, and so the streams, of some virtual ranks."""
+        return {int(self._group_of[v]) for v in virtual_ranks}
 
     def blocks(self, step: int, virtual_rank: int) -> tuple[int, int, int]:
         """Return the group of a virtual rank, and the first and last block of its stream that a step touches."""
@@ -133,8 +143,19 @@ class EpochOrder:
         start = int(self._stream_start[group]) + block * self._block_size
         stop = min(start + self._block_size, int(self._stream_start[group + 1]))
         listed = start + permutation(stop - start, self._seed, self._epoch, group, block, 1)
-        shard = np.searchsorted(self._list_start, listed, side="right") - 1
-        return np.asarray(self._first_sample[shard] + listed - self._list_start[shard], dtype=np.int64)
+        piece = np.searchsorted(self._list_start, listed, side="right") - 1
+        return np.asarray(self._first_sample[piece] + listed - self._list_start[piece], dtype=np.int64)
+
+
+def _pieces(shard_start: Ints, size: int) -> tuple[Ints, Ints]:
+    """Cut each shard into even pieces of at most ``size`` samples; return their first samples and their sizes."""
+    counts = np.diff(shard_start)
+    per_shard = -(-counts // size)
+    shard = np.repeat(np.arange(len(counts)), per_shard)
+    number = np.arange(len(shard)) - np.repeat(np.cumsum(per_shard) - per_shard, per_shard)
+    start = counts[shard] * number // per_shard[shard]
+    stop = counts[shard] * (number + 1) // per_shard[shard]
+    return shard_start[:-1][shard] + start, stop - start
 
 
 def _groups(virtual_ranks: int, repeats: int) -> list[range]:

@@ -14,7 +14,8 @@ from rsb_cluster.errors import DataError
 from rsb_cluster.run import Cause
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.distributed import Group
-from rsb_cluster.train.loader import Batch, EvalStream
+from rsb_cluster.train.loader import Batch
+from rsb_cluster.train.streams import EvalStream
 
 
 @dataclass(frozen=True)

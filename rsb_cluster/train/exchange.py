@@ -6,7 +6,7 @@ queued. All ranks read the same numbers at the same step, so they act alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -16,8 +16,23 @@ from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group
 from rsb_cluster.train.stopping import CAUSES, agreed
 
-# causes, bad samples, loss, seconds waited for data
-_HEADER = len(CAUSES) + 3
+# causes; bad samples, seconds waited for data, bytes read; loss
+_HEADER = len(CAUSES) + 4
+
+
+@dataclass(frozen=True)
+class Local:
+    """What one rank says of a step, besides the loss.
+
+    Attributes:
+        bad: Samples that could not be decoded.
+        data_wait_s: Seconds that it waited for data.
+        bytes_read: Bytes that its loader read from the store meanwhile.
+    """
+
+    bad: int
+    data_wait_s: float
+    bytes_read: int
 
 
 @dataclass(frozen=True)
@@ -29,12 +44,14 @@ class Summary:
         bad: Samples that could not be decoded.
         loss: Mean over the global batch.
         data_wait_s: Seconds that the ranks waited for data, mean over ranks.
+        bytes_read: Bytes that all ranks read from the store.
     """
 
     cause: Cause | None
     bad: int
     loss: float
     data_wait_s: float
+    bytes_read: float
 
 
 class StepExchange:
@@ -51,19 +68,18 @@ class StepExchange:
         self._vector = torch.zeros(_HEADER + statistics.size, device=group.device)
         self._arrived: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-    def post(self, causes: list[float], bad: int, data_wait_s: float, loss: Tensor) -> None:
+    def post(self, causes: list[float], local: Local, loss: Tensor) -> None:
         """Exchange the numbers of the step that has just been computed.
 
         Args:
             causes: From the stop flag.
-            bad: Samples of this rank that could not be decoded.
-            data_wait_s: Seconds that this rank waited for data.
+            local: This rank's numbers.
             loss: On the device: this rank's sum of micro-batch losses, over the number of its micro-batches.
         """
-        host = torch.tensor([*causes, float(bad), 0.0, data_wait_s], pin_memory=self._on_gpu)
+        host = torch.tensor([*causes, *map(float, astuple(local)), 0.0], pin_memory=self._on_gpu)
         header = self._vector[:_HEADER]
         header.copy_(host, non_blocking=True)
-        header[-2] = loss
+        header[-1] = loss
         self._statistics.pack(self._vector[_HEADER:])
         self._group.sum_(self._vector)
         self._statistics.end_step(self._vector[_HEADER:])
@@ -86,6 +102,6 @@ class StepExchange:
     def _summary(self, header: Tensor, event: torch.cuda.Event | None) -> Summary:
         if event is not None:
             event.synchronize()
-        *causes, bad, loss, wait = header.tolist()
+        *causes, bad, wait, read, loss = header.tolist()
         world_size = self._group.world_size
-        return Summary(agreed(causes), int(bad), loss / world_size, wait / world_size)
+        return Summary(agreed(causes), int(bad), loss / world_size, wait / world_size, read)

@@ -12,6 +12,7 @@ from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.recipe import Recipe, validate
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
 from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 
 
 def check(recipe: Recipe) -> dict[str, int]:
@@ -41,6 +42,8 @@ def check(recipe: Recipe) -> dict[str, int]:
     LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch).at(0)
     try:
         TrainTransform(recipe), EvalTransform(recipe)
+        if recipe.data.pipeline == "fast":
+            FastTrain(recipe), FastEval(recipe)
     except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(
             f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}."

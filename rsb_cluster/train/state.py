@@ -33,6 +33,7 @@ class Progress:
         train_s: Seconds spent in the steps done, over all attempts.
         interval_loss: Sum of the losses since the last metric row, so that a resume leaves no trace in the rows.
         interval_wait_s: Seconds waited for data since the last metric row.
+        interval_bytes: Bytes read from the store since the last metric row.
         interval_steps: Steps since the last metric row.
     """
 
@@ -42,6 +43,7 @@ class Progress:
     train_s: float = 0.0
     interval_loss: float = 0.0
     interval_wait_s: float = 0.0
+    interval_bytes: float = 0.0
     interval_steps: int = 0
 
 

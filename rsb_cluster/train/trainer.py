@@ -12,7 +12,8 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rsb_cluster import checkpoint
+from rsb_cluster.data.cache import ShardCache
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.order import seed_of
+from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.job import Job
 from rsb_cluster.metrics import MetricsWriter
@@ -33,12 +36,14 @@ from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransf
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group, lost_peers_named
 from rsb_cluster.train.evaluate import Score, Stopped, evaluate
-from rsb_cluster.train.exchange import StepExchange, Summary
-from rsb_cluster.train.loader import Batch, BlockReader, EvalStream, TrainStream, batches
+from rsb_cluster.train.exchange import Local, StepExchange, Summary
+from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.losses import criterion
 from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.state import Progress, Saver, from_files
 from rsb_cluster.train.stopping import StopFlag, agreed
+from rsb_cluster.train.streams import EvalStream, TrainStream
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +96,10 @@ class Trainer:
         root = Store(self.spec.data)
         self._train_store, self._val_store = root.child("train"), root.child("val")
         self.train_index, self.val_index = load_index(self._train_store), load_index(self._val_store)
+        limit = int(self.job.cache_gb * 1e9)
+        self._cache = ShardCache(Path(self.job.cache_dir), limit) if self.job.cache_dir else None
+        self._reader = ShardReader(self._train_store, self.train_index, cache=self._cache)
+        self._bytes_seen = 0
         for name, index, digest in (
             ("train", self.train_index, self.spec.train_digest),
             ("val", self.val_index, self.spec.val_digest),
@@ -170,9 +179,8 @@ class Trainer:
     def train(self) -> Cause:
         """Train to the end, or until told to stop; state is saved either way. Returns why it ended."""
         total, per_epoch = self.recipe.total_steps, self.recipe.steps_per_epoch
-        reader = BlockReader(self._train_store, self.train_index)
         stream = TrainStream(
-            reader,
+            self._reader,
             self.recipe,
             self.train_index,
             seed=self.spec.seed,
@@ -183,8 +191,7 @@ class Trainer:
         )
         self._say_start(stream)
         cause = self._evaluate_if_due()
-        pin = self.device.type == "cuda"
-        source = iter(batches(stream, TrainTransform(self.recipe), workers=self.job.loader_workers, pin=pin))
+        source = iter(self._batches(stream))
         while cause is None and self.progress.step < total:
             with lost_peers_named():
                 self._step(source)
@@ -231,7 +238,8 @@ class Trainer:
         self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.exchange.post(self.flag.counts(), bad, waited, loss_sum / share)
+        read, self._bytes_seen = self._reader.bytes_read - self._bytes_seen, self._reader.bytes_read
+        self.exchange.post(self.flag.counts(), Local(bad, waited, read), loss_sum / share)
         if self.ema is not None:
             self.ema.update(self.model)
         self.progress.step += 1
@@ -271,6 +279,7 @@ class Trainer:
             self.progress.interval_loss += summary.loss
             self.progress.interval_wait_s += summary.data_wait_s
             self.progress.interval_steps += 1
+            self.progress.interval_bytes += summary.bytes_read
             cause = cause or summary.cause
             if not math.isfinite(summary.loss):
                 raise DivergedError(
@@ -317,16 +326,14 @@ class Trainer:
         return None
 
     def _evaluate(self, model: nn.Module) -> Score:
-        reader = BlockReader(self._val_store, self.val_index)
+        reader = ShardReader(self._val_store, self.val_index, cache=self._cache)
         size = self.recipe.train.global_batch // self.spec.virtual_ranks
         stream = EvalStream(
             reader, self.val_index, rank=self.group.rank, world_size=self.group.world_size, batch=max(size, 64)
         )
-        pin = self.device.type == "cuda"
-        loader = batches(stream, EvalTransform(self.recipe), workers=self.job.loader_workers, pin=pin)
         return evaluate(
             model,
-            loader,
+            self._batches(stream),
             stream,
             total=self.val_index.num_samples,
             group=self.group,
@@ -334,6 +341,17 @@ class Trainer:
             autocast=self._autocast,
             agree=self._agree_now,
         )
+
+    def _batches(self, stream: TrainStream | EvalStream) -> Iterable[Batch]:
+        """Return a stream's batches, by the recipe's pipeline."""
+        recipe, workers, pin = self.recipe, self.job.loader_workers, self.device.type == "cuda"
+        training = isinstance(stream, TrainStream)
+        if recipe.data.pipeline == "timm":
+            stock = TrainTransform(recipe) if training else EvalTransform(recipe)
+            return process_batches(stream, stock, workers=workers, pin=pin)
+        fast = FastTrain(recipe) if training else FastEval(recipe, recipe.eval.exact)
+        side = recipe.augment.resolution if training else recipe.eval.resolution
+        return ThreadedBatches(stream, fast, side=side, threads=workers, pin=pin)
 
     def _agree_now(self) -> Cause | None:
         counts = torch.tensor(self.flag.counts(), device=self.device)
@@ -352,6 +370,7 @@ class Trainer:
             "lr": self.learning_rate.at(p.step - 1),
             "images_per_s": images_per_s,
             "data_wait_s": p.interval_wait_s / steps,
+            "bytes_read": round(p.interval_bytes / steps),
             "bad_samples": p.bad_samples,
             "time": time.time(),
         }
@@ -364,7 +383,7 @@ class Trainer:
                 p.step, self.recipe.total_steps, row["epoch"], row["loss"], row["lr"], images_per_s,
                 100 * p.interval_wait_s / seconds, datetime.timedelta(seconds=round(left)),
             )  # fmt: skip
-        p.interval_loss, p.interval_wait_s, p.interval_steps = 0.0, 0.0, 0
+        p.interval_loss, p.interval_wait_s, p.interval_bytes, p.interval_steps = 0.0, 0.0, 0.0, 0
         self._interval_started, self._interval_steps = time.monotonic(), 0
 
     def _say_start(self, stream: TrainStream) -> None:

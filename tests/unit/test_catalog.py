@@ -177,7 +177,9 @@ def test_a_job_takes_assignments(here):
 
 def test_notes_are_the_comments_behind_values(tmp_path):
     path = tmp_path / "x.toml"
-    path.write_text('# top\na = 1 # one\nb = "#no" #two\nc = 2\n[t] # table\nd = {x = 1} # in "line"\n[t.u]\ne = [1]# é\n')
+    path.write_text(
+        '# top\na = 1 # one\nb = "#no" #two\nc = 2\n[t] # table\nd = {x = 1} # in "line"\n[t.u]\ne = [1]# é\n'
+    )
     assert catalog.notes(path) == {"a": "one", "b": "two", "c": "", "t.d": 'in "line"', "t.u.e": "é"}
 
 

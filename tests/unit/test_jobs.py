@@ -49,7 +49,9 @@ def test_a_bundled_job_loads_and_describes_itself(name):
 # --- virtual ranks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(), ("nodes=2",), ("nodes=3",), ("gpus_per_node=1",), ("nodes=4", "gpus_per_node=4")])
+@pytest.mark.parametrize(
+    "shape", [(), ("nodes=2",), ("nodes=3",), ("gpus_per_node=1",), ("nodes=4", "gpus_per_node=4")]
+)
 @pytest.mark.parametrize("job_name", JOBS)
 @pytest.mark.parametrize("recipe_name", RECIPES)
 def test_a_recipe_fits_a_job_or_it_is_said_why_not(recipe_name, job_name, shape):
@@ -116,7 +118,9 @@ def test_a_run_keeps_its_virtual_ranks_on_fewer_gpus():
     assert choose(load_recipe("a1", "train.virtual_ranks=4"), load_job("slurm"), stored) == 32
 
 
-@pytest.mark.parametrize(("assignments", "stored", "who"), [((), 4, "this run has"), (("train.virtual_ranks=4",), 0, "there are")])
+@pytest.mark.parametrize(
+    ("assignments", "stored", "who"), [((), 4, "this run has"), (("train.virtual_ranks=4",), 0, "the recipe has")]
+)
 def test_more_gpus_than_virtual_ranks_are_refused_with_what_would_do(assignments, stored, who):
     with pytest.raises(ConfigError) as caught:
         choose(load_recipe("a1", *assignments), load_job("slurm"), stored)
@@ -321,7 +325,10 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.mark.parametrize(
     ("code", "state"),
-    itertools.product((0, 1, 75, 100, 130, 137, 143, 255), ("RUNNING", "CANCELLED", "COMPLETING", "PREEMPTED", "")),
+    [
+        *itertools.product((0, 75, 137), ("RUNNING", "CANCELLED", "COMPLETING", "")),
+        *itertools.product((1, 100, 130, 143, 255), ("RUNNING", "CANCELLED")),
+    ],
 )
 def test_a_job_queues_again_just_when_another_attempt_makes_sense(node, code, state):
     again = code in (75, 137, 143, 255) and state == "RUNNING"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rsb_cluster.data.index import ShardIndex
-from rsb_cluster.data.order import EpochOrder, permutation, seed_of
+from rsb_cluster.data.order import EpochOrder, _pieces, permutation, seed_of
 
 Ints = NDArray[np.int64]
 
@@ -36,7 +36,7 @@ def index_of(sizes: list[int]) -> ShardIndex:
     )
 
 
-GOLDEN = [[8, 11, 9], [5, 17, 6], [10, 15, 14], [18, 1, 0], [12, 13, 16], [2, 7, 3]]
+GOLDEN = [[3, 18, 4], [6, 9, 7], [17, 16, 15], [10, 11, 2], [13, 14, 5], [12, 1, 8]]
 
 
 @st.composite
@@ -54,6 +54,7 @@ def epochs(draw: st.DrawFn) -> dict[str, object]:
         "virtual_ranks": virtual_ranks,
         "repeats": draw(st.integers(1, 4)),
         "block": draw(st.integers(1, 50)),
+        "piece": draw(st.integers(1, 45)),
     }
 
 
@@ -129,8 +130,19 @@ def test_the_blocks_of_a_step_hold_its_samples_and_little_else_is_read(e: dict[s
     assert len(everything) == len(set(everything.tolist()))  # blocks do not overlap: each sample is read once
 
 
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=20), st.integers(1, 100))
+def test_pieces_cover_each_sample_once_and_none_spans_two_shards(sizes: list[int], size: int) -> None:
+    shard_start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    first, lengths = _pieces(shard_start, size)
+    covered = np.concatenate([np.arange(f, f + n) for f, n in zip(first, lengths, strict=True)] or [np.zeros(0, int)])
+    assert covered.tolist() == list(range(int(shard_start[-1])))
+    assert (lengths > 0).all() and (lengths <= size).all()
+    shards = np.searchsorted(shard_start, first, side="right")
+    assert (shards == np.searchsorted(shard_start, first + lengths - 1, side="right")).all()
+
+
 def test_epochs_seeds_and_blocks_differ() -> None:
-    base = {"global_batch": 32, "virtual_ranks": 4, "repeats": 1, "block": 64}
+    base = {"global_batch": 32, "virtual_ranks": 4, "repeats": 1, "block": 64, "piece": 16}
     index = index_of([50] * 20)
     one = EpochOrder(index, seed=0, epoch=0, **base).draw(0, 0).samples
     assert one.tolist() != EpochOrder(index, seed=0, epoch=1, **base).draw(0, 0).samples.tolist()
@@ -142,7 +154,9 @@ def test_the_order_is_the_one_of_earlier_versions() -> None:
     """A run may outlive an upgrade: these numbers must never change."""
     assert permutation(8, 0, 1).tolist() == [3, 7, 4, 2, 1, 6, 5, 0]
     assert seed_of(1, 2, 3) == 16416179746454340671
-    order = EpochOrder(index_of([5, 3, 7, 4]), seed=3, epoch=2, global_batch=6, virtual_ranks=2, repeats=1, block=4)
+    order = EpochOrder(
+        index_of([5, 3, 7, 4]), seed=3, epoch=2, global_batch=6, virtual_ranks=2, repeats=1, block=4, piece=2
+    )
     assert [order.draw(s, v).samples.tolist() for s in range(3) for v in range(2)] == GOLDEN
 
 
@@ -150,7 +164,7 @@ def test_the_plan_of_an_imagenet_epoch_needs_little_memory() -> None:
     """1.28 M samples in 1,281 shards and 64 virtual ranks; its time is measured in tests/benchmarks."""
     index = index_of([1000] * 1281)
     tracemalloc.start()
-    order = EpochOrder(index, seed=0, epoch=0, global_batch=2048, virtual_ranks=64, repeats=1, block=4096)
+    order = EpochOrder(index, seed=0, epoch=0, global_batch=2048, virtual_ranks=64, repeats=1, block=4096, piece=64)
     for v in range(64):
         order.draw(300, v)
     _, peak = tracemalloc.get_traced_memory()
@@ -161,7 +175,7 @@ def test_the_plan_of_an_imagenet_epoch_needs_little_memory() -> None:
 def test_a_process_reads_no_more_than_its_share() -> None:
     """Read amplification of a process: bytes of its blocks over bytes of its samples."""
     index = index_of([1000] * 128)
-    order = EpochOrder(index, seed=0, epoch=0, global_batch=2048, virtual_ranks=64, repeats=1, block=4096)
+    order = EpochOrder(index, seed=0, epoch=0, global_batch=2048, virtual_ranks=64, repeats=1, block=4096, piece=64)
     for v in range(64):
         group, _, _ = order.blocks(0, v)
         read = sum(len(order.block(group, b)) for b in range(order.num_blocks(group)))
@@ -171,6 +185,6 @@ def test_a_process_reads_no_more_than_its_share() -> None:
 
 @pytest.mark.parametrize("bad", [-1, 4])
 def test_a_step_outside_the_epoch_is_refused(bad: int) -> None:
-    order = EpochOrder(index_of([16]), seed=0, epoch=0, global_batch=4, virtual_ranks=2, repeats=1, block=8)
+    order = EpochOrder(index_of([16]), seed=0, epoch=0, global_batch=4, virtual_ranks=2, repeats=1, block=8, piece=3)
     with pytest.raises(IndexError, match="outside"):
         order.draw(bad, 0)

@@ -14,6 +14,7 @@
 
 # setup
 trap : TERM USR2
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -15,6 +15,7 @@
 
 # setup
 trap : TERM USR2
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 module load cuda
 
 # command

@@ -1,0 +1,136 @@
+"""What reads of files in a store have in common, wherever it is: counters, an end from outside, pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
+
+_FILL_BYTES = 8 << 20  # at once; between two of them a cancel() is noticed
+
+
+class TransferCancelled(Exception):
+    """Another thread has ended this transfer."""
+
+
+class Transfer:
+    """The reads of one thread: what they took, and a way for another thread to end them.
+
+    Attributes:
+        requests: Files opened, or requests sent to an object store, failed ones included.
+        retries: Requests that were sent because the one before broke.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.retries = 0
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    def cancel(self) -> None:
+        """End the reads, from another thread and for good. Who waits on the network is woken."""
+        self._cancelled.set()
+        with self._lock:
+            sock = getattr(self._connection, "sock", None)
+            if sock is not None:
+                # Not sock.shutdown(): that of an SSLSocket takes away the state which the reading thread is using.
+                with contextlib.suppress(OSError, TypeError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def check(self) -> None:
+        """Raise TransferCancelled after a cancel()."""
+        if self._cancelled.is_set():
+            raise TransferCancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not beyond a cancel()."""
+        self._cancelled.wait(seconds)
+        self.check()
+
+    def watch(self, connection: Any) -> None:
+        """Note the HTTP connection that a cancel() has to shut; None when there is none any more."""
+        with self._lock:
+            self._connection = connection
+        if connection is not None:
+            self.check()
+
+
+def stream_file(file: BinaryIO, start: int, stop: int | None, *, chunk: int, transfer: Transfer) -> Iterator[bytes]:
+    """Yield the bytes ``[start, stop)`` of a file, fewer where it ends before."""
+    transfer.requests += 1
+    file.seek(start)
+    while stop is None or start < stop:
+        transfer.check()
+        content = file.read(chunk if stop is None else min(chunk, stop - start))
+        if not content:
+            return
+        start += len(content)
+        yield content
+
+
+def fill(buffer: memoryview, file: io.RawIOBase, start: int, transfer: Transfer) -> int:
+    """Fill a buffer with a file's bytes from ``start`` on, without a copy; return how many, fewer at its end."""
+    transfer.requests += 1
+    file.seek(start)
+    done = 0
+    while done < len(buffer):
+        transfer.check()
+        got = file.readinto(buffer[done : done + _FILL_BYTES])
+        if not got:
+            break
+        done += got
+    return done
+
+
+class GuardedFile(io.RawIOBase):
+    """A file open for reading, each use of which runs under a guard.
+
+    Args:
+        file: The file; closed together with this one.
+        guard: Makes a context in which errors of the file become others.
+    """
+
+    def __init__(self, file: BinaryIO, guard: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file, self._guard = file, guard
+
+    def readable(self) -> bool:
+        """Return True: this is for reading."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return up to ``size`` bytes, all that are left for a negative one."""
+        with self._guard():
+            return self._file.read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        """Return what is left."""
+        return self.read()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: any writable buffer
+        """Fill a buffer and return how many bytes came."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, and return it."""
+        with self._guard():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file below as well."""
+        self._file.close()
+        super().close()

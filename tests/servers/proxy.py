@@ -1,0 +1,193 @@
+"""A proxy in front of an HTTP server that notes each request and breaks answers on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>reduce your request rate</Message></Error>"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one request.
+
+    Attributes:
+        status: Answer this instead of asking the server; 0 to ask it.
+        code: S3's name of the error.
+        wait_s: Wait before the answer's first byte.
+        cut: Break the connection after so many bytes of the body.
+        reset: Break it by RST, not by FIN.
+        stall_s: Wait so long after the ``cut`` bytes; then go on instead of breaking.
+    """
+
+    status: int = 0
+    code: str = "SlowDown"
+    wait_s: float = 0
+    cut: int | None = None
+    reset: bool = False
+    stall_s: float = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came: ``GET``, the path, and the first and last byte of its range."""
+
+    method: str
+    path: str
+    first: int | None
+    last: int | None
+
+
+class FaultyProxy:
+    """A context manager. A GET whose path holds ``matching`` takes the next fault in ``faults``, if there is one."""
+
+    def __init__(self, target: str, matching: str = "") -> None:
+        host, port = target.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self._matching = matching
+        self.requests: list[Request] = []
+        self.body_bytes = 0  # that were sent to clients, all answers together
+        self.faults: deque[Fault] = deque()
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._closing = threading.Event()
+        self._listener = self._listen(0)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._start(self._accept, self._listener)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._closing.set()
+        self.refuse()
+        for thread in self._threads:
+            thread.join(10)
+
+    def break_next(self, *faults: Fault) -> None:
+        """Queue faults for the requests to come."""
+        self.faults.extend(faults)
+
+    def gets(self) -> list[Request]:
+        """The matching GETs so far."""
+        return [r for r in self.requests if r.method == "GET" and self._matching in r.path]
+
+    def refuse(self) -> None:
+        """Refuse new connections and break the open ones, until `accept_again`."""
+        with self._lock:
+            broken, self._sockets = [*self._sockets, self._listener], set()
+        for sock in broken:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def accept_again(self) -> None:
+        """End a `refuse`."""
+        self._listener = self._listen(self.port)
+        self._start(self._accept, self._listener)
+
+    def _listen(self, port: int) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(64)
+        return listener
+
+    def _start(self, function: object, *args: object) -> None:
+        thread = threading.Thread(target=function, args=args, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._sockets.add(client)
+            self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.create_connection(self._target, 30)
+        with self._lock:
+            self._sockets.add(server)
+        try:
+            with client.makefile("rb") as from_client, server.makefile("rb") as from_server:
+                while head := _read_head(from_client):
+                    self._answer(head, client, server, from_client, from_server)
+        except (OSError, ValueError, EOFError):
+            pass
+        finally:
+            with self._lock:
+                self._sockets -= {client, server}
+            client.close()
+            server.close()
+
+    def _answer(self, head: bytes, client: socket.socket, server: socket.socket, from_client, from_server) -> None:  # type: ignore[no-untyped-def]
+        if re.search(rb"\r\nExpect: 100-continue\r", head, re.IGNORECASE):
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = from_client.read(_length(head))
+        method, path = head.split(b" ", 2)[:2]
+        bounds = re.search(rb"\r\nRange: bytes=(\d+)-(\d*)\r", head, re.IGNORECASE)
+        first, last = (int(b) if b else None for b in bounds.groups()) if bounds else (None, None)
+        request = Request(method.decode(), path.decode(), first, last)
+        with self._lock:
+            self.requests.append(request)
+            matches = request.method == "GET" and self._matching in request.path
+            fault = self.faults.popleft() if matches and self.faults else Fault()
+        self._closing.wait(fault.wait_s)
+        if fault.status:
+            content = SLOW_DOWN % fault.code.encode()
+            client.sendall(b"HTTP/1.1 %d Broken\r\nContent-Length: %d\r\n\r\n" % (fault.status, len(content)) + content)
+            return
+        server.sendall(head + body)
+        while (answer := _read_head(from_server)).startswith(b"HTTP/1.1 100 "):
+            pass
+        left = 0 if request.method == "HEAD" else _length(answer)
+        if fault.cut == 0 and not fault.stall_s:
+            raise EOFError  # not even a header
+        client.sendall(answer)
+        sent = 0
+        while left:
+            if fault.cut is not None and sent >= fault.cut:
+                self._closing.wait(fault.stall_s)
+                if not fault.stall_s:
+                    if fault.reset:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    raise EOFError
+                fault = Fault()
+            most = min(left, 1 << 18) if fault.cut is None else min(left, 1 << 18, fault.cut - sent)
+            content = from_server.read(most)
+            if not content:
+                raise EOFError
+            client.sendall(content)
+            self.body_bytes += len(content)
+            sent += len(content)
+            left -= len(content)
+
+
+def _read_head(stream: Iterable[bytes]) -> bytes:
+    """Read up to the empty line; an empty result is the connection's end."""
+    head = b""
+    for line in stream:
+        head += line
+        if line == b"\r\n":
+            return head
+    return b""
+
+
+def _length(head: bytes) -> int:
+    found = re.search(rb"\r\nContent-Length: (\d+)\r", head, re.IGNORECASE)
+    return int(found[1]) if found else 0

@@ -1,0 +1,211 @@
+"""What the command line says, where it says it, and with which exit code."""
+
+import re
+import shutil
+
+import click
+import pytest
+
+from rsb_cluster.cli import main
+
+LINES = re.compile(r"^(.+?)  +(.+(?:\n +.+)*)$", re.MULTILINE)
+
+
+def commands(group=main, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_command_and_option_says_what_it_is_for(path, command):
+    assert command.help and len(command.help) > 20
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help and parameter.help.endswith((".", "]")), f"{' '.join(path)} {parameter.opts}"
+
+
+def test_help_goes_to_stdout(rsb):
+    done = rsb.run("--help")
+    assert done.stdout.startswith("Usage: ") and done.stderr == ""
+    for (name, *_), _ in commands():
+        assert f"  {name} " in done.stdout
+    assert rsb("--version").startswith("rsb-cluster, version ")
+
+
+# --- mistakes: exit code 2, and a message that helps ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("recipes show a9", "Error: there is no recipe 'a9'. Known: a1, a2, a3, deit, digits, fashion-mnist."),
+        ("recipes show ./a1.toml", "Error: there is no file a1.toml."),
+        ("recipes diff a1 diet", "Error: there is no recipe 'diet'. Did you mean 'deit'?"),
+        ("recipes show a1 --set optimizer.lr=-1", "with --set: optimizer.lr = -1: input should be greater than 0."),
+        ("jobs show slrum", "Error: there is no job 'slrum'. Did you mean 'slurm'? Known: local, slurm, slurm-cpu."),
+        ("submit", "Error: Missing option '--recipe'."),
+        ("submit --recipe a9", "Error: there is no recipe 'a9'."),
+        ("submit --recipe a1 --dry-run --job nowhere", "Error: there is no job 'nowhere'. Known: local,"),
+        ("submit --recipe a1 --seed 1 --seeds 2", "--seed names one seed, --seeds counts from 0; give one of them."),
+        ("submit --recipe a1 --seed -1", "Invalid value for '--seed': -1 is not in the range x>=0."),
+        ("submit --recipe a1 --seeds 0", "Invalid value for '--seeds': 0 is not in the range x>=1."),
+        ("submit --recipe a1 --nodes four", "Invalid value for '--nodes': 'four' is not a valid integer range."),
+        ("submit --recipe a1 --images-per-s 0", "Invalid value for '--images-per-s': 0.0 is not in the range x>0."),
+        ("submit --recipe a1 --nods 4", "Error: No such option"),
+        ("submit --recipe a1 --dry-run --set data.trian_samples=1",
+         "unknown key 'data.trian_samples'. Did you mean 'data.train_samples'?"),
+        ("submit --recipe a1 --dry-run --set job.node=1", "slurm.toml: unknown key 'node'. Did you mean 'nodes'?"),
+        ("submit --recipe a1 --dry-run --set lr", "'lr' is not of the form key=value, for example optimizer.lr=4e-3."),
+        ("submit --recipe a1 --dry-run --job slurm --nodes 3",
+         "train.global_batch = 2048 is not divisible by 24 ranks (slurm.toml: 3 nodes × 8 GPUs). Use 2040 or 2064."),
+        ("submit --recipe a1 --dry-run --job local --nodes 2", "nodes = 2: the local back end is this machine alone."),
+        ("submit --recipe a1 --dry-run --job slurm --set job.slurm.nodes=2", "slurm.nodes cannot be set. Set the"),
+        ("status zzz", "0 runs are there; 'rsb-cluster status' lists them."),
+        ("cancel", "Error: Missing argument 'RUN...'."),
+        ("logs x --rank -1", "Invalid value for '--rank': -1 is not in the range x>=0."),
+        ("collect --format xls", "Invalid value for '--format': 'xls' is not one of 'table', 'csv', 'json', 'md'."),
+        ("sumbit", "Error: No such command 'sumbit'."),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_explained_on_stderr(rsb, command, message):
+    done = rsb.run(*command.split(), code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(rsb.cwd.iterdir()) == []
+
+
+def test_an_empty_name_cancels_nothing(rsb):
+    assert "a run's name is empty" in rsb.error("cancel", "")
+    assert "a run's name is empty" in rsb.error("preempt", "")
+
+
+def test_missing_data_names_what_was_looked_for(rsb):
+    where = f"{rsb.cwd}/data/imagenet-1k/train/index.npz"
+    said = rsb.error("submit", "--recipe", "a3", "--job", "local", code=1)
+    assert f"no shards of 'imagenet-1k' were found. Looked for\n  {where}\nSay where they are with --data" in said
+    said = rsb.error("submit", "--recipe", "a3", "--job", "local", "--data", "here", code=1)
+    assert f"Looked for\n  {rsb.cwd}/here/train/index.npz\n  {rsb.cwd}/here/imagenet-1k/train/index.npz\n" in said
+    assert list(rsb.cwd.iterdir()) == []
+
+
+def test_another_number_of_samples_is_refused_with_the_right_one(rsb, digits):
+    said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.train_samples=1400")
+    assert f"{digits}/train holds 1438 samples, the recipe says data.train_samples = 1400." in said
+    assert said.endswith("If this is the right data, add --set data.train_samples=1438.\n")
+    said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.num_classes=9")
+    assert "has a sample of class 9, the recipe says data.num_classes = 9. Use --set data.num_classes=10." in said
+
+
+def test_a_set_without_its_validation_part_is_named(rsb, digits):
+    shutil.copytree(digits / "train", rsb.cwd / "half" / "train")
+    said = rsb.error("submit", "--recipe", "fashion-mnist", "--job", "local", "--data", "half", code=1)
+    assert f"there is no {rsb.cwd}/half/val/index.npz" in said
+
+
+def test_a_model_that_timm_does_not_know_is_refused_with_the_nearest(rsb):
+    said = rsb.error("submit", "--recipe", "a1", "--job", "slurm", "--model", "resnet5", "--dry-run")
+    assert re.search(r"model.name = 'resnet5': timm has no such model. Did you mean 'resnet\w*'\?\n$", said)
+
+
+def test_a_model_that_takes_one_size_only_is_refused_with_what_to_do(rsb):
+    said = rsb.error("submit", "--recipe", "a3", "--job", "slurm", "--model", "deit_small_patch16_224", "--dry-run")
+    assert "model.name = 'deit_small_patch16_224' does not take images of 160 px" in said
+    assert "add --set model.kwargs.dynamic_img_size=true" in said
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_refused(rsb, digits):
+    (rsb.cwd / "file").write_text("precious")
+    said = rsb.error("submit", "--recipe", "digits", "--job", "local", "--data", str(digits), "--runs", "file", code=1)
+    assert f"cannot use {rsb.cwd}/file/probe-" in said and said.endswith("Choose another folder.\n")
+    assert [path.name for path in rsb.cwd.iterdir()] == ["file"]
+
+
+def test_a_machine_without_slurm_is_told_so(rsb, digits):
+    rsb.env["PATH"] = "/nonexistent"
+    said = rsb.error("submit", "--recipe", "digits", "--job", "slurm-cpu", "--data", str(digits), code=1)
+    assert "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local." in said
+    assert list(rsb.cwd.iterdir()) == []
+
+
+# --- what it says when all is well ----------------------------------------------------------------------------------
+
+
+def test_the_dry_run_of_a1_on_four_nodes_says_what_it_will_be(rsb):
+    done = rsb.run("submit", "--recipe", "a1", "--nodes", "4", "--dry-run", "--images-per-s", "1000")
+    lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in done.stdout.split("\n\n")[0].splitlines()}
+    assert lines["resources"] == "4 nodes × 8 GPUs = 32 ranks, back end slurm"
+    assert lines["steps"] == "375,000 (600 epochs of 625)"
+    assert lines["global batch"] == "2048 = 32 virtual ranks × 64 images"
+    assert lines["images"] == "768,000,000"
+    assert lines["model"] == "resnet50, 25.6 M parameters"
+    assert lines["data"] == f"{rsb.cwd}/data/imagenet-1k (NOT FOUND)"
+    assert lines["runs"] == f"{rsb.cwd}/runs/a1-resnet50-s0-unknown (new)"
+    assert lines["cost"].startswith("213.3 GPU-hours at 1000 images/s and GPU, 6.7 h on 32 of them")
+    assert (
+        f"note: no shards of 'imagenet-1k' were found. Looked for\n  {rsb.cwd}/data/imagenet-1k/train/" in done.stdout
+    )
+    assert "optimizer.lr = 0.005" in done.stdout
+    assert "\n#SBATCH --nodes=4\n" in done.stdout and "\n#SBATCH --gpus-per-node=8\n" in done.stdout
+    assert "modified" not in lines
+    recipe, job = done.stderr.splitlines()
+    assert recipe.startswith("recipe /") and recipe.endswith("/a1.toml")
+    assert job.startswith("job /") and job.endswith("/slurm.toml")
+    assert list(rsb.cwd.iterdir()) == [], "a dry run writes nothing"
+
+
+def test_the_dry_run_as_json_says_the_same(rsb):
+    found = rsb.json("submit", "--recipe", "a1", "--nodes", "4", "--dry-run", "--json", "--seeds", "3",
+                     "--set", "optimizer.lr=4e-3", "--set", "job.slurm.partition=gpu", "--data", "s3/x")  # fmt: skip
+    assert [found[key] for key in ("nodes", "world_size", "global_batch", "virtual_ranks")] == [4, 32, 2048, 32]
+    assert [found[key] for key in ("epochs", "steps_per_epoch", "steps", "images")] == [600, 625, 375_000, 768_000_000]
+    assert found["data"] == f"{rsb.cwd}/s3/x" and found["data_found"] is False
+    assert found["modified"] == {"optimizer.lr": [5e-3, 4e-3]}
+    assert found["recipe"]["optimizer"]["lr"] == 4e-3
+    assert [run["seed"] for run in found["runs"]] == [0, 1, 2]
+    assert "#SBATCH --array=0-2%3\n" in found["script"] and "#SBATCH --partition=gpu\n" in found["script"]
+    assert found["gpu_hours"] is None
+    assert list(rsb.cwd.iterdir()) == []
+
+
+def test_data_that_is_there_is_found_and_names_the_run(rsb, digits):
+    found = rsb.json("submit", "--recipe", "digits", "--job", "local", "--data", str(digits), "--dry-run", "--json")
+    assert found["data_found"] is True and found["notes"] == []
+    assert re.fullmatch("digits-resnet10t-s0-[0-9a-f]{8}", found["runs"][0]["run_id"])
+    assert found["script"] is None
+    assert found["steps"] == 25 * 22
+
+
+def test_an_empty_folder_has_no_runs(rsb):
+    done = rsb.run("status")
+    assert (done.stdout, done.stderr) == ("", "there are no runs yet\n")
+    assert rsb.json("status", "--json") == []
+
+
+def test_lists_and_tables_are_data(rsb):
+    for kind, names in (
+        ("recipes", {"a1", "a2", "a3", "deit", "digits", "fashion-mnist"}),
+        ("jobs", {"local", "slurm"}),
+    ):
+        done = rsb.run(kind, "list")
+        assert names <= {line.split()[0] for line in done.stdout.splitlines()}
+        assert done.stderr == ""
+    done = rsb.run("jobs", "show", "slurm")
+    assert done.stdout.startswith("# GPU nodes") and done.stderr.endswith("/slurm.toml\n")
+    assert rsb.json("jobs", "show", "slurm", "--json")["gpus_per_node"] == 8
+    assert rsb.json("recipes", "show", "a1", "--json")["optimizer"]["lr"] == 5e-3
+
+
+@pytest.mark.parametrize(("kind", "name"), [("recipes", "a1"), ("jobs", "slurm")])
+def test_copy_refuses_to_overwrite(rsb, kind, name):
+    done = rsb.run(kind, "copy", name, "mine.toml")
+    assert done.stdout == "" and done.stderr.endswith(f"{name}.toml to mine.toml\n")
+    before = (rsb.cwd / "mine.toml").read_bytes()
+    assert rsb.error(kind, "copy", "digits" if kind == "recipes" else "local", "mine.toml") == (
+        "Error: mine.toml exists already. Give another name.\n"
+    )
+    assert (rsb.cwd / "mine.toml").read_bytes() == before

@@ -1,0 +1,94 @@
+"""Each module can be imported alone, and the command line answers without loading what it does not need."""
+
+import json
+import os
+import pkgutil
+import resource
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import rsb_cluster
+from tests.command import ROOT
+
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(rsb_cluster.__path__, "rsb_cluster.") if not m.name.endswith("__main__")
+)
+HEAVY_MODULES = [name for name in MODULES if name.startswith("rsb_cluster.train")]
+LIGHT_MODULES = [name for name in MODULES if name not in HEAVY_MODULES]
+
+HEAVY = (
+    "torch", "torchvision", "timm", "numpy", "webdataset", "submitit", "s3fs", "botocore", "sklearn", "PIL",
+)  # fmt: skip
+
+# Each in a child of one fresh interpreter that has imported nothing of ours.
+EACH_ALONE = """
+import importlib, os, sys, traceback
+for name in sys.argv[1:]:
+    if not (child := os.fork()):
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{name} cannot be imported alone")
+"""
+
+
+def python(*args: str, cwd: object = None) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_package_has_modules():
+    assert len(LIGHT_MODULES) > 20 and len(HEAVY_MODULES) > 8
+
+
+def test_each_module_imports_alone_and_without_a_warning():
+    assert python("-W", "error", "-c", EACH_ALONE, *LIGHT_MODULES).stderr == ""
+
+
+def test_each_module_of_training_imports_alone():
+    """Torch and timm are loaded once; their own warnings are not ours."""
+    python("-c", "import torch, torchvision, timm, webdataset\n" + EACH_ALONE, *HEAVY_MODULES)
+
+
+SAY_MODULES = """
+import json, sys
+from rsb_cluster.cli import main
+main(sys.argv[1:], standalone_mode=False)
+sys.stderr.write("\\n" + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"], ["submit", "--help"], ["recipes", "list"], ["recipes", "show", "a1"],
+        ["recipes", "diff", "a1", "a2"], ["jobs", "list"], ["jobs", "show", "slurm"], ["status"], ["collect"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_light_command_loads_nothing_heavy(tmp_path, command):
+    done = python("-c", SAY_MODULES, *command, cwd=tmp_path)
+    loaded = json.loads(done.stderr.splitlines()[-1])
+    assert "click" in loaded
+    assert sorted(set(HEAVY) & set(loaded)) == []
+
+
+def test_help_takes_less_than_a_third_of_a_second(tmp_path):
+    """Time on the processor, as the machine may have other work."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        python("-m", "rsb_cluster", "--help", cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert statistics.median(seconds() for _ in range(5)) < 0.3

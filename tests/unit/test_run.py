@@ -1,0 +1,183 @@
+"""Runs are found by what a user types, and their small files are read back as they were written."""
+
+import json
+
+import pytest
+
+from rsb_cluster import catalog
+from rsb_cluster.errors import ConfigError, MissingError, StorageError
+from rsb_cluster.run import Attempt, Run, Spec, Submission, check_same, find_runs, list_runs
+
+IDS = ("a1-resnet50-s0-00000000", "a1-resnet50-s1-11111111", "a2-resnet50-s0-22222222")
+
+
+def make(runs, run_id, *assignments):
+    run = Run.at(runs, run_id)
+    spec = Spec(
+        run_id=run_id, seed=3, virtual_ranks=4, data="s3://b/d", train_digest="t", val_digest="v",
+        modified={"optimizer.lr": (5e-3, 4e-3), "loss.name": ("bce", "ce")},
+        code={"version": "1"}, packages={"torch": "2"}, created=12.5,
+    )  # fmt: skip
+    run.create(catalog.load_recipe("a1", assignments=assignments).recipe, spec)
+    return run, spec
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder with three runs, and with what else may lie there."""
+    for run_id in IDS:
+        make(tmp_path, run_id)
+    (tmp_path / "submissions" / "x").mkdir(parents=True)
+    (tmp_path / "not-a-run").mkdir()
+    (tmp_path / "half-made").mkdir()
+    (tmp_path / "half-made" / "recipe.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("")
+    return tmp_path
+
+
+def found(runs, *names):
+    return [run.run_id for run in find_runs(str(runs), names)]
+
+
+def test_without_a_name_all_are_found(runs):
+    assert found(runs) == list(IDS)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([IDS[1]], [IDS[1]]),
+        ([IDS[1] + "/"], [IDS[1]]),
+        (["a1-resnet50-s1"], [IDS[1]]),
+        (["a1"], [IDS[0], IDS[1]]),
+        (["*s0*"], [IDS[0], IDS[2]]),
+        (["a?-resnet50-s[01]-*"], list(IDS)),
+        (["a2", "a1"], [IDS[2], IDS[0], IDS[1]]),
+        (["a1", IDS[0], "a1*"], [IDS[0], IDS[1]]),
+        (["*"], list(IDS)),
+    ],
+)
+def test_a_run_is_found_by_id_beginning_and_glob(runs, names, expected):
+    assert found(runs, *names) == expected
+
+
+def test_a_run_is_found_by_path(runs, tmp_path, monkeypatch):
+    assert found("/nonexistent", f"{runs}/{IDS[1]}") == [IDS[1]]
+    assert found("/nonexistent", f"{runs}/{IDS[1]}/") == [IDS[1]]
+    assert found("/nonexistent", f"file://{runs}/{IDS[1]}") == [IDS[1]]
+    monkeypatch.chdir(runs)
+    assert found("/nonexistent", f"./{IDS[1]}") == [IDS[1]]
+    monkeypatch.chdir(runs.parent)
+    (run,) = find_runs("/nonexistent", (f"{runs.name}/{IDS[1]}",))
+    assert run.url == f"{runs}/{IDS[1]}"
+    with pytest.raises(ConfigError, match="there is no run at x/y"):
+        found(runs, "x/y")
+
+
+def test_an_exact_id_is_not_taken_for_a_beginning(runs):
+    make(runs, IDS[0] + "1")
+    assert found(runs, IDS[0]) == [IDS[0]]
+
+
+def test_an_unknown_run_is_refused_with_the_nearest(runs):
+    with pytest.raises(ConfigError) as caught:
+        found(runs, "a1-resnet50-s0-00000001")
+    assert str(caught.value) == (
+        f"no run in {runs} matches 'a1-resnet50-s0-00000001'. Did you mean '{IDS[0]}'? "
+        "3 runs are there; 'rsb-cluster status' lists them."
+    )
+    with pytest.raises(ConfigError, match=r"matches 'zzz'\. 3 runs are there"):
+        found(runs, "a1", "zzz")
+
+
+@pytest.mark.parametrize("name", ["", "/"])
+def test_an_empty_name_is_not_all_runs(runs, name):
+    """``rsb-cluster cancel "$RUN"`` with a variable that is not set."""
+    with pytest.raises(ConfigError, match="a run's name is empty"):
+        found(runs, name)
+
+
+def test_no_folder_of_runs_is_no_runs(tmp_path):
+    assert found(tmp_path / "nothing") == []
+    with pytest.raises(ConfigError, match="0 runs are there"):
+        found(tmp_path / "nothing", "x")
+
+
+def test_a_run_is_read_as_it_was_written(anywhere):
+    assert list_runs(anywhere.url) == []
+    run, spec = make(anywhere.url, IDS[0], "optimizer.lr=4e-3", "model.kwargs.x=[1, 2]")
+    make(anywhere.url, IDS[1])
+    anywhere.write_bytes("submissions/x.json", b"")
+    anywhere.write_bytes("other/x", b"")
+    assert [r.run_id for r in list_runs(anywhere.url)] == [IDS[0], IDS[1]]
+    assert [r.run_id for r in find_runs("/nonexistent", (f"{anywhere.url}/{IDS[1]}",))] == [IDS[1]]
+    assert run.exists() and not Run.at(anywhere.url, "x").exists()
+    assert run.url == f"{anywhere.url}/{IDS[0]}"
+    assert run.spec() == spec
+    assert run.recipe() == catalog.load_recipe("a1", assignments=["optimizer.lr=4e-3", "model.kwargs.x=[1, 2]"]).recipe
+    assert run.result() is None
+    assert run.submissions() == run.attempts() == []
+    run.store.write_json("result.json", {"top1": 80.4})
+    assert run.result() == {"top1": 80.4}
+
+
+def test_the_spec_is_what_makes_a_run_exist(tmp_path):
+    run, _ = make(tmp_path, IDS[0])
+    (tmp_path / IDS[0] / "spec.json").unlink()
+    assert not run.exists()
+    with pytest.raises(MissingError):
+        run.spec()
+
+
+def submission(job_id, time):
+    return Submission(backend="slurm", job_id=job_id, folder="/f", shape="1 node × 1 GPUs", time=time)
+
+
+def test_submissions_are_in_order_of_time_even_within_a_second(anywhere):
+    run = Run.at(anywhere.url, "r")
+    expected = [submission("999", 1e9), submission("1000", 1e9 + 0.2), submission("5_1", 1e9 + 7), submission("3", 2e9)]
+    for one in reversed(expected):
+        run.add_submission(one)
+    assert run.submissions() == expected
+
+
+def attempt(number):
+    return Attempt(number=number, job_id="7", world_size=2, hosts=("a", "b"), started=1.0, start_step=0)
+
+
+def test_failures_of_ranks_are_not_attempts(anywhere):
+    run = Run.at(anywhere.url, "r")
+    for number in (2, 1, 10):
+        run.write_attempt(attempt(number))
+    run.store.write_json("attempts/0001-rank00003.json", {"message": "three"})
+    run.store.write_json("attempts/0001-rank00000.json", {"message": "none"})
+    run.store.write_json("attempts/0010-rank00001.json", {"message": "one"})
+    assert [a.number for a in run.attempts()] == [1, 2, 10]
+    assert run.rank_failures(1) == {0: {"message": "none"}, 3: {"message": "three"}}
+    assert run.rank_failures(2) == {}
+    assert run.rank_failures(10) == {1: {"message": "one"}}
+    ended = attempt(2).model_copy(update={"cause": "preempted", "end_step": 40, "message": "é"})
+    run.write_attempt(ended)
+    assert run.attempts()[1] == ended
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "spec.json"])
+def test_a_file_that_was_edited_by_hand_is_named(tmp_path, name):
+    run, _ = make(tmp_path, IDS[0])
+    path = tmp_path / IDS[0] / name
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"x": 1}))
+    read = {"recipe.json": run.recipe, "spec.json": run.spec}[name]
+    with pytest.raises(ConfigError, match=f"{name}: unknown key 'x'"):
+        read()
+    path.write_text("{")
+    with pytest.raises(StorageError, match=f"{name} is not JSON"):
+        read()
+
+
+def test_another_science_in_a_runs_folder_is_refused(tmp_path):
+    run, _ = make(tmp_path, IDS[0])
+    check_same(run, catalog.load_recipe("a1").recipe)
+    check_same(run, catalog.load_recipe("a1", assignments=["description=other", "paper="]).recipe)
+    with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
+        check_same(run, catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe)

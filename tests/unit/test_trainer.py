@@ -1,0 +1,194 @@
+"""The training loop in this process: resuming at any step leaves no trace, with every option that has state."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rsb_cluster import checkpoint
+from rsb_cluster.catalog import load_job, load_recipe
+from rsb_cluster.data.index import load_index
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.metrics import MetricsWriter, Row, read_rows
+from rsb_cluster.run import Attempt, Cause, Run, Spec
+from rsb_cluster.storage import Store
+from rsb_cluster.train.distributed import Group, Ranks
+from rsb_cluster.train.state import from_files
+from rsb_cluster.train.stopping import StopFlag
+from rsb_cluster.train.trainer import DivergedError, Trainer
+
+CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "attempt")
+SMALL = (
+    "data.train_samples=420",
+    "data.val_samples=120",
+    "data.shuffle_samples=90",
+    "schedule.epochs=3",
+    "eval.every_epochs=1",
+)
+STEPS = 6  # of an epoch: 420 // 64
+EVALUATION = 2  # batches: 120 images in batches of 64
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """420 of the digits to train on, 120 to evaluate: enough for the machinery."""
+    folder = tmp_path_factory.mktemp("few-digits")
+    sizes = {"train": 420, "val": 120}
+    sources = {name: dataclasses.replace(s, num_samples=sizes[name]) for name, s in open_set("digits").items()}
+    make_set(sources, Store(folder), shard_samples=50)
+    return folder
+
+
+class StopAfter(StopFlag):
+    """Is set when it has been asked so many times: once a step, and once a batch of an evaluation."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def counts(self) -> list[float]:
+        self._left -= 1
+        if self._left == 0:
+            self.cause = "preempted"
+        return super().counts()
+
+
+class Lab:
+    """Runs attempts of one run in this process."""
+
+    def __init__(self, folder: Path, data: Path, *assignments: str) -> None:
+        resolved = load_recipe("digits", assignments=[*SMALL, *assignments])
+        self.recipe = resolved.recipe
+        self.job, _ = load_job("local", assignments=["log_every_steps=1"])
+        self.run = Run(Store(folder), folder.name)
+        index = {name: load_index(Store(data / name)).digest for name in ("train", "val")}
+        self.spec = Spec(
+            run_id=folder.name, seed=0, virtual_ranks=4, data=str(data),
+            train_digest=index["train"], val_digest=index["val"],
+        )  # fmt: skip
+        self.run.create(self.recipe, self.spec)
+
+    def attempt(self, flag: StopFlag | None = None) -> Cause:
+        """Train until finished or stopped."""
+        torch.set_num_threads(1)  # as many as the job's cpus_per_task
+        number = len(self.run.attempts()) + 1
+        ranks = Ranks(0, 0, 1, "test", number)
+        group = Group(ranks, self.run.store, wait_s=10, collective_s=10)
+        metrics = MetricsWriter(self.run.store, number)
+        trainer = Trainer(self.run, self.spec, self.recipe, self.job, group, flag or StopFlag(), metrics)
+        start = trainer.progress.step
+        cause = trainer.train()
+        end = trainer.progress.step
+        group.close()
+        self.run.write_attempt(
+            Attempt(
+                number=number,
+                job_id="test",
+                world_size=1,
+                hosts=(),
+                started=0,
+                start_step=start,
+                end_step=end,
+                cause=cause,
+            )  # fmt: skip
+        )
+        return cause
+
+    def state(self) -> dict[str, Any]:
+        found = checkpoint.read_latest(self.run.store.child("checkpoints"))
+        assert found is not None
+        return from_files(found, torch.device("cpu"))[1]
+
+    def rows(self) -> list[Row]:
+        return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(self.run)]
+
+
+def assert_bit_equal(one: Any, other: Any, where: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_bit_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_bit_equal(a, b, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+OPTIONS = {
+    "plain": (),
+    "ema": ("train.ema_decay=0.9",),
+    "repeated augmentation and drop-path": ("augment.repeats=3", "model.drop_path_rate=0.2"),
+    "fp16": ("train.amp=fp16", "model.name=test_resnet"),  # a CPU is slow in half precision
+    "bf16, clipping, smoothing": ("train.amp=bf16", "optimizer.clip_grad_norm=0.5", "loss.smoothing=0.1"),
+    "adamw, erasing, randaugment": (
+        "optimizer.name=adamw", "optimizer.lr=1e-3", "augment.erase_prob=0.5",
+        "augment.rand_augment=rand-m7-mstd0.5-inc1",
+    ),
+    "sgd, cross-entropy": (
+        "optimizer.name=sgd", "optimizer.lr=0.05", "loss.name=ce", "loss.targets=soft", "loss.smoothing=0.1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_a_run_stopped_twice_is_bit_equal_to_an_unbroken_one(
+    tmp_path: Path, digits: Path, options: tuple[str, ...]
+) -> None:
+    """Once in the middle of an epoch, once in the middle of an evaluation (which is then done anew)."""
+    unbroken, broken = Lab(tmp_path / "unbroken", digits, *options), Lab(tmp_path / "broken", digits, *options)
+    assert unbroken.attempt() == "finished"
+    assert broken.attempt(StopAfter(4)) == "preempted"
+    assert broken.attempt(StopAfter(STEPS - 4 + 1)) == "preempted"
+    assert broken.attempt() == "finished"
+    attempts = broken.run.attempts()
+    assert [(a.start_step, a.end_step) for a in attempts] == [(0, 4), (4, STEPS), (STEPS, 3 * STEPS)]
+    assert_bit_equal(broken.state(), unbroken.state())
+    assert broken.rows() == unbroken.rows()
+    assert [row["step"] for row in broken.rows() if row["kind"] == "eval"] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def test_the_whole_state_is_in_a_checkpoint(tmp_path: Path, digits: Path) -> None:
+    lab = Lab(tmp_path / "run", digits, "train.ema_decay=0.9", "train.amp=fp16", "schedule.warmup_epochs=0")
+    lab.attempt(StopAfter(3))
+    assert set(lab.state()) == {"model", "optimizer", "ema", "scaler"}
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once(tmp_path: Path, digits: Path) -> None:
+    lab = Lab(tmp_path / "run", digits, "optimizer.name=sgd", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) near step"):
+        lab.attempt()
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_used(tmp_path: Path, digits: Path) -> None:
+    lab, unbroken = Lab(tmp_path / "run", digits), Lab(tmp_path / "unbroken", digits)
+    unbroken.attempt()
+    lab.attempt(StopAfter(5))
+    lab.attempt(StopAfter(1 + EVALUATION + 4))
+    newest = tmp_path / "run" / "checkpoints" / checkpoint.folder_name(STEPS + 4) / "model.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert lab.attempt() == "finished"
+    assert lab.run.attempts()[-1].start_step == 5
+    assert (tmp_path / "run" / "checkpoints" / f"damaged-{checkpoint.folder_name(STEPS + 4)}").is_dir()
+    assert_bit_equal(lab.state(), unbroken.state())
+    steps = [row["step"] for row in lab.rows() if row["kind"] == "train"]
+    assert steps == list(range(1, 3 * STEPS + 1))
+
+
+def test_loader_workers_do_not_change_a_bit(tmp_path: Path, digits: Path) -> None:
+    one, other = Lab(tmp_path / "none", digits), Lab(tmp_path / "two", digits)
+    other.job = other.job.model_copy(update={"loader_workers": 2})
+    for lab in (one, other):
+        lab.recipe = lab.recipe.model_copy(
+            update={"augment": lab.recipe.augment.model_copy(update={"rand_augment": "rand-m7-mstd0.5-inc1"})}
+        )
+        assert lab.attempt() == "finished"
+    assert_bit_equal(one.state(), other.state())

@@ -314,6 +314,8 @@ def submit(
         shown = preview.as_dict(plan, images_per_s)
         click.echo(json.dumps(shown, indent=2) if as_json else preview.describe(plan, images_per_s))
         return
+    for note in plan.notes:
+        _say(f"note: {note}")
     verb.submit(plan)
     if as_json:
         click.echo(json.dumps(preview.as_dict(plan, images_per_s), indent=2))

@@ -129,7 +129,7 @@ class _Lines:
             if status.state != state or now - when >= PLAIN_EVERY_S:
                 self._last[status.run_id] = (status.state, now)
                 line = f"{status.run_id}: {status.state}, {_numbers(status)}"
-                self._console.print(line, soft_wrap=True, highlight=False)
+                self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def table(found: Sequence[Status]) -> Table:
@@ -141,9 +141,7 @@ def table(found: Sequence[Status]) -> Table:
         )
     colours = {"finished": "green", "running": "cyan", "failed": "red", "crashed": "red"}
     for s in found:
-        shown.add_row(
-            s.run_id,
-            Text(s.state, style=colours.get(s.state, "")),
+        cells = (
             str(s.attempt or "–"),
             f"{s.epoch:.1f}",
             f"{s.step}/{s.total_steps}",
@@ -153,4 +151,6 @@ def table(found: Sequence[Status]) -> Table:
             s.job_id or "–",
             s.cause or "–",
         )
+        # Text and not str: a message may hold brackets, which rich would take for markup.
+        shown.add_row(Text(s.run_id), Text(s.state, style=colours.get(s.state, "")), *map(Text, cells))
     return shown

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
@@ -24,6 +24,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """Posterize as Pillow did before version 13, which refuses the 0 bits that timm asks for at magnitude 10: black."""
+    return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
+
+
+auto_augment.NAME_TO_OP |= {
+    name: _posterize for name, operation in auto_augment.NAME_TO_OP.items() if operation is auto_augment.posterize
+}
 
 
 class TrainTransform:

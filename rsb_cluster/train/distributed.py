@@ -169,7 +169,9 @@ def lost_peers_named():  # type: ignore[no-untyped-def]
         yield
     except (dist.DistError, RuntimeError) as error:
         if is_lost_peer(error):
-            raise LostPeerError(f"another rank is gone: {str(error).splitlines()[0]}") from error
+            # gloo adds advice of its own, which does not help here.
+            reason = str(error).splitlines()[0].partition(". This is typically")[0]
+            raise LostPeerError(f"another rank is gone: {reason}") from error
         raise
 
 

@@ -102,7 +102,7 @@ def test_ctrl_c_saves_and_a_second_submit_goes_on_elsewhere(rsb: RsbCluster, dig
     assert attempts[0].end_step == attempts[1].start_step
     assert [row["step"] for row in rows_of(run)] == [row["step"] for row in rows_of(unbroken)]
     for mine, theirs in zip(rows_of(run), rows_of(unbroken), strict=True):
-        # The sums of four processes are rounded otherwise than those of two, and training amplifies that with each step.
+        # Four processes round sums otherwise than two, and training amplifies that with each step.
         tolerance = 1e-3 if mine["step"] <= attempts[0].end_step + 5 else 5e-2
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=tolerance), mine["step"]
 

@@ -153,10 +153,11 @@ def test_reading_goes_on_where_it_broke(data_set, proxy, kind, caplog):
     assert reader.retries == len(PASSING[kind]) == len(caplog.records)
     assert reader.requests == len(proxy.gets()) == 2 + reader.retries
     assert reader.bytes_read == index.shard_bytes.sum()
-    # What came before a break is not asked for again, but for the megabyte that was being read.
-    assert proxy.body_bytes <= reader.bytes_read + reader.retries * (MIB + (1 << 18))
     firsts = [r.first for r in proxy.gets() if "/a.tar" in r.path]
-    assert firsts == sorted(firsts) and (firsts[-1] > 0) == (kind not in NOTHING_CAME)
+    assert firsts == sorted(firsts)
+    if kind != "reset in mid-body":  # a reset takes with it what has come and was not yet read
+        assert proxy.body_bytes <= reader.bytes_read + reader.retries * (1 << 18), "nothing is asked for twice"
+        assert (firsts[-1] > 0) == (kind not in NOTHING_CAME)
 
 
 def test_more_breaks_than_tries_are_borne_as_long_as_bytes_come(data_set, proxy, monkeypatch):
@@ -194,7 +195,7 @@ def test_a_server_that_stays_broken_is_an_error_after_some_tries(data_set, proxy
     transfer = Transfer()
     with pytest.raises(StorageError) as caught:
         list(store.stream("a.tar", transfer=transfer))
-    assert str(caught.value) == f"cannot use {store.url}/a.tar: [Errno 16] reduce your request rate. Try again later."
+    assert str(caught.value) == f"cannot use {store.url}/a.tar: [Errno 16] broken by the proxy. Try again later."
     assert len(proxy.gets()) == transfer.requests == s3_module.TRIES
     proxy.faults.clear()
     proxy.break_next(*[Fault(cut=10)] * 100)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>reduce your request rate</Message></Error>"
+ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>broken by the proxy</Message></Error>"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class FaultyProxy:
             fault = self.faults.popleft() if matches and self.faults else Fault()
         self._closing.wait(fault.wait_s)
         if fault.status:
-            content = SLOW_DOWN % fault.code.encode()
+            content = ERROR % fault.code.encode()
             client.sendall(b"HTTP/1.1 %d Broken\r\nContent-Length: %d\r\n\r\n" % (fault.status, len(content)) + content)
             return
         server.sendall(head + body)

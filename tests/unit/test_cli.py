@@ -6,7 +6,9 @@ import shutil
 import click
 import pytest
 
+from rsb_cluster.catalog import load_recipe
 from rsb_cluster.cli import main
+from rsb_cluster.run import Attempt, Run, Spec
 
 LINES = re.compile(r"^(.+?)  +(.+(?:\n +.+)*)$", re.MULTILINE)
 
@@ -209,3 +211,17 @@ def test_copy_refuses_to_overwrite(rsb, kind, name):
         "Error: mine.toml exists already. Give another name.\n"
     )
     assert (rsb.cwd / "mine.toml").read_bytes() == before
+
+
+def test_a_message_with_brackets_does_not_break_the_table(rsb, tmp_path):
+    """gloo's errors hold paths in square brackets, which rich takes for markup."""
+    recipe = load_recipe("digits").recipe
+    run = Run.at(tmp_path / "runs", "digits-x-s0-00000000")
+    run.create(recipe, Spec(run_id=run.run_id, seed=0, virtual_ranks=4, data="", train_digest="", val_digest=""))
+    message = "another rank is gone: [/gloo/pair.cc:545] Read error"
+    run.write_attempt(
+        Attempt(
+            number=1, job_id="1", world_size=2, hosts=(), started=0, start_step=0, cause="lost peer", message=message
+        )
+    )
+    assert message in rsb("status")

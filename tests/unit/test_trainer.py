@@ -83,18 +83,17 @@ class Lab:
         cause = trainer.train()
         end = trainer.progress.step
         group.close()
-        self.run.write_attempt(
-            Attempt(
-                number=number,
-                job_id="test",
-                world_size=1,
-                hosts=(),
-                started=0,
-                start_step=start,
-                end_step=end,
-                cause=cause,
-            )  # fmt: skip
+        attempt = Attempt(
+            number=number,
+            job_id="test",
+            world_size=1,
+            hosts=(),
+            started=0,
+            start_step=start,
+            end_step=end,
+            cause=cause,
         )
+        self.run.write_attempt(attempt)
         return cause
 
     def state(self) -> dict[str, Any]:

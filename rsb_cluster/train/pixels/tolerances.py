@@ -2,6 +2,7 @@
 
 Seen with timm 1.0.31, Pillow 13.0.0, OpenCV 5.0.0 and torch 2.15.0, on photographs and on noise and patterns. What is
 not named is equal. Where the difference is 1, PIL's sum lies on a whole number, and its cut falls to either side.
+Rotate needs OpenCV 5: the bilinear remap of OpenCV 4 knows only 32nds of a pixel, and is off by up to several levels.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ EXACT = Tolerance(0, 0.0, 0, 0.0)
 
 # A mean grey that is off by one at a tie; strengths up to 20.
 _BLEND = Tolerance(3, 0.002, 3, 0.002)
-_SHIFT = Tolerance(1, 0.1, 1, 0.1)
+_SHEAR = Tolerance(1, 0.04, 1, 0.05)
+_TRANSLATE = Tolerance(1, 0.1, 1, 0.12)
 
 OPS: dict[str, Tolerance] = {
     "Color": _BLEND,
     "ColorIncreasing": _BLEND,
-    "ShearX": _SHIFT,
-    "ShearY": _SHIFT,
-    "TranslateX": _SHIFT,
-    "TranslateY": _SHIFT,
-    "TranslateXRel": _SHIFT,
-    "TranslateYRel": _SHIFT,
-    "Rotate": _SHIFT,
+    "ShearX": _SHEAR,
+    "ShearY": _SHEAR,
+    "TranslateX": _TRANSLATE,
+    "TranslateY": _TRANSLATE,
+    "TranslateXRel": _TRANSLATE,
+    "TranslateYRel": _TRANSLATE,
+    "Rotate": Tolerance(1, 0.003, 1, 0.01),
 }
 
 # Bicubic rotation lacks the mixed term of two axes; see ``affine``. All else is as with bilinear.

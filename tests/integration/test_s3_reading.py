@@ -1,5 +1,6 @@
 """Reading from a real S3 server through a proxy that breaks the connection: the right bytes, or a clear error soon."""
 
+import hashlib
 import io
 import os
 import signal
@@ -50,18 +51,35 @@ def shards():
     }, images
 
 
-@pytest.fixture
-def data_set(environment, s3_bucket, shards):
-    """A store with the two shards, their index, and the images."""
-    store = Store(f"s3://{s3_bucket}/a set")
+def upload(store, shards):
     for name, content in shards[0].items():
-        store.write_bytes(name, bytearray(content))
+        store.write_bytes(name, content)
     return store, build_index(store), shards[1]
 
 
+@pytest.fixture(scope="module")
+def uploaded(s3, shards):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        return upload(Store(f"s3://{s3.make_bucket('reading')}/a set"), shards)
+
+
 @pytest.fixture
-def proxy(s3, environment, data_set, monkeypatch):
-    """What the store of `data_set` talks to from now on."""
+def data_set(environment, uploaded):
+    """A store with the two shards, their index, and the images; it is that of other tests, too."""
+    return uploaded
+
+
+@pytest.fixture
+def own_set(environment, s3_bucket, shards):
+    """The same, to be changed."""
+    return upload(Store(f"s3://{s3_bucket}/own"), shards)
+
+
+@pytest.fixture
+def proxy(s3, environment, uploaded, monkeypatch):
+    """What stores talk to from now on."""
     with FaultyProxy(s3.endpoint, matching=".tar") as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -121,8 +139,8 @@ def test_a_stream_is_the_range(data_set, shards, start, stop):
     assert max(map(len, pieces), default=0) <= 300_000
 
 
-def test_an_empty_object_is_empty(data_set):
-    store, _, _ = data_set
+def test_an_empty_object_is_empty(environment, s3_bucket):
+    store = Store(f"s3://{s3_bucket}/own")
     store.write_bytes("empty.tar", b"")
     assert list(store.stream("empty.tar")) == []
 
@@ -181,6 +199,7 @@ def test_a_slow_answer_is_waited_for(data_set, proxy):
 
 def test_a_server_that_restarts_is_waited_for(data_set, proxy, monkeypatch):
     monkeypatch.setattr(s3_module, "FIRST_PAUSE_S", 0.1)
+    read_all(data_set)  # it takes a while to make a client
     proxy.refuse()
     threading.Timer(0.4, proxy.accept_again).start()
     assert read_all(data_set).retries >= 2
@@ -230,8 +249,8 @@ def test_a_refusal_is_an_error_at_once(data_set, proxy, status, code, error, mes
     assert len(proxy.gets()) == 1
 
 
-def test_a_missing_shard_and_a_truncated_one_are_named(data_set, shards):
-    store, index, images = data_set
+def test_a_missing_shard_and_a_truncated_one_are_named(own_set, shards):
+    store, index, images = own_set
     store.write_bytes("a.tar", shards[0]["a.tar"][: int(index.image_offsets[7]) + 9])
     store.delete("b.tar")
     reader = ShardReader(store, index)
@@ -243,16 +262,16 @@ def test_a_missing_shard_and_a_truncated_one_are_named(data_set, shards):
         reader.read(np.array([30]))
 
 
-def test_a_replaced_shard_is_named(data_set, shards):
-    store, index, _ = data_set
+def test_a_replaced_shard_is_named(own_set, shards):
+    store, index, _ = own_set
     store.write_bytes("a.tar", shards[0]["b.tar"])
     for numbers in ([3], [4, 5], range(20)):
         with pytest.raises(DataError, match=r"/a\.tar was replaced .*'k0\d' .* but there is 'k2\d\.jpg'"):
             ShardReader(store, index).read(np.array(numbers))
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_noticed(data_set, shards, proxy):
-    store, _, _ = data_set
+def test_an_object_that_is_replaced_while_it_is_read_is_noticed(own_set, shards, proxy):
+    store, _, _ = own_set
     proxy.break_next(Fault(cut=2 * MIB))
     stream = store.stream("a.tar")
     assert next(stream) == shards[0]["a.tar"][:MIB]
@@ -267,8 +286,8 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed(data_set, shards
         list(stream)
 
 
-def test_an_error_in_the_middle_of_an_opened_file_is_translated(data_set, proxy):
-    store, _, _ = data_set
+def test_an_error_in_the_middle_of_an_opened_file_is_translated(environment, s3_bucket, proxy):
+    store = Store(f"s3://{s3_bucket}/own")
     store.write_bytes("long.tar", bytes(20 * MIB))
     with store.open("long.tar") as file:
         assert file.read(10) == bytes(10)
@@ -319,7 +338,7 @@ def test_threads_read_ahead_through_faults(data_set, proxy):
 # --- with a cache ---------------------------------------------------------------------------------------------------
 
 PROCESS = """
-import sys
+import hashlib, sys
 from pathlib import Path
 import numpy as np
 from rsb_cluster.data.cache import ShardCache
@@ -330,7 +349,7 @@ store = Store(sys.argv[1])
 reader = ShardReader(store, load_index(store), cache=ShardCache(Path(sys.argv[2]), 1 << 30))
 print("up", flush=True)
 sys.stdin.readline()
-print(sum(map(sum, reader.read(np.arange(20)).values())), flush=True)
+print(hashlib.sha256(b"".join(reader.read(np.arange(20)).values())).hexdigest(), flush=True)
 """
 
 
@@ -355,7 +374,7 @@ def test_processes_of_a_node_download_a_shard_once(data_set, proxy, tmp_path):
     go(*children)
     for child in children:
         out, _ = child.communicate(timeout=30)
-        assert (child.returncode, int(out)) == (0, sum(map(sum, images[:20])))
+        assert (child.returncode, out.strip()) == (0, hashlib.sha256(b"".join(images[:20])).hexdigest())
     assert [(r.first, r.last) for r in proxy.gets()] == [(0, index.shard_bytes[0] - 1)]
 
 

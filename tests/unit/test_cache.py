@@ -123,7 +123,8 @@ def test_a_shard_that_is_too_large_is_left_in_the_store(store, folder):
     kept = put(store, "a.tar", b"a" * MIB)
     content_of(cache, store, kept)
     assert cache.open(store, *put(store, "b.tar", b"b" * (MIB + 1))) is None
-    assert content_of(cache, store, kept) == b"a" * MIB, "and does not drive out the others"
+    assert content_of(cache, store, kept) == b"a" * MIB
+    assert store.streamed == ["a.tar"], "and has not driven out the others"
 
 
 def test_who_reads_a_shard_goes_on_when_it_is_removed(store, folder):

@@ -211,7 +211,8 @@ def _find_data(recipe: Recipe, given: str, job: Job, *, dry_run: bool) -> tuple[
     looked = "\n".join(f"  {url}/train/{INDEX_NAME}" for url in candidates)
     message = (
         f"no shards of '{recipe.data.set}' were found. Looked for\n{looked}\n"
-        "Say where they are with --data, or make them with 'rsb-cluster shards make' (then 'shards index' is done)."
+        "Say where they are with --data, or make them with 'rsb-cluster shards make'. Shards without an index need "
+        "'rsb-cluster shards index'."
     )
     if dry_run:
         return DataSource(candidates[0]), [message]

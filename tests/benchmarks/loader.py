@@ -48,7 +48,7 @@ def timm_loader(data: Path, side: int, workers: int) -> Iterator[Any]:
 
     shards = len(list((data / "train").glob("*.tar")))
     dataset = create_dataset(
-        f"wds/{data / 'train'}", root=str(data / "train"), split=f"shard-{{000000..{shards - 1:06d}}}.tar:{SAMPLES}",
+        f"wds/{data / 'train'}", root=str(data / "train"), split=f"shard-{{000000..{shards - 1:06d}}}.tar|{SAMPLES}",
         is_training=True, batch_size=BATCH,
     )  # fmt: skip
     loader = create_loader(

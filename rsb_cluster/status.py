@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -117,15 +116,6 @@ def _status(folder: _Folder, states: list[str]) -> Status:
 def duration(seconds: float | None) -> str:
     """Return seconds as ``1:02:03``, or a dash."""
     return "–" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
-
-
-def wait_until_ended(runs: Sequence[Run], poll_s: float = 2.0) -> list[Status]:
-    """Wait until nobody works on the runs any more."""
-    while True:
-        found = read_status(runs)
-        if all(is_over(status) for status in found):
-            return found
-        time.sleep(poll_s)
 
 
 def is_over(status: Status) -> bool:

@@ -191,12 +191,14 @@ class Trainer:
         )
         self._say_start(stream)
         cause = self._evaluate_if_due()
+        early: Cause | None = None
         source = iter(self._batches(stream))
         while cause is None and self.progress.step < total:
             with lost_peers_named():
                 self._step(source)
             at_epoch_end = self.progress.step % per_epoch == 0
-            cause = self._account(self.exchange.take(all_=at_epoch_end))
+            cause = self._account(self.exchange.take(all_=at_epoch_end)) or early
+            early = None
             if self.progress.step % self.job.log_every_steps == 0 or at_epoch_end:
                 cause = self._account(self.exchange.take(all_=True)) or cause
                 self._log_train()
@@ -204,7 +206,9 @@ class Trainer:
                 self.progress.bad_samples = 0
                 cause = cause or self._evaluate_if_due()
             elif cause is None and self.saver is not None and self.saver.is_due(self.progress.step):
-                cause = self._account(self.exchange.take(all_=True))
+                # Only rank 0 is here. On a GPU the others read this step's numbers one step later, and all must leave
+                # the loop after the same step: what rank 0 learns now it acts on then.
+                early = self._account(self.exchange.take(all_=True))
                 self.saver.save(self.progress, self._tensors(), wait=False)
         return self._finish(cause)
 

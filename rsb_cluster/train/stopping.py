@@ -27,8 +27,8 @@ class StopFlag:
     Installing it replaces submitit's handlers, which ignore SIGTERM and save in the middle of whatever runs.
 
     Args:
-        limit_s: Seconds after which SIGUSR2 announces the time limit. A site may also send SIGUSR2 for a preemption
-            (``preempt_send_user_signal``); before this time it can only be that.
+        limit_s: Seconds after which SIGUSR2 can announce the time limit. A site may also send SIGUSR2 for a preemption
+            (``preempt_send_user_signal``); before this time it is only that.
     """
 
     def __init__(self, limit_s: float = 0.0) -> None:

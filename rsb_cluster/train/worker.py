@@ -40,6 +40,9 @@ EXIT_OF: dict[Cause, int] = {
     "stopped": EXIT_STOPPED,
 }
 
+# Slurm may send the signal ahead of a time limit up to 60 s early (sbatch --signal); the rest is for Python's start.
+SIGNAL_SLACK_S = 90
+
 
 class _CrashLoopError(RsbError):
     """The last attempts crashed without a new step."""
@@ -54,7 +57,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
         job_values: The job's fields.
     """
     job = validate(Job, job_values, "the submitted job")
-    flag = StopFlag(limit_s=job.time_min * 60 - job.signal_delay_s - 30)
+    flag = StopFlag(limit_s=job.time_min * 60 - job.signal_delay_s - SIGNAL_SLACK_S)
     flag.install()
     run = Run(Store(run_url), run_id)
     ranks = Ranks.from_environment()

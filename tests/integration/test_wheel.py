@@ -95,9 +95,8 @@ def test_the_sdist_holds_what_is_needed_to_build_and_to_test(dist):
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert len(names) == len(set(names))
     assert {f"recipes/{name}.toml" for name in RECIPES} | {f"jobs/{name}.toml" for name in JOBS} <= set(names)
-    assert {"pyproject.toml", "README.md", "LICENSE", "rsb_cluster/cli.py", "tests/conftest.py", "PKG-INFO"} <= set(
-        names
-    )
+    expected = {"pyproject.toml", "README.md", "LICENSE", "rsb_cluster/cli/__init__.py", "tests/conftest.py"}
+    assert expected <= set(names)
     assert not [
         name for name in names if "__pycache__" in name or name.startswith((".venv", "dist/", "runs/", "data/"))
     ]

@@ -1,0 +1,50 @@
+"""The command line: parse, one call, print. No logic, and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rsb_cluster import __version__
+from rsb_cluster.cli import catalog, results, runs, shards, submit
+from rsb_cluster.errors import RsbError
+
+
+class ErrorGroup(click.Group):
+    """Shows our errors as one message and exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RsbError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = error.exit_code  # type: ignore[misc]  # Click's documented way to choose the code
+            raise shown from error
+
+
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="rsb-cluster")
+def main() -> None:
+    r"""Train the recipes of "ResNet strikes back" on a laptop, on Slurm or on preemptible machines.
+
+    \b
+    rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes
+    rsb-cluster submit --recipe a1 --nodes 4 --dry-run  what would be sent to Slurm
+    rsb-cluster collect                                 finished runs against the paper's numbers
+    """
+
+
+for _command in (
+    catalog.recipes,
+    catalog.jobs,
+    shards.shards,
+    submit.submit,
+    runs.status,
+    runs.logs,
+    runs.cancel,
+    runs.preempt,
+    results.collect,
+):
+    main.add_command(_command)

@@ -1,0 +1,161 @@
+"""Commands that list, show, compare and copy recipes and jobs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rsb_cluster.cli.terminal import console, new_table, say
+from rsb_cluster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rsb_cluster.catalog import Kind
+
+
+@click.group()
+def recipes() -> None:
+    """What to train: list, show, compare and copy recipes."""
+
+
+@click.group()
+def jobs() -> None:
+    """Where to train: list, show and copy jobs."""
+
+
+@recipes.command("list")
+def recipes_list() -> None:
+    """Name all recipes that can be used here, and their files."""
+    _list("recipes")
+
+
+@recipes.command("show")
+@click.argument("name")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field, as in submit.")
+@click.option("--model", default="", help="Any timm model, as in submit.")
+@click.option("--json", "as_json", is_flag=True, help="The resolved recipe as JSON.")
+def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: bool) -> None:
+    r"""Show a recipe's values with their sources; what the paper leaves open is marked.
+
+    \b
+    rsb-cluster recipes show a1
+    rsb-cluster recipes show a1 --set optimizer.lr=4e-3 --json
+    """
+    from rich.text import Text
+
+    from rsb_cluster import catalog
+    from rsb_cluster.recipe import flatten
+
+    resolved = catalog.load_recipe(name, model=model or None, assignments=assignments)
+    if as_json:
+        click.echo(resolved.recipe.model_dump_json(indent=2))
+        return
+    say(f"{resolved.path}")
+    notes = catalog.notes(resolved.path)
+    written = flatten(catalog.load_recipe(name).recipe)
+    table = new_table("field", "value", "source")
+    for key, value in flatten(resolved.recipe).items():
+        note = Text(notes.get(key, ""))
+        if written[key] != value:
+            note = Text.assemble(("modified", "yellow"), f", in the file {written[key]!r}")
+        elif is_open := re.search(r"\bopen\b", note.plain):
+            before, after = note.plain[: is_open.start()], note.plain[is_open.end() :]
+            note = Text.assemble(before, ("open in the paper", "magenta"), after)
+        table.add_row(key, Text(json.dumps(value, ensure_ascii=False)), note)
+    console().print(table)
+
+
+@recipes.command("diff")
+@click.argument("one")
+@click.argument("other")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def recipes_diff(one: str, other: str, as_json: bool) -> None:
+    r"""Print the fields in which two recipes differ.
+
+    \b
+    rsb-cluster recipes diff a1 a2
+    """
+    from rich.text import Text
+
+    from rsb_cluster import catalog
+    from rsb_cluster.recipe import flatten
+
+    left, right = (flatten(catalog.load_recipe(name).recipe) for name in (one, other))
+    described = ("name", "description", "paper")
+    rows = {key: (left[key], right[key]) for key in left if key not in described and left[key] != right[key]}
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = new_table("field", Text(one), Text(other))
+    for key, (a, b) in rows.items():
+        table.add_row(key, Text(json.dumps(a)), Text(json.dumps(b)))
+    console().print(table)
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("dest", type=click.Path(path_type=Path))
+def recipes_copy(name: str, dest: Path) -> None:
+    """Copy a recipe to a file or folder, to change it there."""
+    _copy("recipes", name, dest)
+
+
+@jobs.command("list")
+def jobs_list() -> None:
+    """Name all jobs that can be used here, and their files."""
+    _list("jobs")
+
+
+@jobs.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The resolved job as JSON.")
+def jobs_show(name: str, as_json: bool) -> None:
+    """Show a job's file, with its comments."""
+    from rsb_cluster import catalog
+
+    job, path = catalog.load_job(name)
+    say(str(path))
+    click.echo(job.model_dump_json(indent=2) if as_json else path.read_text().rstrip())
+
+
+@jobs.command("copy")
+@click.argument("name")
+@click.argument("dest", type=click.Path(path_type=Path))
+def jobs_copy(name: str, dest: Path) -> None:
+    """Copy a job to a file or folder, to change it there."""
+    _copy("jobs", name, dest)
+
+
+def _list(kind: Kind) -> None:
+    from rich.text import Text
+
+    from rsb_cluster import catalog
+    from rsb_cluster.recipe import parse_toml
+
+    table = new_table("name", "description", "file")
+    for name, path in catalog.available(kind).items():
+        try:
+            description = str(parse_toml(path).get("description", ""))
+        except ConfigError as error:  # one broken file is no reason to hide all others
+            description = str(error)
+        table.add_row(Text(name), Text(description), Text(str(path)))
+    console().print(table)
+
+
+def _copy(kind: Kind, name: str, dest: Path) -> None:
+    import shutil
+
+    from rsb_cluster import catalog
+
+    path = catalog.find(kind, name)
+    target = dest / path.name if dest.is_dir() else dest
+    if target.exists():
+        raise ConfigError(f"{target} exists already. Give another name.")
+    try:
+        shutil.copyfile(path, target)
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}.") from error
+    say(f"copied {path} to {target}")

@@ -1,0 +1,35 @@
+"""Commands that turn runs into tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsb_cluster.cli.terminal import find, run_arguments, runs_option, say
+
+
+@click.command()
+@run_arguments
+@runs_option
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "csv", "json", "md"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
+def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None) -> None:
+    """Make a table of runs: final top-1, mean ± std over seeds, against the paper's number."""
+    from rsb_cluster.collect import collect as verb
+    from rsb_cluster.collect import render
+
+    collected = verb(find(names, runs))
+    if output is None:
+        click.echo(render(collected, format_), nl=False)
+    else:
+        output.write_text(render(collected, format_, terminal=False), encoding="utf-8")
+        say(f"wrote {output}")

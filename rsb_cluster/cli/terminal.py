@@ -1,0 +1,77 @@
+"""What the commands share: talking to the terminal, and finding the runs that are meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsb_cluster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from rsb_cluster.run import Run
+
+runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
+run_arguments = click.argument("names", nargs=-1, metavar="[RUN]...")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console on standard output or standard error; a file has no width to respect."""
+    from rich.console import Console
+
+    opened = Console(stderr=stderr)
+    return opened if opened.is_terminal else Console(stderr=stderr, width=10_000)
+
+
+def say(text: str) -> None:
+    """Talk goes to standard error; standard output is for data."""
+    click.echo(text, err=True)
+
+
+def new_table(*columns: str | Text) -> Any:
+    """Return an empty table in the style of all commands."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal while the block runs; call what it gives with (done, total)."""
+    from rich.progress import Progress
+
+    shown_on = console(stderr=True)
+    with Progress(console=shown_on, transient=True, disable=not shown_on.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def runs_url(runs: str) -> str:
+    """Return where the runs are: the option, ``RSB_RUNS``, or the default."""
+    from rsb_cluster.run import default_runs
+
+    return runs or os.environ.get("RSB_RUNS") or default_runs()
+
+
+def find(names: tuple[str, ...], runs: str) -> list[Run]:
+    """Return the runs that names stand for; all without a name."""
+    from rsb_cluster.run import find_runs
+
+    return find_runs(runs_url(runs), names)
+
+
+def find_one(name: str, runs: str) -> Run:
+    """Return the one run that a name stands for."""
+    found = find((name,), runs)
+    if len(found) > 1:
+        raise ConfigError(f"'{name}' matches {len(found)} runs: {', '.join(r.run_id for r in found)}. Name one.")
+    return found[0]

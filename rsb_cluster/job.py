@@ -39,7 +39,11 @@ class Job(Section):
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
     log_every_steps: Count = 50
     rendezvous_s: Count = Field(600, description="how long ranks wait for each other at the start, s")
-    collective_s: Count = Field(600, description="how long a rank waits for its peers in a step, s")
+    collective_s: Count = Field(900, description="how long a rank waits for its peers in a step, s")
+    watchdog_s: int = Field(600, ge=0, description="a rank that stands still for so long ends the attempt, s; 0: off")
+    grace_s: int = Field(0, ge=0, description="what the site leaves a preempted job before it is killed, s; 0: unknown")
+    max_preemptions: int = Field(0, ge=0, description="preemptions of a job that end the run; 0: unlimited")
+    log_samples: bool = Field(False, description="note what each micro-batch held, in the run's folder")
     submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")
     data: str = Field("", description="root of the data sets where --data is not given")
     runs: str = Field("", description="folder of the runs where --runs is not given")

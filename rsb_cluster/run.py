@@ -5,9 +5,11 @@ In ``<runs>/<run_id>/`` lie:
 - ``recipe.json``, ``spec.json``: written once, at the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
 - ``cancelled.json``: the job that the user ended last
-- ``attempts/0001.json``: one per start by a scheduler; ``0001-rank00003.json`` where a rank failed
-- ``checkpoints/step-00001200/``: files, and ``manifest.json`` last
+- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
+  what is known of a rank that failed
+- ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1
+- ``samples/0001-rank00000.jsonl``: what each micro-batch held, where the job has ``log_samples``
 - ``logs/0001-rank00000.log``: per attempt and rank
 - ``result.json``: last of all. No result.json, no result
 """
@@ -29,7 +31,9 @@ from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_
 from rsb_cluster.recipe import Recipe, Section, validate
 from rsb_cluster.storage import Store
 
-Cause = Literal["finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer"]
+Cause = Literal[
+    "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
+]
 
 PACKAGES = (
     "rsb-cluster",
@@ -71,7 +75,10 @@ class Submission(Section):
 
 
 class Attempt(Section):
-    """One start of a run by a scheduler. ``cause`` is empty while it runs, and stays so when it was killed."""
+    """One start of a run by a scheduler. ``cause`` is empty while it runs, and stays so when it was killed.
+
+    The steps beyond ``start_step`` of a later attempt are that one's.
+    """
 
     number: int
     job_id: str
@@ -85,6 +92,20 @@ class Attempt(Section):
     end_step: int = 0
     cause: Cause | Literal[""] = ""
     message: str = ""
+
+
+class Heartbeat(Section):
+    """The last sign of life of an attempt.
+
+    Attributes:
+        beats: Signs so far; while it grows the attempt is alive, whatever the clocks say.
+        step: Optimizer steps done.
+        time: Seconds since 1970.
+    """
+
+    beats: int
+    step: int
+    time: float
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,7 @@ class Run:
 
     def create(self, recipe: Recipe, spec: Spec) -> None:
         """Write the two files that never change; the spec last, as it makes the run exist."""
+        self.store.make_private()
         self.store.write_json("recipe.json", recipe.model_dump(mode="json"))
         self.store.write_json("spec.json", spec.model_dump(mode="json"))
 
@@ -147,12 +169,41 @@ class Run:
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
-        names = [name for name in self.store.files("attempts") if "-" not in name]
-        return [validate(Attempt, self.store.read_json(name), self.store.locate(name)) for name in names]
+        return [self.attempt(number) for number in self.attempt_numbers()]
+
+    def attempt_numbers(self) -> list[int]:
+        """Return the numbers of all attempts, oldest first."""
+        names = (name.removeprefix("attempts/").removesuffix(".json") for name in self.store.files("attempts"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def claim_attempt(self, attempt: Attempt) -> bool:
+        """Write the record of a new attempt; return False where its number is taken."""
+        return self.store.create_json(_attempt_name(attempt.number), attempt.model_dump(mode="json"))
 
     def write_attempt(self, attempt: Attempt) -> None:
         """Write or replace the record of an attempt."""
-        self.store.write_json(f"attempts/{attempt.number:04d}.json", attempt.model_dump(mode="json"))
+        self.store.write_json(_attempt_name(attempt.number), attempt.model_dump(mode="json"))
+
+    def attempt(self, number: int) -> Attempt:
+        """Read the record of an attempt."""
+        name = _attempt_name(number)
+        return validate(Attempt, self.store.read_json(name), self.store.locate(name))
+
+    def write_heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
+        """Write an attempt's sign of life."""
+        self.store.write_json(f"attempts/{number:04d}-alive.json", heartbeat.model_dump(mode="json"))
+
+    def heartbeat(self, number: int) -> Heartbeat | None:
+        """Read an attempt's last sign of life; None where it gave none."""
+        name = f"attempts/{number:04d}-alive.json"
+        try:
+            return validate(Heartbeat, self.store.read_json(name), self.store.locate(name))
+        except MissingError:
+            return None
+
+    def write_rank_failure(self, number: int, rank: int, failure: dict[str, Any]) -> None:
+        """Note what is known of a rank that failed: cause, message, host, traceback."""
+        self.store.write_json(f"attempts/{number:04d}-rank{rank:05d}.json", failure)
 
     def rank_failures(self, attempt: int) -> dict[int, dict[str, Any]]:
         """Return what ranks reported of their failure in an attempt, by rank."""
@@ -167,6 +218,10 @@ class Run:
         except MissingError:
             return None
         return value
+
+
+def _attempt_name(number: int) -> str:
+    return f"attempts/{number:04d}.json"
 
 
 def list_runs(runs_url: str) -> list[Run]:

@@ -43,6 +43,9 @@ if [ "$code" -eq {EXIT_AGAIN} ] || {{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT
 fi
 exit "$code\"""".splitlines()
 
+# So long after the first rank has ended the others are killed: one that is stopped would keep the job for ever.
+WAIT_FOR_RANKS_S = 90
+
 # Options that the job's own fields decide; twice in one script, the loser would depend on the spelling.
 _OWN_OPTIONS = {
     "nodes": "nodes", "ntasks-per-node": "tasks_per_node", "gpus-per-node": "gpus_per_node", "time": "time_min",
@@ -88,6 +91,7 @@ def _slurm_parameters(job: Job, name: str) -> dict[str, Any]:
         "signal_delay_s": job.signal_delay_s,
         "stderr_to_stdout": True,
         "array_parallelism": job.array_parallelism,
+        "srun_args": [f"--wait={WAIT_FOR_RANKS_S}"],
         "setup": [*_SETUP, *job.setup],
         "teardown": _TEARDOWN,
         "additional_parameters": {"requeue": True, **options},

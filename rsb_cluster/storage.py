@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
-from rsb_cluster.s3 import endpoint_url, stream_object
+from rsb_cluster.s3 import create_object, endpoint_url, stream_object
 from rsb_cluster.transfer import GuardedFile, Transfer, fill, stream_file
 
 Buffer = bytes | bytearray | memoryview
@@ -97,15 +97,29 @@ class Store:
                 return
             target = Path(url)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with _written_beside(target, content) as temporary:
                 temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+
+    def create_bytes(self, path: str, content: bytes) -> bool:
+        """Write a whole file where nothing is; return False where something is, by whoever was faster.
+
+        Locally, and on an S3 server that knows ``If-None-Match`` (Amazon's since 2024, Ceph), of several writers one
+        gets True. Elsewhere two of them that write in the same moment may both believe that they were first until one
+        reads again.
+        """
+        url = self._inside(path)
+        with _translated(url):
+            if self.is_local:
+                return _create_file(Path(url), content)
+            if url.startswith(("s3://", "s3a://")):
+                bucket, key, _ = self._fs.split_path(url)
+                created = create_object(bucket, key, content)
+                if created is not None:
+                    return created
+            if self.exists(path):
+                return False
+            self._fs.pipe_file(url, content)
+        return self.read_bytes(path) == content
 
     def read_json(self, path: str) -> Any:
         """Return a JSON file's value."""
@@ -114,9 +128,13 @@ class Store:
         except ValueError as error:
             raise StorageError(f"{self.locate(path)} is not JSON: {error}. Was it edited by hand?") from error
 
+    def create_json(self, path: str, value: Any) -> bool:
+        """Write a value as a JSON file where nothing is; return False where something is."""
+        return self.create_bytes(path, _as_json(value))
+
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as an indented JSON file."""
-        self.write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        self.write_bytes(path, _as_json(value))
 
     def exists(self, path: str = "") -> bool:
         """Whether a file (or, for an empty path, the folder) is there."""
@@ -216,6 +234,12 @@ class Store:
             done += len(content)
         return done
 
+    def make_private(self) -> None:
+        """Make the folder, for the eyes of this user alone; an object store has its own rules."""
+        if self.is_local:
+            with _translated(self.url):
+                Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def check_writable(self) -> None:
         """Write and remove a probe file. Raises StorageError where that fails."""
         probe = f"probe-{uuid.uuid4().hex}"
@@ -278,6 +302,42 @@ def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
         return fsspec.filesystem(protocol, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot read {protocol}:// URLs: {error}") from error
+
+
+@contextmanager
+def _written_beside(target: Path, content: Buffer) -> Iterator[Path]:
+    """Write a temporary file next to the target; it is gone afterwards unless it took the target's place."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_file(target: Path, content: bytes) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _written_beside(target, content) as temporary:
+        try:
+            target.hardlink_to(temporary)  # whole at once, and fails where the name is taken, on NFS too
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            try:
+                with target.open("xb") as file:  # a file system without hard links
+                    file.write(content)
+            except FileExistsError:
+                return False
+    return True
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _checked(path: str) -> str:

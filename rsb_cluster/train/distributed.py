@@ -96,7 +96,8 @@ class Group:
     def _meet(self, timeout: datetime.timedelta) -> dist.TCPStore:
         if self.rank == 0:
             store = dist.TCPStore("0.0.0.0", 0, self.world_size, True, timeout, wait_for_workers=False)
-            self._folder.write_json(self._card, {"host": _reachable_name(), "port": store.port})
+            self._address = (_reachable_name(), store.port)
+            self._folder.write_json(self._card, {"host": self._address[0], "port": store.port})
             store.set("attempt", self.ranks.attempt_key)
             return store
         deadline = time.monotonic() + timeout.total_seconds()
@@ -110,6 +111,7 @@ class Group:
                     f"(no {self._folder.locate(self._card)}); is it still starting, or did it fail? See its log."
                 )
             time.sleep(0.2)
+        self._address = (card["host"], card["port"])
         try:
             store = dist.TCPStore(card["host"], card["port"], self.world_size, False, timeout)
             met = store.get("attempt").decode()
@@ -122,6 +124,11 @@ class Group:
     def _exchange_hosts(self) -> tuple[str, ...]:
         self.store.set(f"host/{self.rank}", self.host)
         return tuple(self.store.get(f"host/{rank}").decode() for rank in range(self.world_size))
+
+    def connect(self, timeout_s: float = 10.0) -> dist.TCPStore:
+        """Return another connection to the ranks' common store, for another thread; it waits less long."""
+        host, port = self._address
+        return dist.TCPStore(host, port, self.world_size, False, datetime.timedelta(seconds=timeout_s))
 
     def share(self, name: str, value: str = "") -> str:
         """Give all ranks a text of rank 0's."""

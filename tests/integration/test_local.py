@@ -26,7 +26,7 @@ def rows_of(run: Run) -> list[Row]:
 
 def final_state(run: Run) -> dict[str, object]:
     """All tensors of the last checkpoint."""
-    found = checkpoint.read_latest(run.store.child("checkpoints"))
+    found = checkpoint.read_latest(run.store.child("checkpoints"), {})
     assert found is not None
     return from_files(found, torch.device("cpu"))[1]
 

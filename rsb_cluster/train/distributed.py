@@ -73,8 +73,8 @@ class Group:
         self.host = socket.gethostname()
         self._folder = folder
         self._card = f"rendezvous/{ranks.attempt_key}.json"
-        timeout = datetime.timedelta(seconds=wait_s)
-        self.store = self._meet(timeout)
+        self._timeout = datetime.timedelta(seconds=wait_s)
+        self.store = self._meet(self._timeout)
         self.hosts = self._exchange_hosts()
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -125,10 +125,10 @@ class Group:
         self.store.set(f"host/{self.rank}", self.host)
         return tuple(self.store.get(f"host/{rank}").decode() for rank in range(self.world_size))
 
-    def connect(self, timeout_s: float = 10.0) -> dist.TCPStore:
-        """Return another connection to the ranks' common store, for another thread; it waits less long."""
+    def connect(self) -> dist.TCPStore:
+        """Return another connection to the ranks' common store, for another thread."""
         host, port = self._address
-        return dist.TCPStore(host, port, self.world_size, False, datetime.timedelta(seconds=timeout_s))
+        return dist.TCPStore(host, port, self.world_size, False, self._timeout)
 
     def share(self, name: str, value: str = "") -> str:
         """Give all ranks a text of rank 0's."""

@@ -7,6 +7,7 @@ does not answer any more (stopped, killed, cut off), or is behind the others, is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch.distributed as dist
 
@@ -25,9 +26,14 @@ from rsb_cluster.train.distributed import Group
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Phase = Literal["starting", "waiting for data", "computing", "evaluating", "saving"]
 # How often ranks tell each other where they are, seconds.
 PULSE_S = 2.0
+# How long rank 0, which keeps what they tell, may take to answer, seconds.
+ANSWER_S = 5.0
+
+_NO_ANSWER = "does not answer (killed, stopped, or its node is cut off)"
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Watchdog(threading.Thread):
         self._group, self._limit_s, self._on_stuck, self._leave = group, limit_s, on_stuck, leave
         self._step, self._phase, self._at = 0, "starting", time.monotonic()
         self._beats = 0
+        self._rank_0_is_silent = False
         self._closed = threading.Event()
         self._store = group.connect()
 
@@ -100,6 +107,7 @@ class Watchdog(threading.Thread):
 
     def hears_rank_0(self) -> bool:
         """Whether rank 0, through which all ranks talk, answers."""
+        self._rank_0_is_silent = False
         return self._pulses() is not None
 
     def missing(self) -> list[Suspect]:
@@ -114,10 +122,8 @@ class Watchdog(threading.Thread):
         own = stacks()
         log.error("no progress for %.0f s after step %d (%s)\n%s", idle_s, self._step, self._phase, own)
         rank = self._group.rank
-        try:
-            self._store.set(f"stack/{rank}", own)
-        except (RuntimeError, dist.DistError) as error:
-            log.error("rank 0 does not answer: %s", error)
+        self._rank_0_is_silent = False
+        self._asked(lambda: self._store.set(f"stack/{rank}", own), None)
         silent = self._silent()
         behind = {} if silent else self._behind()
         suspects = [self._suspect(culprit, self._why(culprit), idle_s, "") for culprit in silent]
@@ -141,28 +147,28 @@ class Watchdog(threading.Thread):
             "beats": self._beats, "step": self._step, "phase": self._phase, "pid": os.getpid(),
             "left": self._closed.is_set(),
         }  # fmt: skip
-        try:
-            self._store.set(f"pulse/{self._group.rank}", json.dumps(mine))
-        except (RuntimeError, dist.DistError):
-            return  # rank 0 is gone; who looks for the missing finds out
+        self._asked(lambda: self._store.set(f"pulse/{self._group.rank}", json.dumps(mine)), None)
 
     def _pulses(self) -> dict[int, dict[str, object]] | None:
         """Read where all ranks are; None where rank 0, which keeps it, does not answer."""
-        try:
+
+        def ask() -> dict[int, dict[str, object]]:
             names = {rank: f"pulse/{rank}" for rank in range(self._group.world_size)}
             return {
                 rank: json.loads(self._store.get(name)) for rank, name in names.items() if self._store.check([name])
             }
-        except (RuntimeError, dist.DistError):
-            return None
+
+        return self._asked(ask, None)
 
     def _silent(self) -> list[int]:
         before = self._pulses()
+        if before is None:
+            return [0]
         # Watchdogs of peers that run the alarm themselves do not tell their pulse; theirs is the stack they left.
         time.sleep(2.5 * PULSE_S)
         after = self._pulses()
-        if before is None or after is None:
-            return [0] if self._group.rank else []
+        if after is None:
+            return [0]
         silent = []
         for rank in range(self._group.world_size):
             pulse = after.get(rank, {})
@@ -184,8 +190,8 @@ class Watchdog(threading.Thread):
         }
 
     def _why(self, rank: int) -> str:
-        if rank == 0 and self._pulses() is None:
-            return "does not answer (killed, stopped, or its node is cut off)"
+        if self._rank_0_is_silent:
+            return _NO_ANSWER
         pulse = (self._pulses() or {}).get(rank, {})
         if self._group.hosts[rank] == self._group.host and "pid" in pulse:
             try:
@@ -194,19 +200,30 @@ class Watchdog(threading.Thread):
                 return "was killed"
             if state in "Tt":
                 return f"is stopped (SIGSTOP, process {pulse['pid']})"
-        return "does not answer (killed, stopped, or its node is cut off)"
+        return _NO_ANSWER
 
     def _has_stack(self, rank: int) -> bool:
-        try:
-            return bool(self._store.check([f"stack/{rank}"]))
-        except (RuntimeError, dist.DistError):
-            return False
+        return self._asked(lambda: self._store.check([f"stack/{rank}"]), False)
 
     def _stack_of(self, rank: int) -> str:
-        try:
-            return self._store.get(f"stack/{rank}").decode() if self._has_stack(rank) else ""
-        except (RuntimeError, dist.DistError):
-            return ""
+        return self._asked(lambda: self._store.get(f"stack/{rank}").decode(), "") if self._has_stack(rank) else ""
+
+    def _asked(self, question: Callable[[], T], otherwise: T) -> T:
+        """Ask rank 0, who keeps what all ranks tell; once it has not answered it is not asked again."""
+        if self._rank_0_is_silent:
+            return otherwise
+        answers: list[T] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError, dist.DistError):
+                answers.append(question())
+
+        # On a thread that can be left behind: the store waits for ever for a process that is stopped.
+        asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        asking.start()
+        asking.join(ANSWER_S)
+        self._rank_0_is_silent = not answers
+        return answers[0] if answers else otherwise
 
 
 def stacks() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsb_cluster import __version__
-from rsb_cluster.cli import catalog, results, runs, shards, submit
+from rsb_cluster.cli import catalog, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
 
 
@@ -46,5 +46,6 @@ for _command in (
     runs.cancel,
     runs.preempt,
     results.collect,
+    selftest.selftest,
 ):
     main.add_command(_command)

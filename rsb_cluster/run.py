@@ -74,6 +74,7 @@ class Submission(Section):
     folder: str = Field(description="submitit's folder of scripts and logs")
     shape: str
     time: float
+    job: dict[str, Any] = Field({}, description="the job's fields, to send the run again as it was")
 
 
 class Attempt(Section):
@@ -109,6 +110,11 @@ class Run:
     def url(self) -> str:
         """Where the run lies."""
         return self.store.url
+
+    @property
+    def runs_url(self) -> str:
+        """The folder of runs that it is in."""
+        return self.url.rpartition("/")[0]
 
     def exists(self) -> bool:
         """Whether it was ever submitted."""

@@ -206,7 +206,7 @@ def test_a_sweep_is_read_as_it_was_written(anywhere):
     assert read_sweep(anywhere.url, "one") == read_sweep(anywhere.url, one.sweep_id) == one
     with pytest.raises(ConfigError, match=r"'o' is the beginning of 2 sweeps: one-\w+, other-\w+\."):
         read_sweep(anywhere.url, "o")
-    with pytest.raises(ConfigError, match=r"there is no sweep 'othre' in .*\. Did you mean 'other-"):
+    with pytest.raises(ConfigError, match=r"there is no sweep 'othre' in "):
         read_sweep(anywhere.url, "othre")
 
 

@@ -1,6 +1,7 @@
-"""Finding recipes and jobs by name, and resolving them with what the command line changes.
+"""Finding recipes, jobs and sweeps by name, and resolving them with what the command line changes.
 
-Look-up, first hit wins: a path; ``./recipes`` or ``./jobs``; each folder of ``$RSB_CLUSTER_PATH``; the bundled ones.
+Look-up, first hit wins: a path; ``./recipes``, ``./jobs`` or ``./jobs/sweeps``; the same in each folder of
+``$RSB_CLUSTER_PATH``; the bundled ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from rsb_cluster.errors import ConfigError, did_you_mean
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe, flatten, override, parse_toml, validate
 
-Kind = Literal["recipes", "jobs"]
+Kind = Literal["recipes", "jobs", "sweeps"]
+
+FOLDERS: dict[Kind, str] = {"recipes": "recipes", "jobs": "jobs", "sweeps": "jobs/sweeps"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,15 @@ class Resolved:
 def bundled_dir(kind: Kind) -> Path:
     """Return the folder that ships with the package: inside an installed wheel, else beside it in a checkout."""
     package = Path(__file__).parent
-    installed = package / "_bundled" / kind
+    installed = package / "_bundled" / FOLDERS[kind]
     # The installed one first: beside an installed package lies site-packages, where 'recipes' may be anyone's.
-    return installed if installed.is_dir() else package.parent / kind
+    return installed if installed.is_dir() else package.parent / FOLDERS[kind]
 
 
 def search_path(kind: Kind) -> list[Path]:
     """Return the folders in which a name is looked up, first hit first."""
-    team = [Path(folder) / kind for folder in os.environ.get("RSB_CLUSTER_PATH", "").split(os.pathsep) if folder]
-    return [Path.cwd() / kind, *team, bundled_dir(kind)]
+    team = [Path(folder) for folder in os.environ.get("RSB_CLUSTER_PATH", "").split(os.pathsep) if folder]
+    return [*(folder / FOLDERS[kind] for folder in (Path.cwd(), *team)), bundled_dir(kind)]
 
 
 def available(kind: Kind) -> dict[str, Path]:
@@ -58,7 +61,7 @@ def available(kind: Kind) -> dict[str, Path]:
 
 
 def find(kind: Kind, name: str) -> Path:
-    """Return the file of a recipe or job given by name or path."""
+    """Return the file of a recipe, job or sweep given by name or path."""
     if "/" in name or name.endswith(".toml"):
         path = Path(name).expanduser()
         if not path.is_file():
@@ -66,10 +69,9 @@ def find(kind: Kind, name: str) -> Path:
         return path
     known = available(kind)
     if name not in known:
-        noun = "recipe" if kind == "recipes" else "job"
         raise ConfigError(
-            f"there is no {noun} '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. "
-            f"A path to a .toml file works too."
+            f"there is no {kind.removesuffix('s')} '{name}'.{did_you_mean(name, known)} "
+            f"Known: {', '.join(sorted(known))}. A path to a .toml file works too."
         )
     return known[name]
 

@@ -72,3 +72,24 @@ def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
         seen |= {(row.get("kind"), row["step"]) for row in rows}
         limit = min(limit, attempt.start_step)
     return kept
+
+
+def last_rows(run: Run, attempts: Sequence[Attempt]) -> dict[str, Row]:
+    """Return the last training row and the last evaluation of what ``read_rows`` returns, by kind.
+
+    It reads from the end and stops there, as the status of a thousand runs must not read all they ever logged.
+    """
+    names = run.store.files("metrics")
+    found: dict[str, Row] = {}
+    limit: float = float("inf")
+    for attempt in sorted(attempts, key=lambda a: -a.number):
+        prefix = f"metrics/{attempt.number:04d}-"
+        for name in reversed([name for name in names if name.startswith(prefix)]):
+            for line in reversed(run.store.read_bytes(name).splitlines()):
+                row = json.loads(line) | {"attempt": attempt.number}
+                if row["step"] <= limit:
+                    found.setdefault(row["kind"], row)
+                if found.keys() >= {"train", "eval"}:
+                    return found
+        limit = min(limit, attempt.start_step)
+    return found

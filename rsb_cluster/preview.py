@@ -1,62 +1,94 @@
-"""What a dry run prints: the plan in words, the resolved recipe, and the script."""
+"""What a dry run prints: the plan in words, the resolved recipe, and the script; of a sweep, its table."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
-from rsb_cluster import submit
-from rsb_cluster.recipe import flatten
-from rsb_cluster.submit import Plan
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.plan import Array, Plan, PlannedRun
+from rsb_cluster.recipe import Recipe, flatten
+
+Rates = Mapping[str, float]  # training images/s of one GPU, by model or glob
 
 
-def as_dict(plan: Plan, images_per_s: float | None = None) -> dict[str, Any]:
-    """Return a plan as plain values, for ``--json``."""
-    recipe, job = plan.resolved.recipe, plan.job
+def parse_rates(texts: Sequence[str]) -> Rates:
+    """Return ``["resnet18=3000", "1200"]`` as ``{"resnet18": 3000.0, "*": 1200.0}``; the first that fits counts."""
+    found: dict[str, float] = {}
+    for text in texts:
+        model, _, number = text.rpartition("=")
+        try:
+            found[model or "*"] = float(number)
+        except ValueError:
+            found[model] = 0.0
+        if not found[model or "*"] > 0:
+            raise ConfigError(f"--images-per-s {text} is neither images/s, as in 1200, nor MODEL=images/s.")
+    return found
+
+
+def gpu_hours(recipe: Recipe, rates: Rates) -> float | None:
+    """Return the GPU-hours of a run's training images; None where no rate is known."""
+    rate = next((rate for pattern, rate in rates.items() if fnmatchcase(recipe.model.name, pattern)), None)
+    return recipe.total_steps * recipe.train.global_batch / rate / 3600 if rate else None
+
+
+def _total(hours: Sequence[float | None]) -> float | None:
+    """Return a sum that is unknown as soon as a part of it is."""
+    known = [h for h in hours if h is not None]
+    return sum(known) if len(known) == len(hours) else None
+
+
+# --- one recipe -----------------------------------------------------------------------------------------------------
+
+
+def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
+    """Return the plan of one recipe as plain values, for ``--json``."""
+    first = plan.runs[0]
+    resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "recipe_file": str(plan.resolved.path),
-        "modified": plan.resolved.modified,
+        "recipe_file": str(resolved.path),
+        "modified": resolved.modified,
         "job": job.model_dump(mode="json"),
-        "job_file": str(plan.job_path),
+        "job_file": str(first.point.job_path),
         "nodes": job.nodes,
         "world_size": job.world_size,
         "global_batch": recipe.train.global_batch,
-        "virtual_ranks": plan.runs[0].virtual_ranks,
+        "virtual_ranks": first.virtual_ranks,
         "epochs": recipe.schedule.epochs,
         "steps_per_epoch": recipe.steps_per_epoch,
         "steps": recipe.total_steps,
         "images": recipe.total_steps * recipe.train.global_batch,
-        "gpu_hours": submit.gpu_hours(recipe, images_per_s, plan.runs) if images_per_s else None,
-        "data": plan.data.url,
-        "data_found": plan.data.train is not None,
+        "gpu_hours": _total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "data": first.data.url,
+        "data_found": first.data.is_found,
         "notes": list(plan.notes),
         "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
-        "script": submit.sbatch(plan) if job.backend == "slurm" else None,
+        "script": plan.arrays[0].script if plan.arrays and job.backend == "slurm" else None,
     }
 
 
-def describe(plan: Plan, images_per_s: float | None = None) -> str:
-    """Return a plan as text.
-
-    Args:
-        plan: The plan.
-        images_per_s: Training images per second and GPU, for the estimate of GPU-hours.
-    """
-    recipe, job, first = plan.resolved.recipe, plan.job, plan.runs[0]
+def describe(plan: Plan, rates: Rates) -> str:
+    """Return the plan of one recipe as text."""
+    first = plan.runs[0]
+    resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
     images = recipe.total_steps * recipe.train.global_batch
     accumulation = first.virtual_ranks // job.world_size
-    if images_per_s:
-        hours = submit.gpu_hours(recipe, images_per_s, plan.runs)
+    hours = _total([gpu_hours(p.recipe, rates) for p in plan.runs])
+    if hours is not None:
         ranks = job.world_size * len(plan.runs)
-        cost = f"{hours:,.1f} GPU-hours at {images_per_s:g} images/s and GPU, {hours / ranks:,.1f} h on {ranks} of them"
+        rate = images * len(plan.runs) / hours / 3600
+        cost = f"{hours:,.1f} GPU-hours at {rate:g} images/s and GPU, {hours / ranks:,.1f} h on {ranks} of them"
         cost += " (training images; evaluation comes on top)"
     else:
         cost = "say --images-per-s N (of one GPU, in training) to see GPU-hours"
-    found = plan.data.train is not None and plan.data.val is not None
     lines = {
-        "recipe": f"{recipe.name} ({plan.resolved.path})",
-        "model": f"{recipe.model.name}, {plan.parameters / 1e6:.1f} M parameters",
-        "job": f"{job.name} ({plan.job_path})",
+        "recipe": f"{recipe.name} ({resolved.path})",
+        "model": f"{recipe.model.name}, {first.parameters / 1e6:.1f} M parameters",
+        "job": f"{job.name} ({first.point.job_path})",
         "resources": f"{job.shape} = {job.world_size} ranks, back end {job.backend}",
         "global batch": f"{recipe.train.global_batch} = {first.virtual_ranks} virtual ranks × "
         f"{recipe.train.global_batch // first.virtual_ranks} images"
@@ -64,19 +96,152 @@ def describe(plan: Plan, images_per_s: float | None = None) -> str:
         "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
         "images": f"{images:,}",
         "cost": cost,
-        "data": f"{plan.data.url} ({'found' if found else 'NOT FOUND'})",
+        "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
-        "scripts and logs": str(plan.folder),
+        "scripts and logs": "\n".join(str(array.folder) for array in plan.arrays) or "nothing is to be submitted",
     }
-    if plan.resolved.modified:
-        lines["modified"] = "\n".join(
-            f"{k}: {there!r} → {here!r}" for k, (there, here) in plan.resolved.modified.items()
-        )
+    if resolved.modified:
+        lines["modified"] = "\n".join(f"{k}: {there!r} → {here!r}" for k, (there, here) in resolved.modified.items())
     width = max(map(len, lines)) + 2
     text = "\n".join(f"{key:<{width}}" + value.replace("\n", "\n" + " " * width) for key, value in lines.items())
-    if plan.notes:
-        text += "\n\n" + "\n".join(f"note: {note}" for note in plan.notes)
+    text += _notes(plan)
     text += "\n\n--- recipe, resolved ---\n" + "\n".join(f"{k} = {v!r}" for k, v in flatten(recipe).items())
-    if job.backend == "slurm":
-        text += "\n\n--- sbatch script ---\n" + submit.sbatch(plan)
+    if plan.arrays and job.backend == "slurm":
+        text += "\n\n--- sbatch script ---\n" + plan.arrays[0].script
     return text
+
+
+# --- a sweep --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs of a sweep that differ in nothing but the seed."""
+
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def first(self) -> PlannedRun:
+        """One of them."""
+        return self.runs[0]
+
+    @property
+    def states(self) -> str:
+        """How far they are, counted."""
+        return count(p.state for p in self.runs)
+
+
+def lines(plan: Plan) -> list[Line]:
+    """Return the runs of a sweep, those that differ in nothing but the seed together."""
+    found: dict[int, list[PlannedRun]] = {}
+    for planned in plan.runs:
+        found.setdefault(id(planned.point), []).append(planned)
+    return [Line(tuple(runs)) for runs in found.values()]
+
+
+def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
+    """Return the plan of a sweep as plain values, for ``--json``."""
+    assert plan.sweep is not None
+    return {
+        "sweep_id": plan.sweep.sweep_id,
+        "file": plan.sweep.file or None,
+        "runs": [_run_as_dict(p, rates) for p in plan.runs],
+        "arrays": [_array_as_dict(array) for array in plan.arrays],
+        "steps": sum(p.recipe.total_steps for p in plan.runs),
+        "gpu_hours": _total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "gpu_hours_to_submit": _total([gpu_hours(p.recipe, rates) for p in plan.runs if p.is_to_submit]),
+        "notes": list(plan.notes),
+    }
+
+
+def _run_as_dict(planned: PlannedRun, rates: Rates) -> dict[str, Any]:
+    recipe, job = planned.recipe, planned.point.job
+    return {
+        "run_id": planned.run.run_id,
+        "url": planned.run.url,
+        "state": planned.state,
+        "recipe": recipe.name,
+        "model": recipe.model.name,
+        "varied": planned.point.varied,
+        "modified": planned.point.resolved.modified,
+        "seed": planned.seed,
+        "nodes": job.nodes,
+        "world_size": job.world_size,
+        "virtual_ranks": planned.virtual_ranks,
+        "steps": recipe.total_steps,
+        "gpu_hours": gpu_hours(recipe, rates),
+    }
+
+
+def _array_as_dict(array: Array) -> dict[str, Any]:
+    return {
+        "job": array.job.model_dump(mode="json"),
+        "shape": array.job.shape,
+        "folder": str(array.folder),
+        "runs": [run.run_id for run in array.runs],
+        "script": array.script if array.job.backend == "slurm" else None,
+    }
+
+
+def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
+    """Return the lines of a sweep's table, the totals last, as ``{column: text}``."""
+    shown = lines(plan)
+    varied = {
+        key: {str(line.first.point.varied.get(key)) for line in shown} for p in shown for key in p.first.point.varied
+    }
+    rows = []
+    for line in shown:
+        first = line.first
+        hours = _total([gpu_hours(p.recipe, rates) for p in line.runs])
+        rows.append(
+            {
+                "recipe": first.recipe.name,
+                "model": first.recipe.model.name,
+                "values": ", ".join(f"{k}={v}" for k, v in first.point.varied.items() if len(varied[k]) > 1),
+                "runs": str(len(line.runs)),
+                "resources": first.point.job.shape,
+                "batch": f"{first.virtual_ranks} × {first.recipe.train.global_batch // first.virtual_ranks}",
+                "steps": f"{first.recipe.total_steps:,}",
+                "GPU-hours": _hours(hours),
+                "state": line.states,
+            }
+        )
+    totals = {
+        "recipe": "total",
+        "runs": str(len(plan.runs)),
+        "steps": f"{sum(p.recipe.total_steps for p in plan.runs):,}",
+        "GPU-hours": _hours(_total([gpu_hours(p.recipe, rates) for p in plan.runs])),
+        "state": count(p.state for p in plan.runs),
+    }
+    rows.append(dict.fromkeys(rows[0], "") | totals)
+    return rows if any(row["values"] for row in rows) else [{k: v for k, v in r.items() if k != "values"} for r in rows]
+
+
+def sweep_summary(plan: Plan, rates: Rates) -> str:
+    """Return what a sweep's table does not say: its id, what will be handed over, and notes."""
+    assert plan.sweep is not None
+    todo = [p for p in plan.runs if p.is_to_submit]
+    hours = _total([gpu_hours(p.recipe, rates) for p in todo])
+    text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {len(plan.runs)} runs to submit, in {len(plan.arrays)} "
+    text += "job" if len(plan.arrays) == 1 else "jobs"
+    text += f", {_hours(hours)} GPU-hours (training images; evaluation comes on top)" if hours is not None else ""
+    for array in plan.arrays:
+        at_once = min(len(array.runs), array.job.array_parallelism) if array.job.backend == "slurm" else 1
+        text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {at_once} at once"
+        text += f"\n    scripts and logs: {array.folder}"
+    if hours is None:
+        text += "\nsay --images-per-s N or MODEL=N (of one GPU, in training) to see GPU-hours"
+    return text + _notes(plan)
+
+
+def count(states: Any) -> str:
+    """Return ``"8 new, 2 finished"``."""
+    return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown" if hours is None else f"{hours:,.1f}"
+
+
+def _notes(plan: Plan) -> str:
+    return "\n\n" + "\n".join(f"note: {note}" for note in plan.notes) if plan.notes else ""

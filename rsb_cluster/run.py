@@ -16,17 +16,20 @@ In ``<runs>/<run_id>/`` lie:
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from rsb_cluster import sweep
 from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_mean
 from rsb_cluster.recipe import Recipe, Section, validate
 from rsb_cluster.storage import Store
@@ -34,6 +37,9 @@ from rsb_cluster.storage import Store
 Cause = Literal[
     "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
 ]
+
+# Small files of many runs are read at once: an object store answers each after some milliseconds.
+READERS = 32
 
 PACKAGES = (
     "rsb-cluster",
@@ -72,6 +78,7 @@ class Submission(Section):
     folder: str = Field(description="submitit's folder of scripts and logs")
     shape: str
     time: float
+    job: dict[str, Any] = Field({}, description="the job's fields, to send the run again as it was")
 
 
 class Attempt(Section):
@@ -124,6 +131,11 @@ class Run:
     def url(self) -> str:
         """Where the run lies."""
         return self.store.url
+
+    @property
+    def runs_url(self) -> str:
+        """The folder of runs that it is in."""
+        return self.url.rpartition("/")[0]
 
     def exists(self) -> bool:
         """Whether it was ever submitted."""
@@ -226,19 +238,21 @@ def _attempt_name(number: int) -> str:
 
 def list_runs(runs_url: str) -> list[Run]:
     """Return all runs below a folder of runs, sorted by id."""
-    store = Store(runs_url)
-    runs = [Run.at(runs_url, name) for name in store.names() if name != "submissions"]
-    return [run for run in runs if run.exists()]
+    runs = [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+    with ThreadPoolExecutor(READERS) as pool:
+        exist = list(pool.map(Run.exists, runs))
+    return [run for run, there in zip(runs, exist, strict=True) if there]
 
 
 def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
-    """Return the runs named by id, path, prefix or glob; all runs where no name is given.
+    """Return the runs that names stand for; all runs where no name is given.
+
+    A name is a run's id, path, beginning or glob, or a sweep's id or beginning. A sweep stands for all the runs it
+    wants, those without a folder included (``Run.exists``).
 
     Raises:
-        ConfigError: A name matches nothing.
+        ConfigError: A name matches nothing, or the runs of a sweep and others.
     """
-    import fnmatch
-
     if not names:
         return list_runs(runs_url)
     found: dict[str, Run] = {}
@@ -254,18 +268,39 @@ def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
                 raise ConfigError(f"there is no run at {path}.")
             found[run.url] = run
             continue
-        known = list_runs(runs_url) if known is None else known
-        hits = [r for r in known if r.run_id == path] or [
-            r for r in known if fnmatch.fnmatchcase(r.run_id, path) or r.run_id.startswith(path)
-        ]
-        if not hits:
-            ids = [r.run_id for r in known]
-            raise ConfigError(
-                f"no run in {Store(runs_url).url} matches '{name}'.{did_you_mean(name, ids)} "
-                f"{len(ids)} runs are there; 'rsb-cluster status' lists them."
-            )
-        found |= {run.url: run for run in hits}
+        sweeps = sweep.sweep_ids(runs_url)
+        if path not in sweeps:
+            known = list_runs(runs_url) if known is None else known
+        found |= {run.url: run for run in _named(runs_url, path, known or [], sweeps)}
     return list(found.values())
+
+
+def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> list[Run]:
+    """Return the runs that one name stands for."""
+    if name in sweeps:
+        return _members(runs_url, name)
+    if exact := [run for run in known if run.run_id == name]:
+        return exact
+    runs = [run for run in known if fnmatch.fnmatchcase(run.run_id, name) or run.run_id.startswith(name)]
+    begun = [one for one in sweeps if one.startswith(name)]
+    if not runs and not begun:
+        ids = [*(run.run_id for run in known), *sweeps]
+        raise ConfigError(
+            f"no run or sweep in {Store(runs_url).url} matches '{name}'.{did_you_mean(name, ids)} "
+            f"{len(known)} runs are there; 'rsb-cluster status' lists them."
+        )
+    if not begun:
+        return runs
+    wanted = {run.url: run for one in begun for run in _members(runs_url, one)}
+    # 'cancel deit' must not end the runs of a sweep 'deit' that has others too.
+    if len(begun) > 1 or (runs and {run.url for run in runs} != wanted.keys() & {run.url for run in known}):
+        also = f", and of the ids of {len(runs)} runs ('{name}*' names those)" if runs else ""
+        raise ConfigError(f"'{name}' is the beginning of {' and '.join(begun)}{also}. Say more of the one you mean.")
+    return list(wanted.values())
+
+
+def _members(runs_url: str, sweep_id: str) -> list[Run]:
+    return [Run.at(runs_url, member.run_id) for member in sweep.read_sweep(runs_url, sweep_id).members]
 
 
 def describe_code() -> dict[str, str]:

@@ -7,6 +7,7 @@ installs its own signal handlers, and the script asks Slurm to start the job aga
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,6 +25,8 @@ from rsb_cluster.run import Submission
 from rsb_cluster.task import Task
 
 State = Literal["queued", "running", "gone"]
+
+DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 
 _COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 
@@ -65,6 +68,15 @@ def check_available(job: Job) -> None:
         raise SubmitError(
             "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local."
         )
+
+
+def max_array_size() -> int:
+    """Return how many runs the site takes in one job array; Slurm's own default where it does not say."""
+    try:
+        answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", _slurm("scontrol", "show", "config"), re.MULTILINE)
+    except SubmitError:  # a dry run is made on any machine
+        answer = None
+    return int(answer[1]) if answer else DEFAULT_ARRAY_SIZE
 
 
 def sbatch_text(job: Job, folder: Path, name: str, count: int) -> str:
@@ -123,8 +135,9 @@ def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Sub
     folder.mkdir(parents=True)
     ids = _launch_slurm(job, tasks, folder, name) if job.backend == "slurm" else _launch_local(job, tasks, folder)
     folders = [folder] * len(tasks) if job.backend == "slurm" else [folder / str(i) for i in range(len(tasks))]
+    fields = job.model_dump(mode="json")
     return [
-        Submission(backend=job.backend, job_id=job_id, folder=str(where), shape=job.shape, time=time.time())
+        Submission(backend=job.backend, job_id=job_id, folder=str(where), shape=job.shape, time=time.time(), job=fields)
         for job_id, where in zip(ids, folders, strict=True)
     ]
 
@@ -217,24 +230,29 @@ def _slurm_states(job_ids: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def cancel(submission: Submission) -> None:
-    """End a job: a running one saves and stops, a queued one leaves the queue."""
-    if submission.backend == "slurm":
-        _slurm("scancel", submission.job_id)
-        return
-    Path(submission.folder, CANCELLED).touch()
-    if _local_state(submission) == "running":
-        os.kill(int(submission.job_id), signal.SIGINT)
+def cancel(submissions: Sequence[Submission]) -> None:
+    """End jobs: a running one saves and stops, a queued one leaves the queue."""
+    _scancel(submissions)
+    local = [s for s in submissions if s.backend == "local"]
+    for submission in local:
+        Path(submission.folder, CANCELLED).touch()
+    for submission in local:
+        if _local_state(submission) == "running":
+            os.kill(int(submission.job_id), signal.SIGINT)
 
 
-def preempt(submission: Submission) -> None:
-    """Tell a running job to save and go back to the queue, as a preemption would."""
-    if submission.backend == "slurm":
-        _slurm("scancel", "--signal=TERM", submission.job_id)
-    elif _local_state(submission) == "running":
-        os.kill(int(submission.job_id), signal.SIGTERM)
-    else:
-        raise SubmitError(f"job {submission.job_id} is not running yet.")
+def preempt(submissions: Sequence[Submission]) -> None:
+    """Tell running jobs to save and go back to the queue, as a preemption would."""
+    _scancel(submissions, "--signal=TERM")
+    for submission in submissions:
+        if submission.backend == "local" and _local_state(submission) == "running":
+            os.kill(int(submission.job_id), signal.SIGTERM)
+
+
+def _scancel(submissions: Sequence[Submission], *options: str) -> None:
+    ids = [s.job_id for s in submissions if s.backend == "slurm"]
+    if ids:
+        _slurm("scancel", *options, *ids)
 
 
 def log_paths(submission: Submission) -> list[Path]:
@@ -243,13 +261,15 @@ def log_paths(submission: Submission) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removesuffix("_log.out").rsplit("_", 1)[-1]))
 
 
-def _slurm(*command: str) -> None:
+def _slurm(*command: str) -> str:
+    """Run one of Slurm's programs and return what it printed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SubmitError(f"cannot run {command[0]}: {error}. Is this a login node?") from error
     if done.returncode:
-        raise SubmitError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+        raise SubmitError(f"{shlex.join(command)[:200]} failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _is_controller(submission: Submission) -> bool:

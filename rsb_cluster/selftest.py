@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster import checkpoint, control, submit
-from rsb_cluster.catalog import load_recipe
+from rsb_cluster import checkpoint, control
+from rsb_cluster.dataset import make_missing
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
+from rsb_cluster.grid import Grid, SweepFile
 from rsb_cluster.metrics import read_rows
+from rsb_cluster.plan import Request, plan
 from rsb_cluster.run import Run
 from rsb_cluster.status import Status, is_over, read_status
+from rsb_cluster.submit import submit
 
 # A real recipe and real images, small enough for a CPU: some 250 steps in a minute or two.
 RECIPE = "digits"
@@ -136,13 +139,11 @@ def compare(unbroken: Run, broken: Run) -> list[Finding]:
 
 def _submit(runs: Path, job: str, assignments: tuple[str, ...], data: Path) -> Run:
     fixed = ("job.log_samples=true", "job.log_every_steps=5", "job.gpus_per_node=0")
-    request = submit.Request(
-        recipe=RECIPE, job=job, data=str(data), runs=str(runs), assignments=(*CHANGES, *fixed, *assignments)
-    )
-    submit.make_data(load_recipe(RECIPE).recipe, request.data)
-    plan = submit.plan(request)
-    submit.submit(plan)
-    return plan.runs[0].run
+    request = Request(job=job, data=str(data), runs=str(runs), assignments=(*CHANGES, *fixed, *assignments))
+    make_missing([RECIPE], request.data)
+    made = plan(SweepFile(name="selftest", grid=(Grid(recipes=(RECIPE,)),)), None, request, is_sweep=False)
+    submit(made)
+    return made.runs[0].run
 
 
 def _states(statuses: list[Status]) -> str:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rsb_cluster import scheduler
-from rsb_cluster.metrics import Row, read_rows
-from rsb_cluster.run import Attempt, Run, Submission
+from rsb_cluster.errors import RsbError
+from rsb_cluster.metrics import Row, last_rows
+from rsb_cluster.recipe import Recipe
+from rsb_cluster.run import READERS, Attempt, Run, Submission
+
+# In the order of a person's interest.
+STATES = (
+    "broken", "missing", "failed", "crashed", "killed", "lost peer", "preempted", "timed out", "stopped",
+    "never started", "running", "starting", "queued", "finished",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,74 +26,86 @@ class Status:
     """One line of ``status``.
 
     Attributes:
-        state: finished, running, queued, or for a run that nobody works on: why its last attempt ended.
+        state: finished, running, starting, queued; for a run that nobody works on why its last attempt ended, or never
+            started; missing where there is no folder, broken where its files cannot be read.
         step: Optimizer steps done, as far as logged.
         eta_s: Seconds to go at the present speed, or None.
         top1: Last evaluation, percent, or None.
-        cause: Why the last ended attempt ended, with its message.
+        cause: Why the last ended attempt ended, with its message; of a broken run what is wrong with its files.
     """
 
     run_id: str
     url: str
     state: str
-    attempt: int
-    epoch: float
-    step: int
-    total_steps: int
-    images_per_s: float | None
-    loss: float | None
-    eta_s: float | None
-    top1: float | None
-    cause: str
-    job_id: str
+    attempt: int = 0
+    epoch: float = 0.0
+    step: int = 0
+    total_steps: int = 0
+    images_per_s: float | None = None
+    loss: float | None = None
+    eta_s: float | None = None
+    top1: float | None = None
+    cause: str = ""
+    job_id: str = ""
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """What was read of a run's folder."""
+    """What was read of a run's folder.
+
+    Attributes:
+        last: The last training row and the last evaluation, by kind.
+    """
 
     run: Run
+    recipe: Recipe
     submissions: list[Submission]
     attempts: list[Attempt]
-    rows: list[Row]
-    total_steps: int
-    global_batch: int
-    top1: float | None
+    last: dict[str, Row]
 
 
 def read_status(runs: Sequence[Run]) -> list[Status]:
-    """Return the state of runs; the scheduler is asked once for all."""
+    """Return the state of runs; the scheduler is asked once for all. What is wrong with one is no other's business."""
     if not runs:
         return []
-    with ThreadPoolExecutor(min(16, len(runs))) as pool:
-        folders = list(pool.map(_read, runs))
-    open_ones = [s for f in folders if f.top1 is None for s in f.submissions]
-    states = dict(zip([(s.job_id, s.folder) for s in open_ones], scheduler.states(open_ones), strict=True))
-    return [_status(f, [states.get((s.job_id, s.folder), "gone") for s in f.submissions]) for f in folders]
+    with ThreadPoolExecutor(min(READERS, len(runs))) as pool:
+        read = list(pool.map(_read, runs))
+    unfinished = [s for folder in read if isinstance(folder, _Folder) for s in folder.submissions]
+    states = iter(scheduler.states(unfinished))
+    return [f if isinstance(f, Status) else _unfinished(f, {next(states) for _ in f.submissions}) for f in read]
 
 
-def _read(run: Run) -> _Folder:
-    recipe, result, attempts = run.recipe(), run.result(), run.attempts()
-    return _Folder(
-        run,
-        run.submissions(),
-        attempts,
-        read_rows(run, attempts),
-        recipe.total_steps,
-        recipe.train.global_batch,
-        result["top1"] if result else None,
-    )
+def _read(run: Run) -> Status | _Folder:
+    try:
+        if not run.exists():
+            return Status(run.run_id, run.url, "missing", cause="it has no folder; send its sweep again")
+        recipe, attempts, submissions = run.recipe(), run.attempts(), run.submissions()
+        result = run.result()
+        if result is None:
+            return _Folder(run, recipe, submissions, attempts, last_rows(run, attempts))
+        return Status(
+            run_id=run.run_id,
+            url=run.url,
+            state="finished",
+            attempt=int(result["attempts"]),
+            epoch=float(result["epochs"]),
+            step=int(result["steps"]),
+            total_steps=recipe.total_steps,
+            images_per_s=float(result["images_per_s"]),
+            top1=float(result["top1"]),
+            cause=_last_end(attempts),
+            job_id=submissions[-1].job_id if submissions else "",
+        )
+    except RsbError as error:
+        return Status(run.run_id, run.url, "broken", cause=str(error))
+    except (ValueError, KeyError, TypeError) as error:  # rows and results are plain values, and may be edited by hand
+        return Status(run.run_id, run.url, "broken", cause=f"its metrics or result.json: {error!r}")
 
 
-def _status(folder: _Folder, states: list[str]) -> Status:
-    attempts, rows = folder.attempts, folder.rows
+def _unfinished(folder: _Folder, states: set[scheduler.State]) -> Status:
+    recipe, attempts = folder.recipe, folder.attempts
     last = attempts[-1] if attempts else None
-    train = next((row for row in reversed(rows) if row["kind"] == "train"), None)
-    score = next((row for row in reversed(rows) if row["kind"] == "eval"), None)
-    step = max((row["step"] for row in rows), default=0)
-    if folder.top1 is not None:
-        state, step = "finished", folder.total_steps
-    elif "running" in states:
+    if "running" in states:
         # The scheduler runs it, but between two attempts, or before the first, no rank has reported yet.
         state = "running" if last is not None and not last.cause else "starting"
     elif "queued" in states:
@@ -93,24 +114,34 @@ def _status(folder: _Folder, states: list[str]) -> Status:
         state = "never started"
     else:
         state = last.cause or "killed"
+    train, score = folder.last.get("train"), folder.last.get("eval")
+    start: Row = {"step": 0, "epoch": 0.0}
+    newest = max(folder.last.values(), key=lambda row: row["step"], default=start)
     speed = train["images_per_s"] if train else None
-    ended = next((a for a in reversed(attempts) if a.cause and a.cause != "finished"), None)
-    eta = (folder.total_steps - step) * folder.global_batch / speed if speed and state == "running" else None
+    to_go = (recipe.total_steps - newest["step"]) * recipe.train.global_batch
     return Status(
         run_id=folder.run.run_id,
         url=folder.run.url,
         state=state,
         attempt=last.number if last else 0,
-        epoch=rows[-1]["epoch"] if rows else 0.0,
-        step=step,
-        total_steps=folder.total_steps,
+        epoch=newest["epoch"],
+        step=newest["step"],
+        total_steps=recipe.total_steps,
         images_per_s=speed,
         loss=train["loss"] if train else None,
-        eta_s=eta,
-        top1=folder.top1 if folder.top1 is not None else (score["top1"] if score else None),
-        cause=" ".join(filter(None, [ended.cause, f"({ended.message})" if ended.message else ""])) if ended else "",
+        eta_s=to_go / speed if speed and state == "running" else None,
+        top1=score["top1"] if score else None,
+        cause=_last_end(attempts if state != "running" else attempts[:-1]),
         job_id=folder.submissions[-1].job_id if folder.submissions else "",
     )
+
+
+def _last_end(attempts: Sequence[Attempt]) -> str:
+    """Return why the last of some ended attempts ended; an attempt without a cause was killed, and could not say so."""
+    for attempt in reversed(attempts):
+        if attempt.cause != "finished":
+            return f"{attempt.cause or 'killed'}{f' ({attempt.message})' if attempt.message else ''}"
+    return ""
 
 
 def duration(seconds: float | None) -> str:
@@ -121,3 +152,16 @@ def duration(seconds: float | None) -> str:
 def is_over(status: Status) -> bool:
     """Whether nothing will happen to a run by itself."""
     return status.state not in ("running", "queued", "starting")
+
+
+def interest(state: str) -> int:
+    """Return a number to sort states by: first what a person should look into."""
+    return STATES.index(state) if state in STATES else -1
+
+
+def summary(found: Sequence[Status]) -> str:
+    """Return ``"12 runs: 1 failed, 3 running, 8 finished"``."""
+    counted = Counter(status.state for status in found)
+    states = sorted(counted, key=interest)
+    of = f"{len(found)} run{'' if len(found) == 1 else 's'}"
+    return f"{of}: " + ", ".join(f"{counted[state]} {state}" for state in states)

@@ -1,12 +1,14 @@
-"""Following runs on a terminal, as live bars, or as plain lines where the output is a file."""
+"""Following runs on a terminal: a live bar of one, a live table of many, or plain lines where the output is a file."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -14,18 +16,24 @@ from rich.text import Text
 from rsb_cluster import control
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.run import Run
-from rsb_cluster.status import Status, duration, is_over, read_status
+from rsb_cluster.status import Status, duration, interest, is_over, read_status, summary
 
 POLL_S = 0.5
+# Of many runs: neither the file system nor the scheduler must feel that somebody looks.
+POLL_MANY_S = 2.0
 PLAIN_EVERY_S = 10.0
 
+COLOURS = {"finished": "green", "running": "cyan", "starting": "cyan"} | dict.fromkeys(
+    ("failed", "crashed", "killed", "broken", "missing"), "red"
+)
 
-class _Fields(ProgressColumn):
-    """The run's numbers, right of its bar."""
 
-    def render(self, task: Task) -> Text:
-        """Return them as one piece of text."""
-        return Text(task.fields["numbers"])
+class _Shown(Protocol):
+    """Where states are shown."""
+
+    def __enter__(self) -> _Shown: ...
+    def __exit__(self, *_: object) -> None: ...
+    def update(self, found: Sequence[Status]) -> None: ...
 
 
 def follow(runs: Sequence[Run], console: Console) -> list[Status]:
@@ -36,29 +44,45 @@ def follow(runs: Sequence[Run], console: Console) -> list[Status]:
         console: Where to show it; standard error, as standard output is for results.
     """
     interrupted = 0
-    shown = _Bars(runs, console) if console.is_terminal else _Lines(runs, console)
+
+    def stop() -> bool:
+        nonlocal interrupted
+        interrupted += 1
+        console.print(
+            "Saving and stopping; press Ctrl-C again to end at once." if interrupted == 1 else "Ending at once."
+        )
+        try:
+            control.cancel(runs)
+        except SubmitError as error:
+            sys.stderr.write(f"{error}\n")
+        return False
+
+    return _look(runs, console, on_interrupt=stop)
+
+
+def watch(runs: Sequence[Run], console: Console) -> list[Status]:
+    """Show runs until they have ended, or until Ctrl-C, which ends the looking and nothing else."""
+    return _look(runs, console, on_interrupt=lambda: True)
+
+
+def _look(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[], bool]) -> list[Status]:
+    shown: _Shown = _Lines(console)
+    if console.is_terminal:
+        shown = _Bar(runs[0], console) if len(runs) == 1 else _LiveTable(console)
+    found: list[Status] = []
     with shown:
         while True:
             try:
+                started = time.monotonic()
                 found = read_status(runs)
                 shown.update(found)
                 if all(is_over(status) for status in found):
                     return found
-                time.sleep(POLL_S)
+                took = time.monotonic() - started
+                time.sleep(max(POLL_S if len(runs) == 1 else POLL_MANY_S, took))
             except KeyboardInterrupt:
-                interrupted += 1
-                console.print(
-                    "Saving and stopping; press Ctrl-C again to end at once." if interrupted == 1 else "Ending at once."
-                )
-                _stop(runs)
-
-
-def _stop(runs: Sequence[Run]) -> None:
-    for run in runs:
-        try:
-            control.cancel(run)
-        except SubmitError as error:
-            sys.stderr.write(f"{error}\n")
+                if on_interrupt():
+                    return found
 
 
 def _numbers(status: Status) -> str:
@@ -74,10 +98,18 @@ def _numbers(status: Status) -> str:
     return "  ".join(parts)
 
 
-class _Bars:
-    """One live bar per run."""
+class _Fields(ProgressColumn):
+    """The run's numbers, right of its bar."""
 
-    def __init__(self, runs: Sequence[Run], console: Console) -> None:
+    def render(self, task: Task) -> Text:
+        """Return them as one piece of text."""
+        return Text(task.fields["numbers"])
+
+
+class _Bar:
+    """A live bar of one run."""
+
+    def __init__(self, run: Run, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             TextColumn("{task.fields[state]}"),
@@ -85,11 +117,9 @@ class _Bars:
             _Fields(),
             console=console,
         )
-        self._tasks = {
-            run.run_id: self._progress.add_task(run.run_id, state="", numbers="", total=None) for run in runs
-        }
+        self._task = self._progress.add_task(run.run_id, state="", numbers="", total=None)
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _Bar:
         self._progress.start()
         return self
 
@@ -98,20 +128,50 @@ class _Bars:
 
     def update(self, found: Sequence[Status]) -> None:
         """Show the present state."""
-        for status in found:
-            self._progress.update(
-                self._tasks[status.run_id],
-                completed=status.step,
-                total=status.total_steps,
-                state=status.state,
-                numbers=_numbers(status),
-            )
+        (status,) = found
+        self._progress.update(
+            self._task,
+            completed=status.step,
+            total=status.total_steps,
+            state=status.state,
+            numbers=_numbers(status),
+        )
+
+
+class _LiveTable:
+    """A live table of as many runs as the terminal has lines, those that need a person first."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> _LiveTable:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, found: Sequence[Status]) -> None:
+        """Show the present state."""
+        self._live.update(overview(found, lines=self._console.height), refresh=True)
+
+
+def overview(found: Sequence[Status], *, lines: int) -> Group:
+    """Return a table that fits so many lines, with the counts of all runs and the time of day above."""
+    by_interest = sorted(found, key=lambda status: interest(status.state))
+    room = max(1, lines - 3)  # the counts, the header, and the cursor's line
+    shown = by_interest if len(found) <= room else by_interest[: room - 1]
+    parts: list[Text | Table] = [Text(f"{time.strftime('%H:%M:%S')}  {summary(found)}", no_wrap=True), table(shown)]
+    if hidden := by_interest[len(shown) :]:
+        parts.append(Text(f"… and {summary(hidden)}", style="dim", no_wrap=True))
+    return Group(*parts)
 
 
 class _Lines:
     """A line per run, when something changed and at most every few seconds."""
 
-    def __init__(self, runs: Sequence[Run], console: Console) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._last: dict[str, tuple[str, float]] = {}
 
@@ -126,20 +186,22 @@ class _Lines:
         now = time.monotonic()
         for status in found:
             state, when = self._last.get(status.run_id, ("", 0.0))
-            if status.state != state or now - when >= PLAIN_EVERY_S:
+            if status.state != state or (not is_over(status) and now - when >= PLAIN_EVERY_S):
                 self._last[status.run_id] = (status.state, now)
                 line = f"{status.run_id}: {status.state}, {_numbers(status)}"
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def table(found: Sequence[Status]) -> Table:
-    """Return a table with one line per run."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "state", "attempt", "epoch", "step", "images/s", "to go", "top-1", "job", "last end"):
-        shown.add_column(
-            name, justify="left" if name in ("run", "state", "job", "last end") else "right", overflow="fold"
-        )
-    colours = {"finished": "green", "running": "cyan", "failed": "red", "crashed": "red"}
+    """Return a table with one line per run; what does not fit a terminal is cut, while a file has no width."""
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    shown.add_column("run", no_wrap=True, overflow="ellipsis", min_width=24, ratio=3)
+    for name, align in (
+        ("state", "left"), ("try", "right"), ("epoch", "right"), ("step", "right"), ("img/s", "right"),
+        ("to go", "right"), ("top-1", "right"),
+    ):  # fmt: skip
+        shown.add_column(name, justify=align, no_wrap=True)  # type: ignore[arg-type]
+    shown.add_column("last end", no_wrap=True, overflow="ellipsis", ratio=2)
     for s in found:
         cells = (
             str(s.attempt or "–"),
@@ -148,9 +210,8 @@ def table(found: Sequence[Status]) -> Table:
             f"{s.images_per_s:,.0f}" if s.images_per_s else "–",
             duration(s.eta_s),
             f"{s.top1:.2f}" if s.top1 is not None else "–",
-            s.job_id or "–",
-            s.cause or "–",
+            s.cause.replace("\n", " ") or "–",
         )
         # Text and not str: a message may hold brackets, which rich would take for markup.
-        shown.add_row(Text(s.run_id), Text(s.state, style=colours.get(s.state, "")), *map(Text, cells))
+        shown.add_row(Text(s.run_id), Text(s.state, style=COLOURS.get(s.state, "")), *map(Text, cells))
     return shown

@@ -32,6 +32,7 @@ def main() -> None:
     \b
     rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes
     rsb-cluster submit --recipe a1 --nodes 4 --dry-run  what would be sent to Slurm
+    rsb-cluster sweep resnet-depths --dry-run           many runs as job arrays, sent again only where needed
     rsb-cluster collect                                 finished runs against the paper's numbers
     """
 
@@ -40,11 +41,14 @@ for _command in (
     catalog.recipes,
     catalog.jobs,
     shards.shards,
+    catalog.sweeps,
     submit.submit,
+    submit.sweep,
     runs.status,
     runs.logs,
     runs.cancel,
     runs.preempt,
+    runs.retry,
     results.collect,
     selftest.selftest,
 ):

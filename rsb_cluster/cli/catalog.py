@@ -1,4 +1,4 @@
-"""Commands that list, show, compare and copy recipes and jobs."""
+"""Commands that list, show, compare and copy recipes, jobs and sweep files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def recipes() -> None:
 @click.group()
 def jobs() -> None:
     """Where to train: list, show and copy jobs."""
+
+
+@click.group()
+def sweeps() -> None:
+    """What to train in one go: list, show and copy sweep files."""
 
 
 @recipes.command("list")
@@ -127,6 +132,31 @@ def jobs_show(name: str, as_json: bool) -> None:
 def jobs_copy(name: str, dest: Path) -> None:
     """Copy a job to a file or folder, to change it there."""
     _copy("jobs", name, dest)
+
+
+@sweeps.command("list")
+def sweeps_list() -> None:
+    """Name all sweep files that can be used here."""
+    _list("sweeps")
+
+
+@sweeps.command("show")
+@click.argument("name")
+def sweeps_show(name: str) -> None:
+    """Show a sweep file, with its comments; 'sweep NAME --dry-run' shows its runs."""
+    from rsb_cluster import grid
+
+    _, path = grid.load_sweep(name)
+    say(str(path))
+    click.echo(path.read_text().rstrip())
+
+
+@sweeps.command("copy")
+@click.argument("name")
+@click.argument("dest", type=click.Path(path_type=Path))
+def sweeps_copy(name: str, dest: Path) -> None:
+    """Copy a sweep file to a file or folder, to change it there."""
+    _copy("sweeps", name, dest)
 
 
 def _list(kind: Kind) -> None:

@@ -1,4 +1,4 @@
-"""Commands that look after runs: how they are, what they say, ending them."""
+"""Commands that look after runs: how they are, what they say, ending them, sending them again."""
 
 from __future__ import annotations
 
@@ -7,25 +7,45 @@ import json
 import click
 
 from rsb_cluster.cli.terminal import console, find, find_one, run_arguments, runs_option, say
+from rsb_cluster.errors import RsbError
+
+needed_arguments = click.argument("names", nargs=-1, required=True, metavar="RUN|SWEEP...")
 
 
 @click.command()
 @run_arguments
 @runs_option
+@click.option("-w", "--watch", "watching", is_flag=True, help="Live, until all have ended or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(names: tuple[str, ...], runs: str, as_json: bool) -> None:
-    """Show how runs are, one line each; RUN is an id, its beginning, a glob or a path. All without one."""
-    from rsb_cluster.status import read_status
+def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> None:
+    r"""Show how runs are, one line each.
 
-    found = read_status(find(names, runs))
+    RUN is an id, its beginning, a glob or a path; SWEEP is an id or its beginning. All runs without one.
+
+    \b
+    rsb-cluster status
+    rsb-cluster status resnet-depths --watch
+    """
+    from rsb_cluster.status import read_status, summary
+
+    chosen = find(names, runs)
+    if not chosen and not as_json:
+        say("there are no runs yet")
+        return
+    if watching:
+        from rsb_cluster.watch import watch
+
+        watch(chosen, console())
+        return
+    found = read_status(chosen)
     if as_json:
         click.echo(json.dumps([vars(s) for s in found], indent=2))
-    elif found:
-        from rsb_cluster.watch import table
+        return
+    from rsb_cluster.watch import table
 
-        console().print(table(found))
-    else:
-        say("there are no runs yet")
+    console().print(table(found))
+    if len(found) > 1:
+        say(summary(found))
 
 
 @click.command()
@@ -44,22 +64,47 @@ def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@needed_arguments
 @runs_option
 def cancel(names: tuple[str, ...], runs: str) -> None:
-    """End runs: a running one saves first, a queued one leaves the queue. Submit again to go on."""
+    """End runs: running ones save first, queued ones leave the queue. Submit again, or 'retry', to go on."""
     from rsb_cluster import control
 
-    for run in find(names, runs):
-        say(f"{run.run_id}: told job {control.cancel(run)} to end")
+    for run_id, job_id in control.cancel(find(names, runs)).items():
+        say(f"{run_id}: told job {job_id} to end")
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@needed_arguments
 @runs_option
 def preempt(names: tuple[str, ...], runs: str) -> None:
-    """Make runs save and go back to the queue, as a preemption does; to see that they come back."""
+    """Make running runs save and go back to the queue, as a preemption does; to see that they come back."""
     from rsb_cluster import control
 
-    for run in find(names, runs):
-        say(f"{run.run_id}: told job {control.preempt(run)} to save and queue again")
+    for run_id, job_id in control.preempt(find(names, runs)).items():
+        say(f"{run_id}: told job {job_id} to save and queue again")
+
+
+@click.command()
+@needed_arguments
+@runs_option
+@click.option("--failed", "failed_only", is_flag=True, help="Not those that you stopped.")
+def retry(names: tuple[str, ...], runs: str, failed_only: bool) -> None:
+    r"""Submit again what has ended without a result, with the nodes, limits and options it had.
+
+    Finished, queued and running runs are left alone.
+
+    \b
+    rsb-cluster retry --failed resnet-depths
+    rsb-cluster retry 'a3-resnet18-*'
+    """
+    from rsb_cluster import control
+
+    done = control.retry(find(names, runs), failed_only=failed_only)
+    for run_id, job_id in done.sent.items():
+        say(f"{run_id}: submitted again as job {job_id}, goes on where it was")
+    if not done.sent and not done.refused:
+        say("nothing to retry: all are finished, queued, running or stopped by you")
+    if done.refused:
+        reasons = "\n".join(f"{run_id}: {why}" for run_id, why in done.refused.items())
+        raise RsbError(f"{len(done.refused)} runs were not submitted again:\n{reasons}")

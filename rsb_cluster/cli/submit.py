@@ -1,47 +1,70 @@
-"""The command that packages a recipe as a job."""
+"""The commands that package recipes as jobs: one recipe, or a sweep of many."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rsb_cluster.cli.terminal import console, say
-from rsb_cluster.errors import RsbError
+from rsb_cluster.cli.terminal import console, new_table, say
+from rsb_cluster.errors import ConfigError, RsbError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rsb_cluster.grid import SweepFile
+    from rsb_cluster.plan import Plan
     from rsb_cluster.run import Run
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SHARED = (
+    click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]"),
+    click.option("--nodes", default=0, type=click.IntRange(0), help="Nodes instead of the job's."),
+    click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of a node instead of the job's; 0: CPU."),
+    click.option("--parallel", default=0, type=click.IntRange(0), help="Runs of a job array at once.  [default: 256]"),
+    click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]"),
+    click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]"),
+    click.option("--cache-dir", default="", help="Keep shards in this folder on each node's own disk."),
+    click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch."),
+    click.option(
+        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field; job.KEY for the job's."
+    ),
+    click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing."),
+    click.option("--wait", is_flag=True, help="Show progress until the runs have ended."),
+    click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON."),
+)
+
+
+def _shared_options(command: F) -> F:
+    """Add the options that both commands have."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.option("--recipe", required=True, help="What to train: a name or a .toml file.")
 @click.option("--model", default="", help="Any timm model instead of the recipe's.")
-@click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
-@click.option("--nodes", default=0, type=click.IntRange(0), help="Nodes instead of the job's.")
-@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of a node instead of the job's; 0: CPU.")
-@click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]")
-@click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
 @click.option("--seed", type=click.IntRange(0), help="Seed.  [default: 0]")
 @click.option("--seeds", type=click.IntRange(1), help="So many runs, with seeds from 0.")
-@click.option("--cache-dir", default="", help="Keep shards in this folder on each node's own disk.")
-@click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field; job.KEY for the job's.")
 @click.option(
     "--images-per-s",
     type=click.FloatRange(0, min_open=True),
     help="Training images/s of one GPU, for the dry run's estimate.",
 )
-@click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing.")
-@click.option("--wait", is_flag=True, help="Show progress until the runs have ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@_shared_options
 def submit(
+    recipe: str,
+    model: str,
+    seed: int | None,
+    seeds: int | None,
+    images_per_s: float | None,
     dry_run: bool,
     wait: bool,
     as_json: bool,
-    images_per_s: float | None,
-    seed: int | None,
-    seeds: int | None,
     **options: Any,
 ) -> None:
     r"""Package a recipe as a job and hand it to the back end.
@@ -54,24 +77,19 @@ def submit(
     rsb-cluster submit --recipe a3 --model resnet18 --seeds 3 --set optimizer.lr=4e-3 --dry-run
     """
     from rsb_cluster import catalog, preview
-    from rsb_cluster import submit as verb
+    from rsb_cluster.grid import Grid, SweepFile
+    from rsb_cluster.plan import Request, parse_seeds
 
-    request = verb.Request(seeds=verb.parse_seeds(seed, seeds), **options)
-    resolved = catalog.load_recipe(request.recipe, model=request.model or None)
-    say(f"recipe {resolved.path}")
-    if resolved.recipe.data.make and not dry_run:
-        verb.make_data(resolved.recipe, request.data)
-    plan = verb.plan(request, dry_run=dry_run)
-    say(f"job {plan.job_path}")
+    grid = Grid(recipes=(recipe,), models=(model,) if model else (), seeds=parse_seeds(seed, seeds))
+    say(f"recipe {catalog.find('recipes', recipe)}")
+    plan = _plan(SweepFile(name="submit", grid=(grid,)), None, Request(**options), is_sweep=False, dry_run=dry_run)
+    rates = {"*": images_per_s} if images_per_s else {}
     if dry_run:
-        shown = preview.as_dict(plan, images_per_s)
-        click.echo(json.dumps(shown, indent=2) if as_json else preview.describe(plan, images_per_s))
+        click.echo(json.dumps(preview.as_dict(plan, rates), indent=2) if as_json else preview.describe(plan, rates))
         return
-    for note in plan.notes:
-        say(f"note: {note}")
-    verb.submit(plan)
+    _submit(plan)
     if as_json:
-        click.echo(json.dumps(preview.as_dict(plan, images_per_s), indent=2))
+        click.echo(json.dumps(preview.as_dict(plan, rates), indent=2))
     for planned in plan.runs:
         done = {"new": "submitted", "unfinished": "submitted again, goes on where it was"}.get(
             planned.state, planned.state
@@ -81,6 +99,111 @@ def submit(
         click.echo("\n".join(planned.run.run_id for planned in plan.runs))
     if wait:
         _wait([planned.run for planned in plan.runs])
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--recipe", "recipes", default="", metavar="NAME,...", help="Instead of a file: the recipes.")
+@click.option("--model", "models", default="", metavar="NAME,...", help="Instead of a file: the models.")
+@click.option("--vary", multiple=True, metavar="KEY=VALUE,...", help="Instead of a file: values of a recipe's field.")
+@click.option("--name", "called", default="sweep", show_default=True, help="Instead of a file: what to call it.")
+@click.option("--seeds", type=click.IntRange(1), help="So many runs of each, with seeds from 0.")
+@click.option(
+    "--images-per-s",
+    "rates",
+    multiple=True,
+    metavar="[MODEL=]N",
+    help="Training images/s of one GPU, for the estimate; MODEL may be a glob.",
+)
+@_shared_options
+def sweep(
+    name: str | None,
+    recipes: str,
+    models: str,
+    vary: tuple[str, ...],
+    called: str,
+    seeds: int | None,
+    rates: tuple[str, ...],
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    r"""Submit a sweep: a sweep file by name or path, or recipes × models × values × seeds.
+
+    Runs that need the same resources go into one job array. Submitted again, a sweep sends only what is neither
+    finished nor queued. Its id stands for all its runs in status, cancel, retry, preempt and collect.
+
+    \b
+    rsb-cluster sweep resnet-depths --dry-run --images-per-s resnet18=4000 --images-per-s 1000
+    rsb-cluster sweep --recipe a1,a2,a3 --model resnet18,resnet50 --seeds 3 --nodes 2 --parallel 4
+    rsb-cluster sweep --recipe a3 --vary optimizer.lr=4e-3,8e-3 --name lr
+    """
+    from rsb_cluster import grid, preview
+    from rsb_cluster.plan import Request, parse_seeds
+    from rsb_cluster.recipe import validate
+
+    known_rates = preview.parse_rates(rates)
+    if name and (recipes or models or vary):
+        raise ConfigError(f"'{name}' is a sweep file, which says recipes, models and values itself; give one of them.")
+    if name:
+        file, path = grid.load_sweep(name)
+        say(f"sweep {path}")
+    elif recipes:
+        one = {"recipes": _split(recipes), "models": _split(models), "vary": grid.parse_vary(vary)}
+        file, path = validate(grid.SweepFile, {"name": called, "grid": [one]}, "the command line"), None
+    else:
+        raise ConfigError("name a sweep file ('rsb-cluster sweeps list'), or give --recipe.")
+    request = Request(seeds=parse_seeds(None, seeds) if seeds else (), **options)
+    plan = _plan(file, path, request, is_sweep=True, dry_run=dry_run)
+    if not dry_run:
+        _submit(plan)
+    if as_json:
+        click.echo(json.dumps(preview.sweep_as_dict(plan, known_rates), indent=2))
+    elif dry_run:
+        _show_table(preview.sweep_rows(plan, known_rates))
+        click.echo(preview.sweep_summary(plan, known_rates))
+    else:
+        say(preview.sweep_summary(plan, known_rates))
+        assert plan.sweep is not None
+        if not wait:
+            click.echo(plan.sweep.sweep_id)
+    if wait and not dry_run:
+        _wait([planned.run for planned in plan.runs])
+
+
+def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, dry_run: bool) -> Plan:
+    from rsb_cluster import dataset, plan
+
+    if not dry_run:
+        dataset.make_missing([recipe for grid in file.grid for recipe in grid.recipes], request.data)
+    made = plan.plan(file, path, request, is_sweep=is_sweep, dry_run=dry_run)
+    say(f"job {made.runs[0].point.job_path}")
+    return made
+
+
+def _submit(plan: Plan) -> None:
+    from rsb_cluster.submit import submit as verb
+
+    for note in plan.notes:
+        say(f"note: {note}")
+    verb(plan)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show_table(rows: Sequence[dict[str, str]]) -> None:
+    from rich.text import Text
+
+    numbers = ("runs", "batch", "steps", "GPU-hours")
+    table = new_table(*rows[0])
+    for column in table.columns:
+        column.justify = "right" if column.header in numbers else "left"
+    for row in rows:
+        table.add_row(*map(Text, row.values()), end_section=row is rows[-2])
+    console().print(table)
 
 
 def _wait(runs: list[Run]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rsb_cluster.run import Run
 
 runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
-run_arguments = click.argument("names", nargs=-1, metavar="[RUN]...")
+run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
 
 
 def console(*, stderr: bool = False) -> Console:

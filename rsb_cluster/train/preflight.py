@@ -52,13 +52,15 @@ def check(recipe: Recipe) -> dict[str, int]:
 
 
 def main() -> None:
-    """Read a recipe as JSON on standard input; answer with JSON on standard output."""
+    """Read a list of recipes as JSON on standard input; answer each with JSON on standard output."""
     warnings.simplefilter("ignore")
-    try:
-        answer: dict[str, object] = dict(check(validate(Recipe, json.load(sys.stdin), "recipe")))
-    except RsbError as error:
-        answer = {"error": str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    answers: list[dict[str, object]] = []
+    for values in json.load(sys.stdin):
+        try:
+            answers.append(dict(check(validate(Recipe, values, "recipe"))))
+        except RsbError as error:
+            answers.append({"error": str(error)})
+    sys.stdout.write(json.dumps(answers) + "\n")
 
 
 if __name__ == "__main__":

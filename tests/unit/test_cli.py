@@ -67,7 +67,7 @@ def test_help_goes_to_stdout(rsb):
         ("submit --recipe a1 --dry-run --job local --nodes 2", "nodes = 2: the local back end is this machine alone."),
         ("submit --recipe a1 --dry-run --job slurm --set job.slurm.nodes=2", "slurm.nodes cannot be set. Set the"),
         ("status zzz", "0 runs are there; 'rsb-cluster status' lists them."),
-        ("cancel", "Error: Missing argument 'RUN...'."),
+        ("cancel", "Error: Missing argument 'RUN|SWEEP...'."),
         ("logs x --rank -1", "Invalid value for '--rank': -1 is not in the range x>=0."),
         ("collect --format xls", "Invalid value for '--format': 'xls' is not one of 'table', 'csv', 'json', 'md'."),
         ("sumbit", "Error: No such command 'sumbit'."),

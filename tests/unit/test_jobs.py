@@ -15,8 +15,9 @@ import pytest
 from rsb_cluster import catalog, scheduler
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.job import Job
+from rsb_cluster.plan import parse_seeds
 from rsb_cluster.recipe import Recipe
-from rsb_cluster.submit import choose_virtual_ranks, parse_seeds
+from rsb_cluster.virtual_ranks import choose_virtual_ranks
 
 JOBS = ("local", "slurm", "slurm-cpu")
 RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")

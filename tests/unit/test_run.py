@@ -7,6 +7,7 @@ import pytest
 from rsb_cluster import catalog
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
 from rsb_cluster.run import Attempt, Run, Spec, Submission, check_same, find_runs, list_runs
+from rsb_cluster.sweep import Member, Sweep, list_sweeps, read_sweep, sweep_id, write_sweep
 
 IDS = ("a1-resnet50-s0-00000000", "a1-resnet50-s1-11111111", "a2-resnet50-s0-22222222")
 
@@ -83,7 +84,7 @@ def test_an_unknown_run_is_refused_with_the_nearest(runs):
     with pytest.raises(ConfigError) as caught:
         found(runs, "a1-resnet50-s0-00000001")
     assert str(caught.value) == (
-        f"no run in {runs} matches 'a1-resnet50-s0-00000001'. Did you mean '{IDS[0]}'? "
+        f"no run or sweep in {runs} matches 'a1-resnet50-s0-00000001'. Did you mean '{IDS[0]}'? "
         "3 runs are there; 'rsb-cluster status' lists them."
     )
     with pytest.raises(ConfigError, match=r"matches 'zzz'\. 3 runs are there"):
@@ -181,3 +182,59 @@ def test_another_science_in_a_runs_folder_is_refused(tmp_path):
     check_same(run, catalog.load_recipe("a1", assignments=["description=other", "paper="]).recipe)
     with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
         check_same(run, catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe)
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def add_sweep(runs, name, *run_ids):
+    members = tuple(Member(run_id=i, recipe=i.split("-")[0], model="resnet50", seed=0) for i in run_ids)
+    sweep = Sweep(sweep_id=sweep_id(name, run_ids), file="", created=1.5, members=members)
+    write_sweep(str(runs), sweep)
+    return sweep
+
+
+def test_a_sweep_is_named_after_all_that_it_asks_for():
+    assert sweep_id("x", IDS) == sweep_id("x", reversed(IDS))
+    assert len({sweep_id("x", IDS), sweep_id("y", IDS), sweep_id("x", IDS[:2])}) == 3
+
+
+def test_a_sweep_is_read_as_it_was_written(anywhere):
+    assert list_sweeps(anywhere.url) == []
+    one, other = add_sweep(anywhere.url, "one", *IDS), add_sweep(anywhere.url, "other", IDS[0])
+    assert list_sweeps(anywhere.url) == [one, other]
+    assert read_sweep(anywhere.url, "one") == read_sweep(anywhere.url, one.sweep_id) == one
+    with pytest.raises(ConfigError, match=r"'o' is the beginning of 2 sweeps: one-\w+, other-\w+\."):
+        read_sweep(anywhere.url, "o")
+    with pytest.raises(ConfigError, match=r"there is no sweep 'othre' in "):
+        read_sweep(anywhere.url, "othre")
+
+
+def test_a_sweep_stands_for_its_runs_with_those_that_are_missing(runs):
+    sweep = add_sweep(runs, "depths", IDS[2], "a9-gone-s0-33333333", IDS[0])
+    for name in (sweep.sweep_id, "depths", "dep"):
+        assert found(runs, name) == [IDS[2], "a9-gone-s0-33333333", IDS[0]]
+    assert [run.exists() for run in find_runs(str(runs), ("depths",))] == [True, False, True]
+    assert found(runs, IDS[1], "depths", IDS[0]) == [IDS[1], IDS[2], "a9-gone-s0-33333333", IDS[0]]
+    assert found(runs) == list(IDS), "a sweep's file is no run"
+
+
+def test_a_name_that_means_a_sweep_and_other_runs_is_refused(runs):
+    """'cancel a1' must not end a2's run because a sweep is called a1."""
+    sweep = add_sweep(runs, "a1", IDS[0], IDS[2])
+    with pytest.raises(ConfigError) as caught:
+        found(runs, "a1")
+    assert str(caught.value) == (
+        f"'a1' is the beginning of {sweep.sweep_id}, and of the ids of 2 runs ('a1*' names those). "
+        "Say more of the one you mean."
+    )
+    assert found(runs, "a1*") == found(runs, "a1-resnet50") == list(IDS[:2])
+    assert found(runs, sweep.sweep_id) == [IDS[0], IDS[2]]
+
+
+def test_a_name_that_means_a_sweep_and_the_same_runs_is_the_sweep(runs):
+    add_sweep(runs, "a1", *IDS[:2], "a1-gone-s0-33333333")
+    assert found(runs, "a1") == [*IDS[:2], "a1-gone-s0-33333333"]
+    add_sweep(runs, "a1-more", *IDS)
+    with pytest.raises(ConfigError, match=r"'a1' is the beginning of a1-\w+ and a1-more-\w+, and of"):
+        found(runs, "a1")

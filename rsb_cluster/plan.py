@@ -1,0 +1,309 @@
+"""Planning: resolve what the user asked for into runs and job arrays, and refuse what cannot work.
+
+Everything that can be checked is checked here: a job that waits a day must not die on a typo. What is the same for many
+runs (a recipe, a job, an index, the check of a model, the scheduler's queue) is read once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rsb_cluster import scheduler, sweep
+from rsb_cluster.dataset import DataSource, find_data, require
+from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.grid import Point, SweepFile, expand
+from rsb_cluster.job import Job
+from rsb_cluster.recipe import Recipe
+from rsb_cluster.run import READERS, Run, Submission, check_same, default_runs
+from rsb_cluster.storage import Store
+from rsb_cluster.task import Task
+from rsb_cluster.virtual_ranks import choose_virtual_ranks
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for besides recipes and models, as typed; it is for all runs."""
+
+    job: str = ""
+    nodes: int = 0
+    gpus_per_node: int | None = None
+    parallel: int = 0
+    seeds: tuple[int, ...] = ()
+    data: str = ""
+    runs: str = ""
+    virtual_ranks: int = 0
+    cache_dir: str = ""
+    assignments: tuple[str, ...] = ()
+
+    @property
+    def for_jobs(self) -> list[str]:
+        """Assignments to fields of the job."""
+        found = [a.removeprefix("job.") for a in self.assignments if a.startswith("job.")]
+        if self.nodes:
+            found.append(f"nodes={self.nodes}")
+        if self.gpus_per_node is not None:
+            found.append(f"gpus_per_node={self.gpus_per_node}")
+        if self.parallel:
+            found.append(f"array_parallelism={self.parallel}")
+        if self.cache_dir:
+            found.append(f"cache_dir={json.dumps(self.cache_dir)}")
+        return found
+
+    @property
+    def for_recipes(self) -> list[str]:
+        """Assignments to fields of the recipes."""
+        found = [a for a in self.assignments if not a.startswith("job.")]
+        return [*found, f"train.virtual_ranks={self.virtual_ranks}"] if self.virtual_ranks else found
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Attributes:
+        point: The recipe and the job.
+        state: new, unfinished, already submitted, or finished.
+        parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
+    """
+
+    run: Run
+    point: Point
+    data: DataSource
+    seed: int
+    virtual_ranks: int
+    state: str = "new"
+    parameters: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """What to train."""
+        return self.point.resolved.recipe
+
+    @property
+    def is_to_submit(self) -> bool:
+        """Whether there is anything left to do for it."""
+        return self.state in ("new", "unfinished")
+
+
+@dataclass(frozen=True)
+class Array:
+    """Runs with the same resources, handed over together: a job array, or a job where it is one run."""
+
+    job: Job
+    name: str
+    folder: Path
+    runs: tuple[Run, ...]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """One per run."""
+        job = self.job.model_dump(mode="json")
+        return [Task(run.url, run.run_id, job) for run in self.runs]
+
+    @property
+    def script(self) -> str:
+        """The exact text that Slurm will get."""
+        return scheduler.sbatch_text(self.job, self.folder, self.name, len(self.runs))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submit will do; the dry run prints it.
+
+    Attributes:
+        runs: All that was asked for, with those that are finished or queued.
+        arrays: What will be handed over.
+        sweep: The sweep that the runs will be, or None where they are not to be one.
+    """
+
+    runs_url: str
+    runs: tuple[PlannedRun, ...]
+    arrays: tuple[Array, ...]
+    sweep: sweep.Sweep | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool, dry_run: bool = False) -> Plan:
+    """Resolve and check everything; nothing is written but a probe file in the folder of runs.
+
+    Args:
+        file: The recipes and models; a single recipe is a sweep of one point.
+        path: Where the file lies, or None where the command line said it all.
+        request: What else the user asked for.
+        is_sweep: Whether the runs are to be known as a sweep.
+        dry_run: Missing data is a note and not an error, and nothing is written at all.
+
+    Raises:
+        ConfigError: A recipe, job or option is wrong.
+        DataError: Shards are missing.
+        StorageError: The folder of runs cannot be written.
+    """
+    job_name = request.job or file.job or scheduler.default_backend_job(request.nodes)
+    if request.seeds:
+        file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})
+    points = expand(file, job=job_name, for_recipes=request.for_recipes, for_jobs=request.for_jobs)
+    first = points[0].job
+    runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
+    runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
+    if not dry_run:
+        scheduler.check_available(first)
+        Store(runs_url).check_writable()
+    made = None
+    if is_sweep:
+        ids = [p.run.run_id for p in runs]
+        members = [
+            sweep.Member(run_id=p.run.run_id, recipe=p.recipe.name, model=p.recipe.model.name, seed=p.seed)
+            for p in runs
+        ]
+        made = sweep.Sweep(
+            sweep_id=sweep.sweep_id(file.name, ids) if all(p.data.is_found for p in runs) else f"{file.name}-unknown",
+            file=str(path or ""),
+            created=time.time(),
+            members=tuple(members),
+        )
+    arrays = make_arrays(
+        runs_url,
+        [(p.run, p.point.job) for p in runs if p.is_to_submit],
+        name=made.sweep_id if made else points[0].resolved.recipe.name,
+    )
+    for array in arrays:
+        if array.job.backend == "slurm":
+            array.script  # noqa: B018 - refuses options that Slurm's script cannot have
+    checked = _check_models(runs if dry_run else [p for p in runs if p.state == "new"])  # last, as it takes seconds
+    counted = tuple(replace(p, parameters=checked.get(_what_is_checked(p.recipe), 0)) for p in runs)
+    return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
+
+
+def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) -> tuple[Array, ...]:
+    """Group runs into as few job arrays as their resources and the site's limit allow."""
+    of_class: dict[str, list[tuple[Run, Job]]] = {}
+    for run, job in runs:
+        of_class.setdefault(job.model_dump_json(), []).append((run, job))
+    parts: list[list[tuple[Run, Job]]] = []
+    for members in of_class.values():
+        limit = len(members)
+        if limit > 1 and members[0][1].backend == "slurm":
+            limit = min(limit, scheduler.max_array_size())
+        parts += [members[i : i + limit] for i in range(0, len(members), limit)]
+    stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
+    arrays = []
+    for number, members in enumerate(parts):
+        job = members[0][1]
+        shown = members[0][0].run_id if len(runs) == 1 else name
+        folder = _submissions_folder(job, runs_url) / (stamp if len(parts) == 1 else f"{stamp}-{number}")
+        arrays.append(Array(job, shown, folder, tuple(run for run, _ in members)))
+    return tuple(arrays)
+
+
+def parse_seeds(seed: int | None, count: int | None) -> tuple[int, ...]:
+    """Return the seeds of ``--seed 3`` or ``--seeds 5`` (0 to 4)."""
+    if seed is not None and count is not None:
+        raise ConfigError("--seed names one seed, --seeds counts from 0; give one of them.")
+    return tuple(range(count)) if count else (seed or 0,)
+
+
+# --- parts of a plan ----------------------------------------------------------------------------------------------
+
+
+def plan_runs(
+    points: Sequence[Point], runs_url: str, data: str, *, dry_run: bool
+) -> tuple[list[PlannedRun], list[str]]:
+    """Return the runs of some points with all that is known of them but their models, and notes for the user."""
+    notes: list[str] = []
+    sources: dict[str, DataSource] = {}
+    checked: set[str] = set()
+    runs: list[PlannedRun] = []
+    for point in points:
+        recipe = point.resolved.recipe
+        name = recipe.data.set
+        if name not in sources:
+            sources[name] = find_data(name, data, point.job)
+            if not dry_run:
+                require(sources[name])
+        if (text := recipe.data.model_dump_json()) not in checked:
+            sources[name].check(recipe)
+            checked.add(text)
+        virtual_ranks = choose_virtual_ranks(recipe, point.job, point.job_path)
+        for seed in point.seeds:
+            digest = recipe.digest(seed, sources[name].digest) if sources[name].is_found else "unknown"
+            run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest}")
+            runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks))
+    notes += [source.problem for source in sources.values() if source.problem]
+    runs = _with_states(runs, runs_url)
+    for planned in runs:
+        if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
+            notes.append(
+                f"{planned.virtual_ranks} virtual ranks cannot keep {repeats} copies of an image apart "
+                "(augment.repeats): some will share a micro-batch, and its BatchNorm. Use more --virtual-ranks."
+            )
+    return runs, notes
+
+
+def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
+    """Say how far the runs are; folders are read at once, and the scheduler is asked once."""
+    there = set(Store(runs_url).names())
+
+    def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
+        run, point = planned.run, planned.point
+        if not planned.data.is_found or run.run_id not in there or not run.exists():
+            return planned, []
+        check_same(run, planned.recipe)
+        stored = run.spec().virtual_ranks
+        kept = replace(planned, virtual_ranks=choose_virtual_ranks(planned.recipe, point.job, point.job_path, stored))
+        if run.result() is not None:
+            return replace(kept, state="finished"), []
+        return replace(kept, state="unfinished"), run.submissions()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, runs))
+    states = iter(scheduler.states([s for _, submissions in found for s in submissions]))
+    return [
+        replace(p, state="already submitted")
+        if any(state != "gone" for state in list(itertools.islice(states, len(submissions))))
+        else p
+        for p, submissions in found
+    ]
+
+
+def _what_is_checked(recipe: Recipe) -> str:
+    """Return what the check of the model looks at; numbers of the optimizer and schedule are checked by the recipe."""
+    plain = recipe.model_dump(include={"model", "data", "augment", "eval"}, mode="json")
+    return json.dumps([plain, recipe.optimizer.name], sort_keys=True)
+
+
+def _check_models(runs: Sequence[PlannedRun]) -> dict[str, int]:
+    """Build the distinct models and transforms in one process of their own: this one must stay light.
+
+    Returns:
+        Numbers of parameters, by what was checked.
+    """
+    recipes = {_what_is_checked(p.recipe): p.recipe for p in reversed(runs)}
+    if not recipes:
+        return {}
+    command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
+    asked = json.dumps([recipe.model_dump(mode="json") for recipe in recipes.values()])
+    done = subprocess.run(command, input=asked, capture_output=True, text=True)
+    try:
+        answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise RsbError(f"the check of the model did not work:\n{done.stderr.strip()}") from error
+    if errors := [answer["error"] for answer in answers if "error" in answer]:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
+    return {what: int(answer["parameters"]) for what, answer in zip(recipes, answers, strict=True)}
+
+
+def _submissions_folder(job: Job, runs_url: str) -> Path:
+    if job.submissions:
+        return Path(job.submissions).expanduser().absolute()
+    store = Store(runs_url)
+    return Path(store.url) / "submissions" if store.is_local else Path.cwd() / "submissions"

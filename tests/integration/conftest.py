@@ -1,0 +1,113 @@
+"""A sweep on the real Slurm that went through all that can happen, for every test that reads what sweeps leave."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsb_cluster import catalog
+from rsb_cluster.metrics import read_rows
+from rsb_cluster.run import Run
+from tests.command import RsbCluster
+from tests.servers.slurm import SlurmCluster
+
+RECIPES = {"low": 4e-3, "mid": 8e-3, "high": 1.6e-2}
+MODELS = ("test_resnet", "test_byobnet")
+
+SWEEP = f"""
+name = "trial"
+
+[[grid]]
+recipes = [{", ".join(f'"./{name}.toml"' for name in RECIPES)}]
+models = {list(MODELS)}
+seeds = 2
+
+[[resources]]
+models = ["{MODELS[1]}"]
+set = {{ cpus_per_task = 2 }}
+"""
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """Three recipes × two models × two seeds in two resource classes; one run was preempted, and one failed at first.
+
+    Attributes:
+        runs: Folder of the runs, all finished.
+        before: A copy of it from before the failed run was retried.
+        sent: What the submit said, as JSON.
+        sent_again: What a second submit said while the first was queued.
+        status_before: The status of all runs before the retry.
+        preempted: Id of the run that was preempted.
+        failed: Id of the run that failed at first.
+        retried: What the retry said.
+    """
+
+    rsb: RsbCluster
+    sweep_id: str
+    runs: Path
+    before: Path
+    sent: dict[str, Any]
+    sent_again: dict[str, Any]
+    status_before: list[dict[str, Any]]
+    preempted: str
+    failed: str
+    retried: str
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(
+    tmp_path_factory: pytest.TempPathFactory, slurm_cluster: SlurmCluster, digits: Path
+) -> FinishedSweep:
+    """The sweep, after some minutes."""
+    rsb = RsbCluster(tmp_path_factory.mktemp("sweep"), slurm_cluster.env)
+    text = (catalog.bundled_dir("recipes") / "digits.toml").read_text()
+    for name, lr in RECIPES.items():
+        values = {"name": f'"{name}"', "lr": lr, "epochs": 4, "warmup_epochs": 1, "every_epochs": 2, "virtual_ranks": 2}
+        mine = text
+        for key, value in values.items():
+            mine = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value}", mine)
+        (rsb.cwd / f"{name}.toml").write_text(mine)
+    (rsb.cwd / "trial.toml").write_text(SWEEP)
+    submit = ("sweep", "./trial.toml", "--job", "slurm-cpu", "--parallel", "2", "--data", str(digits), "--json",
+              "--set", "job.log_every_steps=4")  # fmt: skip
+
+    sent = rsb.json(*submit)
+    sweep_id, ids = sent["sweep_id"], [run["run_id"] for run in sent["runs"]]
+    preempted, failed = ids[0], ids[-1]
+    runs = rsb.cwd / "runs"
+    # The last of its array, which cannot have started yet, will not be able to write its metrics.
+    (runs / failed / "metrics").write_text("in the way")
+    sent_again = rsb.json(*submit)
+
+    wait(rsb, "the first run trains", lambda: read_rows(Run.at(runs, preempted)))
+    rsb("preempt", preempted)
+
+    def all_over() -> list[dict[str, Any]] | None:
+        found = rsb.json("status", sweep_id, "--json")
+        return found if not any(run["state"] in ("running", "starting", "queued") for run in found) else None
+
+    status_before = wait(rsb, "all runs have ended", all_over)
+    before = rsb.cwd / "before"
+    shutil.copytree(runs, before)
+
+    (runs / failed / "metrics").unlink()
+    retried = rsb.run("retry", "--failed", sweep_id).stderr
+    wait(rsb, "the retried run has ended", all_over)
+    return FinishedSweep(rsb, sweep_id, runs, before, sent, sent_again, status_before, preempted, failed, retried)
+
+
+def wait(rsb: RsbCluster, what: str, check: Callable[[], Any], timeout: float = 500) -> Any:
+    """Wait until something is so, and return it."""
+    deadline = time.monotonic() + timeout
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}\n{rsb('status')}{rsb.logs()}"
+        time.sleep(3)
+    return found

@@ -1,0 +1,75 @@
+"""A sweep on a real Slurm: two resource classes, a preemption, a failure, and the retry that finishes it."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from rsb_cluster.run import Run
+from rsb_cluster.sweep import read_sweep
+from tests.integration.conftest import MODELS, RECIPES, FinishedSweep
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
+
+
+def submissions(sweep: FinishedSweep) -> dict[str, list[str]]:
+    found = {}
+    for run in sweep.sent["runs"]:
+        found[run["run_id"]] = [s.job_id for s in Run.at(sweep.runs, run["run_id"]).submissions()]
+    return found
+
+
+def test_a_sweep_is_one_array_for_each_resource_class(finished_sweep: FinishedSweep) -> None:
+    arrays = finished_sweep.sent["arrays"]
+    assert [array["job"]["cpus_per_task"] for array in arrays] == [1, 2]
+    first = {run_id: jobs[0] for run_id, jobs in submissions(finished_sweep).items()}
+    for array, model in zip(arrays, MODELS, strict=True):
+        assert len(array["runs"]) == 6 and all(f"-{model}-" in run_id for run_id in array["runs"])
+        assert "#SBATCH --array=0-5%2\n" in array["script"]
+        parents = {first[run_id].split("_")[0] for run_id in array["runs"]}
+        assert len(parents) == 1
+    assert Counter(run["recipe"] for run in finished_sweep.sent["runs"]) == dict.fromkeys(RECIPES, 4)
+
+
+def test_sent_again_while_it_is_queued_nothing_is_sent(finished_sweep: FinishedSweep) -> None:
+    again = finished_sweep.sent_again
+    assert again["sweep_id"] == finished_sweep.sweep_id and again["arrays"] == []
+    assert {run["state"] for run in again["runs"]} == {"already submitted"}
+
+
+def test_status_says_what_happened_to_each(finished_sweep: FinishedSweep) -> None:
+    found = {status["run_id"]: status for status in finished_sweep.status_before}
+    assert list(found) == [run["run_id"] for run in finished_sweep.sent["runs"]]
+    failed = found.pop(finished_sweep.failed)
+    assert failed["state"] == "failed" and "crashed without one new step" in failed["cause"]
+    assert failed["top1"] is None
+    assert {status["state"] for status in found.values()} == {"finished"}
+    preempted = found.pop(finished_sweep.preempted)
+    assert preempted["attempt"] == 2 and preempted["cause"] == "preempted"
+    for status in found.values():
+        assert (status["attempt"], status["cause"], status["step"], status["epoch"]) == (1, "", 88, 4)
+        assert status["images_per_s"] > 0 and 0 <= status["top1"] <= 100
+
+
+def test_retry_sends_what_failed_with_the_shape_it_had(finished_sweep: FinishedSweep) -> None:
+    assert finished_sweep.retried.startswith(f"{finished_sweep.failed}: submitted again as job ")
+    assert len(finished_sweep.retried.splitlines()) == 1
+    for run_id, jobs in submissions(finished_sweep).items():
+        assert len(jobs) == (2 if run_id == finished_sweep.failed else 1)
+    first, second = Run.at(finished_sweep.runs, finished_sweep.failed).submissions()
+    assert first.job == second.job and second.job["cpus_per_task"] == 2
+
+
+def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: FinishedSweep) -> None:
+    rsb, sweep_id = finished_sweep.rsb, finished_sweep.sweep_id
+    assert {status["state"] for status in rsb.json("status", sweep_id, "--json")} == {"finished"}
+    assert "nothing to retry" in rsb.run("retry", sweep_id).stderr
+    assert "all 12 runs are neither queued nor running" in rsb.error("cancel", sweep_id, code=1)
+    assert [m.run_id for m in read_sweep(str(finished_sweep.runs), "trial").members] == list(
+        submissions(finished_sweep)
+    )
+
+
+def test_what_a_sweep_left_is_plain_data(finished_sweep: FinishedSweep) -> None:
+    record = json.loads((finished_sweep.runs / "sweeps" / f"{finished_sweep.sweep_id}.json").read_text())
+    assert record["file"].endswith("trial.toml") and len(record["members"]) == 12

@@ -42,7 +42,7 @@ class Cost:
         wall_s: Seconds in which an attempt was on.
         attempts: Starts.
         preemptions: Attempts that ended because the scheduler took the machine back.
-        steps_repeated: Steps computed again, because they came after the checkpoint from which the next attempt went on.
+        steps_repeated: Steps computed again: they came after the checkpoint from which the next attempt went on.
     """
 
     gpu_hours: float
@@ -68,7 +68,7 @@ def cost(found: Sequence[Span]) -> Cost:
         wall_s=sum(span.seconds for span in found),
         attempts=len(found),
         preemptions=sum(span.attempt.cause == "preempted" for span in found),
-        steps_repeated=computed - max((span.end_step for span in found), default=0),
+        steps_repeated=max(0, computed - max((span.end_step for span in found), default=0)),
     )
 
 

@@ -200,9 +200,7 @@ def list_runs(runs_url: str) -> list[Run]:
     return [run for run, there in zip(runs, exist, strict=True) if there]
 
 
-def find_runs(
-    runs_url: str, names: tuple[str, ...], listed: Callable[[str], list[Run]] = list_runs
-) -> list[Run]:
+def find_runs(runs_url: str, names: tuple[str, ...], listed: Callable[[str], list[Run]] = list_runs) -> list[Run]:
     """Return the runs that names stand for; all runs where no name is given.
 
     A name is a run's id, path, beginning or glob, or a sweep's id or beginning. A sweep stands for all the runs it

@@ -12,7 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rsb_cluster.catalog import differences
-from rsb_cluster.collect.rows import RESOLUTIONS, Changes, Reader, Row, Unfinished, describe, published, resolutions
+from rsb_cluster.collect.rows import (
+    RESOLUTIONS,
+    Changes,
+    Reader,
+    Row,
+    Science,
+    Unfinished,
+    describe,
+    published,
+    resolutions,
+)
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.references import Reference
 from rsb_cluster.run import Run
@@ -93,6 +103,8 @@ def collect(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | N
     seen: dict[str, str] = {}
     for run in unique:
         item = found[run.url]
+        if item is None:
+            continue
         if isinstance(item, Unfinished):
             unfinished.append(item)
         elif item.science.spec.run_id in seen:
@@ -134,8 +146,8 @@ def _key_of_missing(
     member: Member, groups: Mapping[str, Sequence[Row]], open_: Mapping[str, Sequence[Unfinished]]
 ) -> str:
     """Return the group of a run without a folder: the first of its names whose recipe was not changed."""
-    for key, items in (*groups.items(), *open_.items()):
-        science = items[0].science
+    for key in (*groups, *open_):
+        science = _science([*groups.get(key, ()), *open_.get(key, ())])
         if science and not science.changes and (science.recipe.name, science.recipe.model.name) == _names(member):
             return key
     return f"missing {member.recipe} {member.model}"
@@ -147,7 +159,7 @@ def _names(member: Member) -> tuple[str, str]:
 
 def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
     rows = sorted(finished, key=lambda row: (row.science.spec.seed, row.science.spec.run_id))
-    science = next((item.science for item in (*rows, *unfinished)), None)
+    science = _science([*rows, *unfinished])
     if science is None:
         return _missing(unfinished)
     recipe, changes = science.recipe, science.changes
@@ -231,7 +243,10 @@ def _references(recipe: Recipe, changes: Changes) -> tuple[tuple[Reference, ...]
 def _unlike(counted: Sequence[Row]) -> list[str]:
     """Return what differs between the counted runs of a group, besides the seed."""
     parts: dict[str, Callable[[Row], object]] = {
-        "copies of the data (their indexes differ)": lambda row: (row.science.spec.train_digest, row.science.spec.val_digest),
+        "copies of the data (their indexes differ)": lambda row: (
+            row.science.spec.train_digest,
+            row.science.spec.val_digest,
+        ),
         "versions of the code": lambda row: (row.science.code, row.science.spec.code.get("uncommitted")),
         "sets of package versions": lambda row: tuple(sorted(row.science.spec.packages.items())),
     }
@@ -250,7 +265,9 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
     for group in groups:
         other = first.setdefault((group.recipe, group.model, describe(group.changes)), group)
         if other is not group:
-            unlike: Changes = dict(differences(_recipe(other), _recipe(group)))
+            here, there = (_science([*one.rows, *one.open]) for one in (group, other))
+            assert here is not None and there is not None  # those without have no equals
+            unlike: Changes = dict(differences(there.recipe, here.recipe))
             if other.virtual_ranks != group.virtual_ranks:
                 unlike["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
             group = replace(group, notes=(*group.notes, f"unlike the group of the same name: {describe(unlike)}"))
@@ -258,8 +275,9 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
     return result
 
 
-def _recipe(group: Group) -> Recipe:
-    return next(item.science.recipe for item in (*group.rows, *group.open) if item.science is not None)
+def _science(items: Sequence[Row | Unfinished]) -> Science | None:
+    """Return what the runs of a group train; None where no folder says."""
+    return next((item.science for item in items if item.science is not None), None)
 
 
 def _order(group: Group) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ has not finished, costs a few more. No tensor file is read, and metrics only of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 RESOLUTIONS = ("augment.resolution", "eval.resolution")
 READERS = 16  # an object store takes tens of milliseconds for an answer
 SILENT_S = 300.0  # an attempt says that it is alive every ten seconds or so; clocks may differ
-RUN_FILES = ("recipe.json", "result.json", "attempts", "checkpoints", "metrics")
+RUN_FILES = ("spec.json", "recipe.json", "result.json", "attempts", "checkpoints", "metrics")
 
 
 class Evaluation(Section):
@@ -164,9 +165,11 @@ class Reader:
     members: Mapping[str, Member] = field(default_factory=dict)
     _recipes: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
 
-    def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Row | Unfinished]]:
-        """Yield what is known of each run, in the order given. What cannot be read is named, not raised."""
-        # Consecutive runs of one folder are asked for together.
+    def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Row | Unfinished | None]]:
+        """Yield what is known of each run; None for something else that lies among runs.
+
+        What cannot be read is named, not raised. Runs of one folder are read together, so the order may change.
+        """
         for parent, members in _by_parent(runs):
             results = Store(parent).read_many(f"{run.run_id}/result.json" for run in members)
             with ThreadPoolExecutor(READERS) as pool:
@@ -174,7 +177,7 @@ class Reader:
                     batch = [(run, next(results)) for run in members[start : start + READERS * 16]]
                     yield from zip((run for run, _ in batch), pool.map(self._read, batch), strict=True)
 
-    def _read(self, run_and_result: tuple[Run, bytes | StorageError]) -> Row | Unfinished:
+    def _read(self, run_and_result: tuple[Run, bytes | StorageError]) -> Row | Unfinished | None:
         run, content = run_and_result
         science: Science | None = None
         try:
@@ -186,18 +189,23 @@ class Reader:
             values = _parsed(content, run.store.locate("result.json"))
             science = self._science_of(run, values)
             result = validate(Result, values, run.store.locate("result.json"))
-        except MissingError as error:
-            # No run at all, or the folder of one that lacks what every run has.
-            if set(RUN_FILES) & set(run.store.names()):
-                return Unfinished(run.run_id, run.url, "unreadable", str(error), science)
-            member = self.members.get(run.run_id)
-            reason = "a sweep wants it, and it was never sent" if member else str(error)
-            return Unfinished(run.run_id, run.url, "missing", reason, member=member)
         except RsbError as error:
+            if science is None and not set(RUN_FILES) & set(run.store.names()):
+                return self._absent(run, error)
+            if science is None:
+                with contextlib.suppress(RsbError):
+                    science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
             return Unfinished(run.run_id, run.url, "unreadable", str(error), science)
         if result.modified:
             science = self._changed(science, science.spec.modified | result.modified)
         return Row(run, science, result, _flags(science, result))
+
+    def _absent(self, run: Run, error: RsbError) -> Unfinished | None:
+        if run.store.exists():
+            return None
+        member = self.members.get(run.run_id)
+        reason = "a sweep wants it, and it was never sent" if member else str(error)
+        return Unfinished(run.run_id, run.url, "missing", reason, member=member)
 
     def _science_of(self, run: Run, values: dict[str, Any]) -> Science:
         """Take what was trained from the result, where that says so and is this run's; else from the run's folder."""

@@ -17,11 +17,13 @@ In ``<runs>/<run_id>/`` lie:
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,8 @@ PACKAGES = (
     "submitit",
 )
 
+DIGEST_DIGITS = 12
+
 
 class Spec(Section):
     """What was fixed at the first submit, besides the recipe."""
@@ -68,6 +72,14 @@ class Spec(Section):
     code: dict[str, str] = Field({})
     packages: dict[str, str] = Field({})
     created: float = 0.0
+
+    def brief(self) -> Spec:
+        """Return it with uncommitted changes of the code named by a digest: enough to tell two versions apart."""
+        diff = self.code.get("uncommitted", "")
+        if len(diff) <= DIGEST_DIGITS:
+            return self
+        digest = hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]
+        return self.model_copy(update={"code": self.code | {"uncommitted": digest}})
 
 
 class Submission(Section):
@@ -236,25 +248,35 @@ def _attempt_name(number: int) -> str:
     return f"attempts/{number:04d}.json"
 
 
+def list_folders(runs_url: str) -> list[Run]:
+    """Return what lies in a folder of runs, sorted by id; without a look into each, so some may be no run at all."""
+    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+
+
 def list_runs(runs_url: str) -> list[Run]:
     """Return all runs below a folder of runs, sorted by id."""
-    runs = [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+    runs = list_folders(runs_url)
     with ThreadPoolExecutor(READERS) as pool:
         exist = list(pool.map(Run.exists, runs))
     return [run for run, there in zip(runs, exist, strict=True) if there]
 
 
-def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
+def find_runs(runs_url: str, names: tuple[str, ...], listed: Callable[[str], list[Run]] = list_runs) -> list[Run]:
     """Return the runs that names stand for; all runs where no name is given.
 
     A name is a run's id, path, beginning or glob, or a sweep's id or beginning. A sweep stands for all the runs it
     wants, those without a folder included (``Run.exists``).
 
+    Args:
+        runs_url: Folder of runs.
+        names: Names; none for all.
+        listed: What looks into the folder; ``list_folders`` where the caller finds out itself which are runs.
+
     Raises:
         ConfigError: A name matches nothing, or the runs of a sweep and others.
     """
     if not names:
-        return list_runs(runs_url)
+        return listed(runs_url)
     found: dict[str, Run] = {}
     known: list[Run] | None = None
     for name in names:
@@ -270,7 +292,7 @@ def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
             continue
         sweeps = sweep.sweep_ids(runs_url)
         if path not in sweeps:
-            known = list_runs(runs_url) if known is None else known
+            known = listed(runs_url) if known is None else known
         found |= {run.url: run for run in _named(runs_url, path, known or [], sweeps)}
     return list(found.values())
 

@@ -82,7 +82,7 @@ def resume(
             raise RsbError(f"the runs did not end within {timeout_s:.0f} s ({_states(statuses)}); see {folder}.")
         if due and statuses[1].state == "running" and _last_step(broken) >= due[0]:
             say(f"preempting after step {due.pop(0)} of {total}")
-            control.preempt(broken)
+            control.preempt([broken])
         time.sleep(POLL_S)
     if any(s.state != "finished" for s in statuses):
         raise RsbError(f"a run did not finish ({_states(statuses)}); see its log below {folder}.")

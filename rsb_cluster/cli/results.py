@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rsb_cluster.cli.terminal import find, run_arguments, runs_option, say
+from rsb_cluster.cli.terminal import find_with_sweeps, run_arguments, runs_option, say
 
 
 @click.command()
@@ -16,7 +16,7 @@ from rsb_cluster.cli.terminal import find, run_arguments, runs_option, say
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["table", "csv", "json", "md"]),
+    type=click.Choice(["table", "csv", "json", "md", "latex", "html"]),
     default="table",
     show_default=True,
     help="How to print it.",
@@ -27,7 +27,7 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None
     from rsb_cluster.collect import collect as verb
     from rsb_cluster.collect import render
 
-    collected = verb(find(names, runs))
+    collected = verb(*find_with_sweeps(names, runs))
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:

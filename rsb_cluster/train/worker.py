@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ import torch
 
 from rsb_cluster import claim
 from rsb_cluster.claim import Claim
+from rsb_cluster.cost import cost, spans
 from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
@@ -238,8 +240,7 @@ class _Attempt:
     def _write_result(self, trainer: Trainer) -> None:
         """Write the last of all files: it makes the run a finished one."""
         recipe, spec = trainer.recipe, trainer.spec
-        attempts = self._run.attempts()
-        seconds = [(a.ended or a.started) - a.started for a in attempts]
+        spent = cost(spans(self._run))
         images = recipe.total_steps * recipe.train.global_batch
         score = trainer.scores[""]
         result: dict[str, Any] = {
@@ -254,15 +255,15 @@ class _Attempt:
             "loss": score.loss,
             "samples": score.samples,
             "modified": spec.modified,
-            "gpu_hours": sum(s * a.gpus for s, a in zip(seconds, attempts, strict=True)) / 3600,
+            **asdict(spent),
             "train_s": trainer.progress.train_s,
-            "attempts": len(attempts),
-            "preemptions": sum(a.cause == "preempted" for a in attempts),
             "images_per_s": images / max(trainer.progress.train_s, 1e-9),
-            "goodput": min(1.0, trainer.progress.train_s / max(sum(seconds), 1e-9)),
+            "goodput": min(1.0, trainer.progress.train_s / max(spent.wall_s, 1e-9)),
             "best_top1": trainer.progress.best_top1,
             "best_step": trainer.progress.best_step,
             "finished": time.time(),
+            # So that a table of ten thousand runs reads one file of each.
+            "science": {"recipe": recipe.model_dump(mode="json"), "spec": spec.brief().model_dump(mode="json")},
         }
         if "ema_" in trainer.scores:
             ema = trainer.scores["ema_"]

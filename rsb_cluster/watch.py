@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -35,22 +37,33 @@ def follow(runs: Sequence[Run], console: Console) -> list[Status]:
         runs: What to follow.
         console: Where to show it; standard error, as standard output is for results.
     """
-    interrupted = 0
+    presses, answered = 0, 0
+
+    # Counted and not raised: the second one would come while the first is being answered.
+    def count(number: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+
+    before = signal.signal(signal.SIGINT, count)
     shown = _Bars(runs, console) if console.is_terminal else _Lines(runs, console)
-    with shown:
-        while True:
-            try:
+    try:
+        with shown:
+            while True:
+                while answered < presses:
+                    answered += 1
+                    console.print(
+                        "Saving and stopping; press Ctrl-C again to end at once."
+                        if answered == 1
+                        else "Ending at once."
+                    )
+                    _stop(runs)
                 found = read_status(runs)
                 shown.update(found)
                 if all(is_over(status) for status in found):
                     return found
                 time.sleep(POLL_S)
-            except KeyboardInterrupt:
-                interrupted += 1
-                console.print(
-                    "Saving and stopping; press Ctrl-C again to end at once." if interrupted == 1 else "Ending at once."
-                )
-                _stop(runs)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stop(runs: Sequence[Run]) -> None:

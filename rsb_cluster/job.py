@@ -24,6 +24,7 @@ class Job(Section):
     description: str = ""
     backend: Literal["local", "slurm"]
     nodes: Count = 1
+    min_nodes: int = Field(0, ge=0, description="fewest nodes to start on where not all are free; 0: always all")
     gpus_per_node: int = Field(0, ge=0, description="0: train on the CPU")
     tasks_per_node: int = Field(0, ge=0, description="ranks on a node; 0: one per GPU, or one on the CPU")
     cpus_per_task: Count = 1
@@ -63,7 +64,13 @@ class Job(Section):
     def shape(self) -> str:
         """The resources in words, for messages."""
         kind = "GPUs" if self.gpus_per_node else "processes"
-        return f"{self.nodes} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
+        count = f"{self.min_nodes}-{self.nodes}" if self.is_elastic else str(self.nodes)
+        return f"{count} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether an attempt may get fewer nodes than the job asks for."""
+        return 0 < self.min_nodes < self.nodes
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
@@ -74,6 +81,8 @@ class Job(Section):
             )
         if self.backend == "local" and self.nodes > 1:
             raise ValueError(f"nodes = {self.nodes}: the local back end is this machine alone. Use a slurm job")
+        if self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes = {self.min_nodes} is more than nodes = {self.nodes}")
         if self.signal_delay_s >= self.time_min * 60:
             raise ValueError("signal_delay_s is not shorter than time_min")
         return self

@@ -235,6 +235,11 @@ class Run:
         names = [name for name in self.store.files("attempts") if name.startswith(prefix)]
         return {int(name[len(prefix) : -len(".json")]): self.store.read_json(name) for name in names}
 
+    def failed_hosts(self, attempts: int = 3) -> list[str]:
+        """Return the hosts on which ranks of the last attempts failed, stood still or were lost."""
+        reports = [failure for n in self.attempt_numbers()[-attempts:] for failure in self.rank_failures(n).values()]
+        return list(dict.fromkeys(report["host"] for report in reports if report["cause"] != "failed"))
+
     def result(self) -> dict[str, Any] | None:
         """Return the result, or None where the run has not finished."""
         try:

@@ -111,6 +111,8 @@ def _slurm_parameters(job: Job, name: str) -> dict[str, Any]:
     }
     if job.gpus_per_node:
         parameters["gpus_per_node"] = job.gpus_per_node
+    if job.is_elastic:
+        parameters["additional_parameters"]["nodes"] = f"{job.min_nodes}-{job.nodes}"
     if job.mem_gb:
         parameters["mem"] = f"{int(job.mem_gb * 1024)}MB"
     return parameters

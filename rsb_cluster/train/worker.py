@@ -62,7 +62,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
     flag = StopFlag(limit_s=job.time_min * 60 - job.signal_delay_s - SIGNAL_SLACK_S)
     flag.install()
     run = Run(Store(run_url), run_id)
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment().sharing(run.spec().virtual_ranks)
     torch.set_num_threads(job.cpus_per_task)
     with _logging(run.store, ranks) as log_file:
         cause = _Attempt(run, job, ranks, flag, log_file).run()
@@ -115,6 +115,10 @@ class _Attempt:
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
+        if self._ranks.is_spare:
+            log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
+            Group.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
+            return "finished"
         group = Group(self._ranks, self._run.store, wait_s=self._job.rendezvous_s, collective_s=self._job.collective_s)
         if group.rank == 0:
             self._claim = claim.take(self._run, self._draft(group))
@@ -152,7 +156,7 @@ class _Attempt:
             restart=self._ranks.restart,
             world_size=group.world_size,
             hosts=tuple(dict.fromkeys(group.hosts)),
-            gpus=group.world_size if group.device.type == "cuda" else 0,
+            gpus=self._ranks.held if group.device.type == "cuda" else 0,
             started=time.time(),
             start_step=0,
         )

@@ -64,7 +64,7 @@ class Lab:
         """Start the run once, and return how that ended."""
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
         self._starts += 1
-        ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="lab", restart=self._starts)
+        ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="lab", restart=self._starts, held=1)
         with worker._logging(self.store, ranks) as log_file:
             worker._Attempt(self.run, self.job, ranks, flag or StopFlag(), log_file).run()
         return self.run.attempts()[-1]

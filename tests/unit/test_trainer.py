@@ -77,7 +77,7 @@ class Lab:
     def attempt(self, flag: StopFlag | None = None) -> Cause:
         """Train until finished or stopped."""
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
-        ranks = Ranks(0, 0, 1, "test", 0)
+        ranks = Ranks(0, 0, 1, "test", 0, 1)
         group = Group(ranks, self.run.store, wait_s=10, collective_s=10)
         draft = Attempt(number=0, job_id="test", world_size=1, hosts=(), started=time.time(), start_step=0)
         claimed = claim.take(self.run, draft)

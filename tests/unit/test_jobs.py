@@ -15,8 +15,8 @@ import pytest
 from rsb_cluster import catalog, scheduler
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.job import Job
-from rsb_cluster.recipe import Recipe
 from rsb_cluster.plan import parse_seeds
+from rsb_cluster.recipe import Recipe
 from rsb_cluster.virtual_ranks import choose_virtual_ranks
 
 JOBS = ("local", "slurm", "slurm-cpu")

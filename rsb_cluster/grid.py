@@ -32,7 +32,11 @@ class Grid(Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        if value < 1:
+            raise ValueError(f"seeds = {value}: give a list of seeds, or how many")
+        return tuple(range(value))
 
     @field_validator("vary")
     @classmethod

@@ -198,12 +198,12 @@ def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) ->
     of_class: dict[str, list[tuple[Run, Job]]] = {}
     for run, job in runs:
         of_class.setdefault(job.model_dump_json(), []).append((run, job))
+    is_array = any(len(members) > 1 and members[0][1].backend == "slurm" for members in of_class.values())
+    limit = scheduler.max_array_size() if is_array else 1
     parts: list[list[tuple[Run, Job]]] = []
     for members in of_class.values():
-        limit = len(members)
-        if limit > 1 and members[0][1].backend == "slurm":
-            limit = min(limit, scheduler.max_array_size())
-        parts += [members[i : i + limit] for i in range(0, len(members), limit)]
+        size = limit if members[0][1].backend == "slurm" else len(members)
+        parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []
     for number, members in enumerate(parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ def parse_rates(texts: Sequence[str]) -> Rates:
     for text in texts:
         model, _, number = text.rpartition("=")
         try:
-            found[model or "*"] = float(number)
+            rate = float(number)
         except ValueError:
-            found[model] = 0.0
-        if not found[model or "*"] > 0:
+            rate = 0.0
+        if not 0 < rate < math.inf:
             raise ConfigError(f"--images-per-s {text} is neither images/s, as in 1200, nor MODEL=images/s.")
+        found.setdefault(model or "*", rate)
     return found
 
 

@@ -73,9 +73,10 @@ def check_available(job: Job) -> None:
 def max_array_size() -> int:
     """Return how many runs the site takes in one job array; Slurm's own default where it does not say."""
     try:
-        answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", _slurm("scontrol", "show", "config"), re.MULTILINE)
+        shown = _slurm("scontrol", "show", "config", timeout_s=5)
     except SubmitError:  # a dry run is made on any machine
-        answer = None
+        return DEFAULT_ARRAY_SIZE
+    answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
     return int(answer[1]) if answer else DEFAULT_ARRAY_SIZE
 
 
@@ -263,10 +264,10 @@ def log_paths(submission: Submission) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removesuffix("_log.out").rsplit("_", 1)[-1]))
 
 
-def _slurm(*command: str) -> str:
+def _slurm(*command: str, timeout_s: float = 60) -> str:
     """Run one of Slurm's programs and return what it printed."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SubmitError(f"cannot run {command[0]}: {error}. Is this a login node?") from error
     if done.returncode:

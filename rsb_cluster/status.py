@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,8 +144,11 @@ def _last_end(attempts: Sequence[Attempt]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as ``1:02:03``, or a dash."""
-    return "–" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+    """Return seconds as ``1:02:03``, with as many hours as there are, or a dash."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def is_over(status: Status) -> bool:

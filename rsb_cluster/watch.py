@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
@@ -28,6 +28,11 @@ PLAIN_EVERY_S = 10.0
 COLOURS = {"finished": "green", "running": "cyan", "starting": "cyan"} | dict.fromkeys(
     ("failed", "crashed", "killed", "broken", "missing"), "red"
 )
+
+
+HEADER = ("run", "state", "try", "epoch", "step", "img/s", "to go", "top-1", "last end")
+MIN_ID, MIN_MESSAGE = 24, 10  # characters
+ID_END = len("-s0-0123abcd")  # what tells runs of one model apart
 
 
 class _Shown(Protocol):
@@ -165,15 +170,18 @@ class _LiveTable:
 
     def update(self, found: Sequence[Status]) -> None:
         """Show the present state."""
-        self._live.update(overview(found, lines=self._console.height), refresh=True)
+        self._live.update(overview(found, width=self._console.width, lines=self._console.height), refresh=True)
 
 
-def overview(found: Sequence[Status], *, lines: int) -> Group:
-    """Return a table that fits so many lines, with the counts of all runs and the time of day above."""
+def overview(found: Sequence[Status], *, width: int, lines: int) -> Group:
+    """Return a table that fits a terminal, with the counts of all runs and the time of day above."""
     by_interest = sorted(found, key=lambda status: interest(status.state))
     room = max(1, lines - 3)  # the counts, the header, and the cursor's line
     shown = by_interest if len(found) <= room else by_interest[: room - 1]
-    parts: list[Text | Table] = [Text(f"{time.strftime('%H:%M:%S')}  {summary(found)}", no_wrap=True), table(shown)]
+    parts: list[Text | Table] = [
+        Text(f"{time.strftime('%H:%M:%S')}  {summary(found)}", no_wrap=True),
+        table(shown, width),
+    ]
     if hidden := by_interest[len(shown) :]:
         parts.append(Text(f"… and {summary(hidden)}", style="dim", no_wrap=True))
     return Group(*parts)
@@ -203,18 +211,17 @@ class _Lines:
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def table(found: Sequence[Status]) -> Table:
-    """Return a table with one line per run; what does not fit a terminal is cut, while a file has no width."""
-    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    shown.add_column("run", no_wrap=True, overflow="ellipsis", min_width=24, ratio=3)
-    for name, align in (
-        ("state", "left"), ("try", "right"), ("epoch", "right"), ("step", "right"), ("img/s", "right"),
-        ("to go", "right"), ("top-1", "right"),
-    ):  # fmt: skip
-        shown.add_column(name, justify=align, no_wrap=True)  # type: ignore[arg-type]
-    shown.add_column("last end", no_wrap=True, overflow="ellipsis", ratio=2)
-    for s in found:
-        cells = (
+def table(found: Sequence[Status], width: int) -> Table:
+    """Return a table with one line per run.
+
+    Args:
+        found: How the runs are.
+        width: Characters of a line; what does not fit is cut from messages first, then from ids.
+    """
+    rows = [
+        (
+            s.run_id,
+            s.state,
             str(s.attempt or "–"),
             f"{s.epoch:.1f}",
             f"{s.step}/{s.total_steps}",
@@ -223,6 +230,25 @@ def table(found: Sequence[Status]) -> Table:
             f"{s.top1:.2f}" if s.top1 is not None else "–",
             s.cause.replace("\n", " ") or "–",
         )
+        for s in found
+    ]
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    room = width - sum(widths[1:-1]) - 2 * (len(widths) - 1)
+    widths[0] = min(widths[0], max(MIN_ID, room - MIN_MESSAGE))
+    widths[-1] = max(1, min(widths[-1], room - widths[0]))
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name, of in zip(HEADER, widths, strict=True):
+        justify: JustifyMethod = "left" if name in ("run", "state", "last end") else "right"
+        shown.add_column(name, justify=justify, width=of, no_wrap=True, overflow="ellipsis")
+    for status, cells in zip(found, rows, strict=True):
         # Text and not str: a message may hold brackets, which rich would take for markup.
-        shown.add_row(Text(s.run_id), Text(s.state, style=COLOURS.get(s.state, "")), *map(Text, cells))
+        run_id, state, *others = map(Text, cells)
+        shown.add_row(_middle_cut(run_id, widths[0]), Text(state.plain, style=COLOURS.get(status.state, "")), *others)
     return shown
+
+
+def _middle_cut(text: Text, width: int) -> Text:
+    """Return an id that fits: its end is what tells runs apart."""
+    if len(text) <= width:
+        return text
+    return text[: width - ID_END - 1] + Text("…") + text[-ID_END:]

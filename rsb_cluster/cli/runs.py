@@ -43,7 +43,8 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
         return
     from rsb_cluster.watch import table
 
-    console().print(table(found))
+    shown_on = console()
+    shown_on.print(table(found, shown_on.width))
     if len(found) > 1:
         say(summary(found))
 

@@ -73,7 +73,7 @@ def finished_sweep(
         values = {"name": f'"{name}"', "lr": lr, "epochs": 4, "warmup_epochs": 1, "every_epochs": 2, "virtual_ranks": 2}
         mine = text
         for key, value in values.items():
-            mine = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value}", mine)
+            mine = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value}", mine, count=1)
         (rsb.cwd / f"{name}.toml").write_text(mine)
     (rsb.cwd / "trial.toml").write_text(SWEEP)
     submit = ("sweep", "./trial.toml", "--job", "slurm-cpu", "--parallel", "2", "--data", str(digits), "--json",

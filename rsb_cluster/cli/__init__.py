@@ -46,5 +46,6 @@ for _command in (
     runs.cancel,
     runs.preempt,
     results.collect,
+    results.report,
 ):
     main.add_command(_command)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
@@ -90,6 +92,17 @@ def s3() -> Iterator[S3Server]:
 def s3_bucket(s3: S3Server) -> str:
     """Name of a new, empty bucket."""
     return s3.make_bucket(f"test-{uuid.uuid4().hex[:16]}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, Debian's."""
+    program = shutil.which("chromium")
+    _skip_without("chromium", [] if program else ["chromium"])
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ for _command in (
     runs.preempt,
     runs.retry,
     results.collect,
+    results.report,
     selftest.selftest,
 ):
     main.add_command(_command)

@@ -225,7 +225,8 @@ def test_an_error_while_decoding_names_the_sample(digits: Path) -> None:
 def test_an_error_while_reading_surfaces_at_its_place(tmp_path: Path) -> None:
     """The batches that were read before it are still given out."""
     source = open_set("digits", split="train")
-    make_set({"train": dataclasses.replace(source["train"], num_samples=400)}, Store(tmp_path), shard_samples=100)
+    part = dataclasses.replace(source["train"], entries=source["train"].entries[:400])
+    make_set({"train": part}, Store(tmp_path), shard_samples=100)
     part = Part(tmp_path, recipe_of("data.train_samples=400", "data.shuffle_samples=40"))
     shard = tmp_path / "train" / part.index.shards[0]
     shard.write_bytes(shard.read_bytes()[:20_000] + bytes(3000) + shard.read_bytes()[23_000:])
@@ -241,13 +242,13 @@ def with_a_bad_image(tmp_path: Path) -> tuple[Path, str]:
     """200 digits, one of them cut off; and its key."""
     source = open_set("digits", split="train")["train"]
 
-    def read(i: int):  # type: ignore[no-untyped-def]
-        key, image, extension, label = source.read(i)
-        return key, image[:50] if i == 7 else image, extension, label
+    def read(entry: int):  # type: ignore[no-untyped-def]
+        key, image, extension, label = source.read(entry)
+        return key, image[:50] if entry == source.entries[7] else image, extension, label
 
-    bad = dataclasses.replace(source, num_samples=200, read=read)
+    bad = dataclasses.replace(source, entries=source.entries[:200], read=read)
     make_set({"train": bad}, Store(tmp_path), shard_samples=50)
-    return tmp_path, source.read(7)[0]
+    return tmp_path, source.sample(7)[0]
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "timm"])

@@ -40,7 +40,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """420 of the digits to train on, 120 to evaluate: enough for the machinery."""
     folder = tmp_path_factory.mktemp("few-digits")
     sizes = {"train": 420, "val": 120}
-    sources = {name: dataclasses.replace(s, num_samples=sizes[name]) for name, s in open_set("digits").items()}
+    sources = {name: dataclasses.replace(s, entries=s.entries[: sizes[name]]) for name, s in open_set("digits").items()}
     make_set(sources, Store(folder), shard_samples=50)
     return folder
 

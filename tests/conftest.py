@@ -14,6 +14,7 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
+from tests.servers.hosts import SlurmHosts
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
 
@@ -67,6 +68,14 @@ def slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     """A Slurm cluster without jobs; those of the test are cancelled after it, and lost nodes come back."""
     yield slurm_cluster
     slurm_cluster.cancel_all()
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[SlurmHosts]:
+    """A Slurm of four hosts that can be killed or cut off, for the tests of one module."""
+    _skip_without("slurm", SlurmHosts.unavailable())
+    with SlurmHosts() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,34 @@
+"""What the fault tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.run import Run
+from rsb_cluster.storage import Store
+from tests.command import RsbCluster
+from tests.faults.lab import SAMPLES
+from tests.faults.victim import submit
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
+    """The run that nothing happens to, on two processes of this machine."""
+    rsb = RsbCluster(tmp_path_factory.mktemp("unbroken"), {})
+    run = submit(rsb, digits, "--job", "local", "--wait")
+    assert [a.cause for a in run.attempts()] == ["finished"]
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 of the digits to train on, 32 to evaluate."""
+    folder = tmp_path_factory.mktemp("tiny-digits")
+    sources = {name: dataclasses.replace(s, num_samples=SAMPLES[name]) for name, s in open_set("digits").items()}
+    make_set(sources, Store(folder), shard_samples=20)
+    return folder

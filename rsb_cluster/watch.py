@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -70,19 +72,31 @@ def _look(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[], b
     if console.is_terminal:
         shown = _Bar(runs[0], console) if len(runs) == 1 else _LiveTable(console)
     found: list[Status] = []
-    with shown:
-        while True:
-            try:
+    presses, answered = 0, 0
+
+    # Counted and not raised: the second one may come while the first is being answered.
+    def count(number: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+
+    before = signal.signal(signal.SIGINT, count)
+    try:
+        with shown:
+            while True:
                 started = time.monotonic()
                 found = read_status(runs)
                 shown.update(found)
                 if all(is_over(status) for status in found):
                     return found
-                took = time.monotonic() - started
-                time.sleep(max(POLL_S if len(runs) == 1 else POLL_MANY_S, took))
-            except KeyboardInterrupt:
-                if on_interrupt():
-                    return found
+                pause_s = max(POLL_S if len(runs) == 1 else POLL_MANY_S, time.monotonic() - started)
+                while time.monotonic() - started < pause_s and answered == presses:
+                    time.sleep(0.1)
+                while answered < presses:
+                    answered += 1
+                    if on_interrupt():
+                        return found
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _numbers(status: Status) -> str:

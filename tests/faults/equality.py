@@ -21,7 +21,8 @@ def rows_of(run: Run) -> list[Row]:
 
 def final_state(run: Run) -> dict[str, Any]:
     """All tensors of the last checkpoint."""
-    found = checkpoint.read_latest(run.store.child("checkpoints"))
+    starts = {attempt.number: attempt.start_step for attempt in run.attempts()}
+    found = checkpoint.read_latest(run.store.child("checkpoints"), starts)
     assert found is not None
     return from_files(found, torch.device("cpu"))[1]
 

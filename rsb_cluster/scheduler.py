@@ -135,7 +135,7 @@ def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Sub
         SubmitError: The scheduler refused.
     """
     check_available(job)
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     ids = _launch_slurm(job, tasks, folder, name) if job.backend == "slurm" else _launch_local(job, tasks, folder)
     folders = [folder] * len(tasks) if job.backend == "slurm" else [folder / str(i) for i in range(len(tasks))]
     fields = job.model_dump(mode="json")

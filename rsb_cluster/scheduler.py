@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from rsb_cluster.task import Task
 State = Literal["queued", "running", "gone"]
 
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
+SCANCEL_S = 4.0  # how long to wait for scancel, s
 
 _COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 
@@ -235,7 +237,9 @@ def _slurm_states(job_ids: Sequence[str]) -> dict[str, State]:
 
 def cancel(submissions: Sequence[Submission]) -> None:
     """End jobs: a running one saves and stops, a queued one leaves the queue."""
-    _scancel(submissions)
+    ids = [s.job_id for s in submissions if s.backend == "slurm"]
+    if ids:
+        _slurm("scancel", *ids)
     local = [s for s in submissions if s.backend == "local"]
     for submission in local:
         Path(submission.folder, CANCELLED).touch()
@@ -246,16 +250,29 @@ def cancel(submissions: Sequence[Submission]) -> None:
 
 def preempt(submissions: Sequence[Submission]) -> None:
     """Tell running jobs to save and go back to the queue, as a preemption would."""
-    _scancel(submissions, "--signal=TERM")
+    slurm = [s for s in submissions if s.backend == "slurm"]
+    if slurm:
+        with ThreadPoolExecutor(min(32, len(slurm))) as pool:
+            list(pool.map(_signal, slurm))
     for submission in submissions:
         if submission.backend == "local" and _local_state(submission) == "running":
             os.kill(int(submission.job_id), signal.SIGTERM)
 
 
-def _scancel(submissions: Sequence[Submission], *options: str) -> None:
-    ids = [s.job_id for s in submissions if s.backend == "slurm"]
-    if ids:
-        _slurm("scancel", *options, *ids)
+def _signal(submission: Submission) -> None:
+    """Send SIGTERM to a job of Slurm's.
+
+    While an element of an array waits in the queue, scancel delivers a signal to another element and then goes on
+    trying for minutes (seen with 22.05), the first time after 5 s; it would hit the next attempt. So it is ended before.
+    """
+    command = ["scancel", "--signal=TERM", submission.job_id]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SCANCEL_S)
+    except subprocess.TimeoutExpired:
+        states([submission])  # which fails where it is the controller that does not answer
+        return
+    if done.returncode:
+        raise SubmitError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
 
 
 def log_paths(submission: Submission) -> list[Path]:

@@ -16,6 +16,7 @@ from tests.command import ROOT
 
 RECIPES = {"a1", "a2", "a3", "deit", "digits", "fashion-mnist"}
 JOBS = {"local", "slurm", "slurm-cpu"}
+SWEEPS = {"resnet-depths", "deit", "seeds", "smoke"}
 PACKAGES = sysconfig.get_path("purelib")  # where all that the package needs is installed
 
 PROGRAM = """
@@ -74,10 +75,14 @@ def check(python: list[object], cwd: Path, *path: object, package: Path, bundled
     file, top1 = run([*python, "-c", PROGRAM], cwd, *path).splitlines()
     assert Path(file).parent == package
     assert float(top1) > 80
-    for kind, names in (("recipes", RECIPES), ("jobs", JOBS)):
+    for kind, where, names in (
+        ("recipes", "recipes", RECIPES),
+        ("jobs", "jobs", JOBS),
+        ("sweeps", "jobs/sweeps", SWEEPS),
+    ):
         rows = run([*python, "-m", "rsb_cluster", kind, "list"], cwd, *path).splitlines()[1:]
         assert {row.split()[0] for row in rows} == names
-        assert all(row.rstrip().endswith(f" {bundled}/{kind}/{row.split()[0]}.toml") for row in rows)
+        assert all(row.rstrip().endswith(f" {bundled}/{where}/{row.split()[0]}.toml") for row in rows)
 
 
 @pytest.fixture
@@ -112,6 +117,7 @@ def test_the_wheel_holds_each_file_once_and_nothing_else(dist):
     package = dist.parent / "rsb_cluster"
     tree = {str(path.relative_to(dist.parent)) for path in package.rglob("*") if path.is_file()}
     bundled = {f"recipes/{name}.toml" for name in RECIPES} | {f"jobs/{name}.toml" for name in JOBS}
+    bundled |= {f"jobs/sweeps/{name}.toml" for name in SWEEPS}
     assert ours == tree | {f"rsb_cluster/_bundled/{name}" for name in bundled}
     assert sorted(name.rsplit("/", 1)[-1] for name in ours if name.endswith("a1.toml")) == ["a1.toml"]
     assert {f"{info}/entry_points.txt", f"{info}/licenses/LICENSE"} <= set(names)

@@ -93,9 +93,9 @@ def verify(store: Store, *, decode: bool = False, workers: int | None = 1, progr
         if progress is not None:
             progress(number + 1, len(shards))
     if read:
-        images, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
-        order = np.lexsort((index.labels[samples], images[:, 1], images[:, 0]))
-        report.images = images[order]
+        found, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
+        order = np.lexsort((index.labels[samples], found[:, 1], found[:, 0]))
+        report.images = found[order]
         report.notes += _repeated_images(index, report.images, samples[order])
     report.notes += _class_balance(index)
     return report

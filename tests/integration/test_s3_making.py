@@ -20,20 +20,21 @@ pytestmark = pytest.mark.s3
 def test_a_make_into_s3_that_is_killed_ends_as_one_on_a_disk(s3, s3_bucket, tmp_path, monkeypatch):
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    formats.nct_crc_he(tmp_path / "in")
+    for part, count in (("train", 60), ("val", 2)):
+        formats.class_folders(tmp_path / "in" / part, ("cat", "dog"), count, seed=count, suffix="png")
     rsb = RsbCluster(tmp_path, s3.env)
     dest = Store(f"s3://{s3_bucket}/a set")
-    command = [sys.executable, "-m", "rsb_cluster", "shards", "make", "nct-crc-he", dest.url, "--root", "in"]
-    options = ["--any-count", "--shard-samples", "1", "--split", "train", "--workers", "2"]
+    command = [sys.executable, "-m", "rsb_cluster", "shards", "make", "./in", dest.url]
+    options = ["--shard-samples", "1", "--workers", "2"]
     process = subprocess.Popen([*command, *options], cwd=tmp_path, env=rsb.env)
-    while len(dest.names("train")) < 5 and process.poll() is None:
+    while len(dest.names("train")) < 9 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not dest.exists("train/index.npz")
-    sources = open_set("nct-crc-he", root=tmp_path / "in", any_count=True)
+    sources = open_set(f"{tmp_path}/in")
     made = make_set(sources, dest, shard_samples=1)
-    assert {part: index.num_samples for part, index in made.items()} == {"train": 27, "val": 9}
+    assert {part: index.num_samples for part, index in made.items()} == {"train": 120, "val": 4}
     local = Store(tmp_path / "out")
     make_set(sources, local, shard_samples=1)
     assert {name: dest.read_bytes(name) for name in dest.files()} == {n: local.read_bytes(n) for n in local.files()}

@@ -41,10 +41,10 @@ def test_a_folder_becomes_shards_that_are_verified_and_counted(shards, images, t
     assert "train already holds" in shards("make", images, "data", code=2)
     assert shards("verify", "data", "--decode", "--workers", 1).splitlines() == [
         "data/train: 40 samples in 10 shards, 0 problems",
-        "  2 classes, with 20 to 20 images (mean 20.0).",
+        "  2 classes, with 20 to 20 images (mean 20.0)",
         "data/val: 7 samples in 2 shards, 0 problems",
-        "  2 classes, with 3 to 4 images (mean 3.5).",
-        "1 images are in both data/train and data/val.",
+        "  2 classes, with 3 to 4 images (mean 3.5)",
+        "images in both data/train and data/val: 1",
     ]
     found = json.loads(shards("stats", "data", "--json"))
     assert found["data/val"]["samples"] == 7

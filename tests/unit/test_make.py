@@ -168,7 +168,7 @@ from rsb_cluster.storage import Store
 from tests.unit.test_make import some
 
 if __name__ == "__main__":
-    make_shards(some(40, pause_s=0.02), Store(sys.argv[1]), shard_samples=2, workers=2)
+    make_shards(some(40, pause_s=0.05), Store(sys.argv[1]), shard_samples=2, workers=2)
 """
 
 

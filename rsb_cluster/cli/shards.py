@@ -66,7 +66,7 @@ def shards_make(
     overwrite: bool,
     workers: int | None,
 ) -> None:
-    r"""Make shards and their index from SOURCE in the folder or s3:// URL DEST.
+    """Make shards and their index from SOURCE in the folder or s3:// URL DEST.
 
     SOURCE is the name of a data set ('shards list'), a folder of images (a folder per class, in train/ and val/), a
     folder of parquet files, or the name of a torchvision data set that is on disk. DEST will hold train/ and val/.
@@ -76,7 +76,7 @@ def shards_make(
     rsb-cluster shards make imagenet-1k s3://bucket/imagenet-1k --root /data/ilsvrc
     rsb-cluster shards make ./my-images data/my-images --max-side 512
     rsb-cluster shards make ./hub/beans data/beans
-    """
+    """  # noqa: D301  # Click's mark for lines that are not to be wrapped is the character, not its name
     from rsb_cluster.data.make import make_set
     from rsb_cluster.data.recode import QUALITY, Recode
     from rsb_cluster.data.sources import open_set
@@ -152,7 +152,7 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
             click.echo(f"  {note}")
         reports[part] = report
     if len(reports) > 1 and (shared := shared_images(*reports.values())):
-        click.echo(f"{shared:,} images are in both {' and '.join(reports)}.")
+        click.echo(f"images in both {' and '.join(reports)}: {shared:,}")
     if any(report.problems for report in reports.values()):
         raise RsbError("the shards are not as they were when they were indexed. Copy them again, or index them anew.")
 

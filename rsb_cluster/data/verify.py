@@ -93,9 +93,9 @@ def verify(store: Store, *, decode: bool = False, workers: int | None = 1, progr
         if progress is not None:
             progress(number + 1, len(shards))
     if read:
-        images, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
-        order = np.lexsort((index.labels[samples], images[:, 1], images[:, 0]))
-        report.images = images[order]
+        found, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
+        order = np.lexsort((index.labels[samples], found[:, 1], found[:, 0]))
+        report.images = found[order]
         report.notes += _repeated_images(index, report.images, samples[order])
     report.notes += _class_balance(index)
     return report
@@ -228,14 +228,14 @@ def _repeated_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDA
     ):
         if len(found):
             one, other = (index.key(int(samples[found[0] + i])) for i in (0, 1))
-            yield f"{len(found):,} images come again{what}, as '{one}' does as '{other}'."
+            yield f"images that come again{what}: {len(found):,} ('{one}' is '{other}')"
 
 
 def _class_balance(index: ShardIndex) -> Iterator[str]:
     counts = class_samples(index)
     low, high = int(counts.min()), int(counts.max())
-    yield f"{index.num_classes:,} classes, with {low:,} to {high:,} images (mean {counts.mean():,.1f})."
+    yield f"{index.num_classes:,} classes, with {low:,} to {high:,} images (mean {counts.mean():,.1f})"
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         shown = ", ".join(index.classes[i] if i < len(index.classes) else str(i) for i in empty[:5].tolist())
-        yield f"{len(empty):,} classes have no image: {shown}{', ...' if len(empty) > 5 else ''}."
+        yield f"classes without an image: {len(empty):,} ({shown}{', ...' if len(empty) > 5 else ''})"

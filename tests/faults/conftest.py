@@ -29,6 +29,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
 def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 of the digits to train on, 32 to evaluate."""
     folder = tmp_path_factory.mktemp("tiny-digits")
-    sources = {name: dataclasses.replace(s, num_samples=SAMPLES[name]) for name, s in open_set("digits").items()}
+    sources = {
+        name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()
+    }
     make_set(sources, Store(folder), shard_samples=20)
     return folder

@@ -67,7 +67,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources[i % 2].crop((x, y, x + width, y + height)).save(file, kind)
         return f"photo{i:03d}", file.getvalue(), kind.lower(), i % 10
 
-    source = dataclasses.replace(open_set("digits", split="train")["train"], num_samples=60, read=read)
+    source = dataclasses.replace(open_set("digits", split="train")["train"], entries=range(60), read=read)
     make_set({"train": source}, Store(folder), shard_samples=20)
     return folder
 

@@ -152,6 +152,8 @@ def test_a_make_that_fails_leaves_no_index_and_is_gone_on_with(tmp_path):
         make_shards(some(100, fails_at=last), store, shard_samples=20)
     assert store.names() == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar", "source.json"]
     store.write_bytes("shard-000001.tar", store.read_bytes("shard-000001.tar")[:700])  # lost by the disk
+    make_shards(some(3), Store(tmp_path / "other"))
+    store.write_bytes("shard-000002.tar", (tmp_path / "other" / "shard-000000.tar").read_bytes())  # whole, but not ours
     (tmp_path / "killed" / ".shard-000003.tar.0123.tmp").write_bytes(b"half")  # what a kill inside of a write leaves
     kept = (tmp_path / "killed" / "shard-000000.tar").stat().st_mtime_ns
     steps = []
@@ -168,7 +170,7 @@ from rsb_cluster.storage import Store
 from tests.unit.test_make import some
 
 if __name__ == "__main__":
-    make_shards(some(40, pause_s=0.02), Store(sys.argv[1]), shard_samples=2, workers=2)
+    make_shards(some(40, pause_s=0.05), Store(sys.argv[1]), shard_samples=2, workers=2)
 """
 
 

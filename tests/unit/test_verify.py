@@ -39,13 +39,13 @@ def test_an_untouched_set_has_no_problems(store, decode):
     steps = []
     report = verify(store, decode=decode, progress=lambda *step: steps.append(step))
     assert (report.shards, report.samples, report.problems) == (3, 9, [])
-    assert report.notes == ["3 classes, with 3 to 3 images (mean 3.0)."]
+    assert report.notes == ["3 classes, with 3 to 3 images (mean 3.0)"]
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_several_processes_find_the_same(store):
     content = bytearray(store.read_bytes("shard-000001.tar"))
-    content[600:900] = bytes(300)
+    content[2000] ^= 1  # in its first image
     store.write_bytes("shard-000001.tar", content)
     store.delete("shard-000000.tar")
     alone, together = verify(store, decode=True), verify(store, decode=True, workers=2)
@@ -60,11 +60,11 @@ def test_images_that_come_twice_are_noted_with_their_classes(tmp_path):
     report = verify(made_of([first, *others, *again], tmp_path / "1", "abcd", shard_samples=2))
     assert report.problems == []
     same, other_class, balance, empty = report.notes
-    assert same.startswith("2 images come again, as '")
-    assert other_class.startswith("1 images come again with another class, as '")
+    assert same.startswith("images that come again: 2 ('")
+    assert other_class.startswith("images that come again with another class: 1 ('")
     assert "again1" in other_class
-    assert balance == "4 classes, with 0 to 3 images (mean 2.0)."
-    assert empty == "1 classes have no image: d."
+    assert balance == "4 classes, with 0 to 3 images (mean 2.0)"
+    assert empty == "classes without an image: 1 (d)"
     other = verify(made_of([*again, *images(8)[6:]], tmp_path / "2"))
     assert shared_images(report, other) == 1
     assert shared_images(report, verify(made_of(images(8)[6:], tmp_path / "3"))) == 0

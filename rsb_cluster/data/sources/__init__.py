@@ -76,7 +76,8 @@ def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_cou
             opened[name] = part
             for what, there, right in (
                 ("images", len(part), expected),
-                ("classes", len(part.classes), data_set.classes),
+                # Where torchvision does not know the names of the classes, only images are counted.
+                ("classes", len(part.classes) or data_set.classes, data_set.classes),
             ):
                 if there != right and not any_count:
                     raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,24 +161,27 @@ def _devkit_reader(root: Path) -> Callable[[str], bytes]:
 
 @dataclass(frozen=True)
 class _ReadMember:
-    """Reads entries of (key, file name, class, first byte, size) in a tar."""
+    """Reads entries of (key, extension, class, first byte, size) in a tar."""
 
     tar: Path
 
     def __call__(self, entry: tuple[str, str, int, int, int]) -> Sample:
-        key, name, label, offset, size = entry
+        key, extension, label, offset, size = entry
         with self.tar.open("rb") as file:
             file.seek(offset)
             content = file.read(size)
         if len(content) != size:
-            raise ConfigError(f"{self.tar} ends inside of '{name}': it was cut short. Download it again.")
-        return key, content, extension_of(name), label
+            raise ConfigError(f"{self.tar} ends inside of '{key}': it was cut short. Download it again.")
+        return key, content, extension, label
 
 
 def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int, int]]) -> Source:
     label = {wnid: i for i, wnid in enumerate(classes)}
     keys = safe_keys([name for name, *_ in found])
-    entries = [(key, name, label[wnid], at, size) for key, (name, wnid, at, size) in zip(keys, found, strict=True)]
+    entries = [
+        (key, sys.intern(extension_of(name)), label[wnid], offset, size)
+        for key, (name, wnid, offset, size) in zip(keys, found, strict=True)
+    ]
     return Source(f"images in {tar}", classes, entries, _ReadMember(tar))
 
 

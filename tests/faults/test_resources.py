@@ -64,13 +64,13 @@ def test_a_disk_that_stays_full_ends_the_attempt_and_the_last_whole_checkpoint_i
 
 
 def test_too_little_memory_is_named(tmp_path: Path, tiny_digits: Path) -> None:
-    """The process may not have more from its second step on, each of which needs hundreds of megabytes."""
-    lab = Lab(tmp_path / "run", tiny_digits, "augment.resolution=1024")
+    """The process may not have more from its second step on, each of which needs a hundred megabytes."""
+    lab = Lab(tmp_path / "run", tiny_digits, "augment.resolution=512")
     before = resource.getrlimit(resource.RLIMIT_AS)
 
     def limit() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (4 << 20), before[1]))
 
     try:
         attempt = lab.attempt(AtStep({1: limit}))

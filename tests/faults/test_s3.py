@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from rsb_cluster.errors import AccessError
 from rsb_cluster.run import Run
 from tests.faults.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab
@@ -80,13 +81,22 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(
 
 
 def test_credentials_that_expire_end_the_run_with_a_message(
-    lab: Lab, proxy: FaultyProxy, tiny_unbroken: Run, capfd
-) -> None:  # type: ignore[no-untyped-def]
+    lab: Lab, proxy: FaultyProxy, tiny_unbroken: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another attempt would have the same ones: the run stops, and goes on when it is submitted with others."""
+
     def expire() -> None:
         proxy.always = Fault(status=400, code="ExpiredToken")
 
-    lab.attempt(AtStep({4: expire}))
-    proxy.always = Fault()
+    with pytest.raises(AccessError):  # its end cannot be noted either; the run's folder is out of reach
+        lab.attempt(AtStep({8: expire}))
     said = capfd.readouterr().err
-    assert "failed: not allowed to use s3://" in said
-    assert "ExpiredToken" in said
+    assert "failed: not allowed to use s3://" in said and "whether the credentials have expired" in said
+    with pytest.raises(AccessError):
+        lab.attempt()
+    assert "failed: not allowed to use s3://" in capfd.readouterr().err, "it does not ask for another attempt"
+    proxy.always = Fault()
+    attempt = lab.attempt()
+    assert (attempt.cause, attempt.start_step) == ("finished", 6)
+    assert rows_of(lab.run) == rows_of(tiny_unbroken)
+    assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))

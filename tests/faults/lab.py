@@ -24,13 +24,13 @@ TINY = (
     "eval.every_epochs=1", "train.global_batch=16",
 )  # fmt: skip
 SAMPLES = {"train": 96, "val": 32}
-STEPS_OF_EPOCH, STEPS = 6, 18
+STEPS = 18
 PACE = ("log_every_steps=1", "checkpoint.every_steps=3")
 
 
 def few_digits() -> dict[str, Source]:
     """As many of scikit-learn's digits as are needed."""
-    return {name: dataclasses.replace(s, num_samples=SAMPLES[name]) for name, s in open_set("digits").items()}
+    return {name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()}
 
 
 class StopAfter(StopFlag):

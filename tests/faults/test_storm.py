@@ -42,7 +42,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty steps' worth of the digits."""
     folder = tmp_path_factory.mktemp("storm-data")
     sources = open_set("digits")
-    make_set({**sources, "train": dataclasses.replace(sources["train"], num_samples=1280)}, Store(folder))
+    make_set(
+        {**sources, "train": dataclasses.replace(sources["train"], entries=sources["train"].entries[:1280])},
+        Store(folder),
+    )
     return folder
 
 

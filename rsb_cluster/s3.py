@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # without a byte
-TRIES = 6  # in a row, without PROGRESS_BYTES in between
+TRIES = 9  # in a row, without PROGRESS_BYTES in between
 PROGRESS_BYTES = 1 << 20
-FIRST_PAUSE_S = 0.5  # doubled after each try: 8 to 16 s in all
+FIRST_PAUSE_S = 0.5  # doubled after each try: 64 to 128 s in all, so that a server may be gone for a minute
 
 _TRANSIENT_STATUS = (429, 500, 502, 503, 504)
 _TRANSIENT_CODES = ("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling")

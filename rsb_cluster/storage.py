@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
-from rsb_cluster.errors import ConfigError, MissingError, StorageError
+from rsb_cluster.errors import AccessError, ConfigError, MissingError, StorageError
 from rsb_cluster.s3 import create_object, endpoint_url, stream_object
 from rsb_cluster.transfer import GuardedFile, Transfer, fill, stream_file
 
@@ -392,8 +392,12 @@ def _translated(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingError(f"there is nothing at {url}. Check the path (and, on S3, the bucket's name).") from error
     except PermissionError as error:
-        hint = "Check AWS_PROFILE and the bucket's policy." if "://" in url else "Check the folder's permissions."
-        raise StorageError(f"not allowed to use {url}: {redact(str(error))}. {hint}") from error
+        hint = (
+            "Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy."
+            if "://" in url
+            else "Check the folder's permissions."
+        )
+        raise AccessError(f"not allowed to use {url}: {redact(str(error))}. {hint}") from error
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "Try again later.")
         raise StorageError(f"cannot use {url}: {redact(str(error))}. {hint}") from error

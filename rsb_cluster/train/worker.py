@@ -22,11 +22,11 @@ import torch
 from rsb_cluster import claim
 from rsb_cluster.claim import Claim
 from rsb_cluster.cost import cost, spans
-from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import validate
-from rsb_cluster.run import Attempt, Cause, Run
+from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store, redact
 from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_peer
 from rsb_cluster.train.stopping import StopFlag
@@ -78,6 +78,10 @@ def _exit(cause: Cause) -> NoReturn:
     os._exit(EXIT_OF[cause])
 
 
+class UnreachableError(RsbError):
+    """The run's folder could not be read, for a long time."""
+
+
 class _Attempt:
     """An attempt, seen from one rank."""
 
@@ -111,7 +115,7 @@ class _Attempt:
         return cause
 
     def _train(self) -> Cause:
-        spec, recipe = self._run.spec(), self._run.recipe()
+        spec, recipe = self._wait_for_storage(), self._run.recipe()
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
@@ -147,6 +151,23 @@ class _Attempt:
         group.leave_together()
         group.close()
         return cause
+
+    def _wait_for_storage(self) -> Spec:
+        """Read the spec. What fails here has no attempt to be counted in, and would be started again for ever."""
+        deadline = time.monotonic() + self._job.rendezvous_s
+        while True:
+            try:
+                return self._run.spec()
+            except (AccessError, MissingError):
+                raise
+            except StorageError as error:
+                if time.monotonic() > deadline:
+                    raise UnreachableError(
+                        f"the run's folder could not be read for {self._job.rendezvous_s} s: {error} "
+                        "Then submit the run again."
+                    ) from error
+                log.warning("%s Waiting for it.", error)
+                time.sleep(5.0)
 
     def _draft(self, group: Group) -> Attempt:
         """Return what is known of this attempt before it has a number."""
@@ -282,16 +303,22 @@ def _classify(error: BaseException) -> tuple[Cause, str]:
         return "superseded", text
     if isinstance(error, LostPeerError) or is_lost_peer(error):
         return "lost peer", text
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_host_memory(error):
         return "failed", (
             f"out of memory: {text.splitlines()[0]} A smaller micro-batch needs less: submit with more "
             "--virtual-ranks, or a larger --set job.mem_gb."
         )
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) and not isinstance(error, AccessError):
         return "crashed", text  # a network that fails for a while deserves another attempt
     if isinstance(error, RsbError):
         return "failed", text
     return "crashed", f"{type(error).__name__}: {text}"
+
+
+def _is_host_memory(error: BaseException) -> bool:
+    """Whether torch could not have memory of the host; it has no class of its own for that."""
+    signs = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _oom_kills() -> int:

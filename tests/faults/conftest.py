@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.sources import open_set
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
-from tests.faults.lab import SAMPLES
+from tests.faults.lab import Lab, few_digits
 from tests.faults.victim import submit
 
 
@@ -29,8 +28,20 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
 def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 of the digits to train on, 32 to evaluate."""
     folder = tmp_path_factory.mktemp("tiny-digits")
-    sources = {
-        name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()
-    }
-    make_set(sources, Store(folder), shard_samples=20)
+    make_set(few_digits(), Store(folder), shard_samples=20)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -> Run:
+    """The run of them that nothing happens to."""
+    lab = Lab(tmp_path_factory.mktemp("tiny-unbroken") / "run", tiny_digits)
+    assert lab.attempt().cause == "finished"
+    return lab.run
+
+
+@pytest.fixture
+def needs_root() -> None:
+    """Skip where file systems cannot be mounted."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from rsb_cluster.catalog import load_job, load_recipe
 from rsb_cluster.data.index import load_index
+from rsb_cluster.data.sources import Source, open_set
 from rsb_cluster.run import Attempt, Run, Spec
 from rsb_cluster.storage import Store
 from rsb_cluster.train import worker
@@ -21,8 +24,13 @@ TINY = (
     "eval.every_epochs=1", "train.global_batch=16",
 )  # fmt: skip
 SAMPLES = {"train": 96, "val": 32}
-STEPS_OF_EPOCH, STEPS = 6, 18
+STEPS = 18
 PACE = ("log_every_steps=1", "checkpoint.every_steps=3")
+
+
+def few_digits() -> dict[str, Source]:
+    """As many of scikit-learn's digits as are needed."""
+    return {name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()}
 
 
 class StopAfter(StopFlag):
@@ -36,6 +44,23 @@ class StopAfter(StopFlag):
         self._left -= 1
         if self._left == 0:
             self.cause = "preempted"
+        return super().counts()
+
+
+class AtStep(StopFlag):
+    """Does something when a run has made so many steps; never stops it.
+
+    Args:
+        actions: What to do, by the number of questions to the flag: one a step, and one a batch of an evaluation.
+    """
+
+    def __init__(self, actions: Mapping[int, Callable[[], object]]) -> None:
+        super().__init__()
+        self._asked, self._actions = 0, actions
+
+    def counts(self) -> list[float]:
+        self._asked += 1
+        self._actions.get(self._asked, lambda: None)()
         return super().counts()
 
 

@@ -14,22 +14,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from rsb_cluster.errors import AccessError
 from rsb_cluster.run import Run
-from rsb_cluster.train.stopping import StopFlag
 from tests.faults.equality import assert_bit_equal, final_state, rows_of
-from tests.faults.lab import STEPS, Lab
+from tests.faults.lab import STEPS, AtStep, Lab
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.s3
 EVERYTHING = ("GET", "PUT", "HEAD", "POST", "DELETE")
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -> Run:
-    lab = Lab(tmp_path_factory.mktemp("unbroken") / "run", tiny_digits)
-    assert lab.attempt().cause == "finished"
-    return lab.run
 
 
 @pytest.fixture
@@ -56,21 +49,9 @@ def assert_nothing_was_lost(lab: Lab, unbroken: Run) -> None:
     assert_bit_equal(final_state(lab.run), final_state(unbroken))
 
 
-class AtStep(StopFlag):
-    """Does something when a run has made so many steps; never stops it."""
-
-    def __init__(self, step: int, action) -> None:  # type: ignore[no-untyped-def]
-        super().__init__()
-        self._left, self._action = step, action
-
-    def counts(self) -> list[float]:
-        self._left -= 1
-        if self._left == 0:
-            self._action()
-        return super().counts()
-
-
-def test_errors_slowness_and_broken_connections_cost_only_time(lab: Lab, proxy: FaultyProxy, unbroken: Run) -> None:
+def test_errors_slowness_and_broken_connections_cost_only_time(
+    lab: Lab, proxy: FaultyProxy, tiny_unbroken: Run
+) -> None:
     """Of all requests of the run, one in twelve is answered by 500 or 503, late, or by half a body."""
     draw = random.Random(0)
     kinds = [
@@ -80,12 +61,12 @@ def test_errors_slowness_and_broken_connections_cost_only_time(lab: Lab, proxy: 
     proxy.break_next(*(draw.choice(kinds) if draw.random() < 1 / 12 else Fault() for _ in range(5000)))
     lab.attempt()
     proxy.faults.clear()
-    assert_nothing_was_lost(lab, unbroken)
+    assert_nothing_was_lost(lab, tiny_unbroken)
 
 
 @pytest.mark.parametrize("gone_s", [5, pytest.param(60, marks=pytest.mark.long)])
 def test_a_server_that_is_gone_for_a_while_is_waited_for(
-    lab: Lab, proxy: FaultyProxy, unbroken: Run, gone_s: float
+    lab: Lab, proxy: FaultyProxy, tiny_unbroken: Run, gone_s: float
 ) -> None:
     """Goes while steps are made: reading shards and saving both meet it."""
 
@@ -94,17 +75,28 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(
         threading.Timer(gone_s, proxy.accept_again).start()
 
     begun = time.monotonic()
-    lab.attempt(AtStep(4, go))
+    lab.attempt(AtStep({4: go}))
     assert time.monotonic() - begun > gone_s, "it was over before the server had come back"
-    assert_nothing_was_lost(lab, unbroken)
+    assert_nothing_was_lost(lab, tiny_unbroken)
 
 
-def test_credentials_that_expire_end_the_run_with_a_message(lab: Lab, proxy: FaultyProxy, unbroken: Run, capfd) -> None:  # type: ignore[no-untyped-def]
+def test_credentials_that_expire_end_the_run_with_a_message(
+    lab: Lab, proxy: FaultyProxy, tiny_unbroken: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another attempt would have the same ones: the run stops, and goes on when it is submitted with others."""
+
     def expire() -> None:
         proxy.always = Fault(status=400, code="ExpiredToken")
 
-    attempt = lab.attempt(AtStep(4, expire))
-    proxy.always = Fault()
+    with pytest.raises(AccessError):  # its end cannot be noted either; the run's folder is out of reach
+        lab.attempt(AtStep({8: expire}))
     said = capfd.readouterr().err
-    assert "failed: not allowed to use s3://" in said
-    assert "ExpiredToken" in said
+    assert "failed: not allowed to use s3://" in said and "whether the credentials have expired" in said
+    with pytest.raises(AccessError):
+        lab.attempt()
+    assert "failed: not allowed to use s3://" in capfd.readouterr().err, "it does not ask for another attempt"
+    proxy.always = Fault()
+    attempt = lab.attempt()
+    assert (attempt.cause, attempt.start_step) == ("finished", 6)
+    assert rows_of(lab.run) == rows_of(tiny_unbroken)
+    assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))

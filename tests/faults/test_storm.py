@@ -42,8 +42,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty steps' worth of the digits."""
     folder = tmp_path_factory.mktemp("storm-data")
     sources = open_set("digits")
-    train = dataclasses.replace(sources["train"], entries=sources["train"].entries[:1280])
-    make_set({**sources, "train": train}, Store(folder))
+    make_set(
+        {**sources, "train": dataclasses.replace(sources["train"], entries=sources["train"].entries[:1280])},
+        Store(folder),
+    )
     return folder
 
 
@@ -65,15 +67,13 @@ class Storm:
 
     def __init__(self, hosts: SlurmHosts, data: Path, folder: Path, seed: int, nodes: tuple[int, ...]) -> None:
         self.hosts, self.data, self.draw, self.nodes = hosts, data, random.Random(seed), nodes
+        folder.mkdir()
         self.rsb = RsbCluster(folder, hosts.env)
         self.now_on = self.draw.choice(nodes)
         self.victim: Victim = self.submit()
-        kinds: dict[Callable[[], object], int] = {
-            self.preempt: 4, self.requeue: 3, self.kill_rank: 4, self.kill_host: 2, self.move: 7 if len(nodes) > 1 else 0,
-        }  # fmt: skip
-        self.plan = [kind for kind, count in kinds.items() for _ in range(count)]
-        while len(self.plan) < 20:
-            self.plan.append(self.draw.choice((self.preempt, self.requeue, self.kill_rank)))
+        dying: list[Callable[[], object]] = [*[self.preempt] * 4, *[self.requeue] * 3, *[self.kill_rank] * 4]
+        more = [self.move] * 7 if len(nodes) > 1 else [self.preempt, self.requeue, self.kill_rank] * 2 + [self.requeue]
+        self.plan = [*dying, *more, *[self.kill_host] * 2]
         self.draw.shuffle(self.plan)
 
     def submit(self) -> Victim:
@@ -84,11 +84,9 @@ class Storm:
     def rage(self) -> None:
         """Do all that is planned, each at a moment when some new steps have been made."""
         for moment, action in enumerate(self.plan, 1):
-            number = len(self.victim.run.attempts()) + (moment > 1)
-            if moment == 1:
-                number = 1
-            step = self.victim.wait_for_steps(number, self.draw.randint(1, 8))
-            print(f"{moment:2d}. attempt {number} on {self.now_on} nodes, step {step}: {action.__name__}", flush=True)
+            step = self.victim.wait_for_steps(moment, self.draw.randint(1, 8))
+            name = getattr(action, "__name__", "")
+            print(f"{moment:2d}. attempt {moment} on {self.now_on} nodes, step {step}: {name}", flush=True)
             action()
 
     def preempt(self) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>broken by the proxy</Message></Error>"
 
@@ -165,6 +165,10 @@ class FaultyProxy:
         server.sendall(head + body)
         while (answer := _read_head(from_server)).startswith(b"HTTP/1.1 100 "):
             pass
+        if re.search(rb"\r\nTransfer-Encoding: chunked\r", answer, re.IGNORECASE):
+            client.sendall(answer)
+            _pass_chunks(from_server, client)
+            return
         left = 0 if request.method == "HEAD" else _length(answer)
         if fault.cut == 0 and not fault.stall_s:
             raise EOFError  # not even a header
@@ -196,6 +200,15 @@ def _read_head(stream: Iterable[bytes]) -> bytes:
         if line == b"\r\n":
             return head
     return b""
+
+
+def _pass_chunks(source: BinaryIO, sink: socket.socket) -> None:
+    """Hand on a body in chunks; listings come so. It is never cut."""
+    size = 1
+    while size:
+        line = source.readline()
+        size = int(line.split(b";")[0], 16)
+        sink.sendall(line + source.read(size + 2))
 
 
 def _length(head: bytes) -> int:

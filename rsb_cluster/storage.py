@@ -410,5 +410,13 @@ def _translated(url: str) -> Iterator[None]:
 
 
 def redact(text: str) -> str:
-    """Take signatures and keys out of a text that will be shown or stored."""
-    return re.sub(r"(?i)((?:X-Amz-\w+|AWSAccessKeyId|Signature|aws_secret_access_key)=)[^&\s]+", r"\1***", text)
+    """Take signatures, keys, tokens and passwords out of a text that will be shown or stored."""
+    text = re.sub(r"(?i)(://)[^/\s:@]+:[^/\s@]+@", r"\1***@", text)
+    return _SECRET.sub(r"\1***", text)
+
+
+# As a URL's query, as a header, as a setting.
+_SECRET = re.compile(
+    r"""(?ix) ( (?: X-Amz-[\w-]+ | AWSAccessKeyId | Signature | Credential
+                 | aws_secret_access_key | aws_session_token ) ['"]? \s* [=:] \s* ['"]? ) [^&\s'",]+"""
+)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -74,9 +75,9 @@ def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progr
             for name, content in read.files.items()
             if name.endswith(".pt")
         }
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
         raise CheckpointError(
-            f"the checkpoint of step {read.step} was written by another version of this package: {error}"
+            f"the checkpoint of step {read.step} was not written by this version of the package: {error}"
         ) from error
     return progress, tensors
 

@@ -366,4 +366,13 @@ def test_signatures_are_taken_out_of_messages():
     assert redact(url) == (
         "GET https://h/k?X-Amz-Credential=***&X-Amz-Signature=***&partNumber=1 AWSAccessKeyId=*** Signature=***"
     )
-    assert redact("nothing to hide") == "nothing to hide"
+    for text, hidden in {
+        "x-amz-security-token: FwoG/+=": "x-amz-security-token: ***",
+        "aws_session_token = 'FwoG'": "aws_session_token = '***'",
+        "{'aws_secret_access_key': 'wJalr'}": "{'aws_secret_access_key': '***'}",
+        "AWS4-HMAC-SHA256 Credential=AKIA/2026, SignedHeaders=host": "AWS4-HMAC-SHA256 Credential=***, SignedHeaders=host",
+        "proxy http://user:secret@proxy:3128/": "proxy http://***@proxy:3128/",
+    }.items():
+        assert redact(text) == hidden
+    for text in ("nothing to hide", "a signature of 3 files", "s3://bucket/key", "10:30@noon"):
+        assert redact(text) == text

@@ -1,6 +1,7 @@
 """The training loop in this process: resuming at any step leaves no trace, with every option that has state."""
 
 import dataclasses
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rsb_cluster.checkpoint import Saved
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
+from rsb_cluster.errors import CheckpointError
 from rsb_cluster.metrics import Row, read_rows
 from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store
@@ -185,3 +187,18 @@ def test_loader_workers_do_not_change_a_bit(tmp_path: Path, digits: Path) -> Non
         )
         assert lab.attempt() == "finished"
     assert_bit_equal(one.state(), other.state())
+
+
+def test_nothing_is_unpickled_that_could_run(tmp_path: Path) -> None:
+    """A checkpoint whose checksums fit, by somebody who may write into the run's folder."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "owned",))
+
+    buffer = io.BytesIO()
+    torch.save({"weight": Evil()}, buffer)
+    files = {"progress.json": b"{}", "model.pt": buffer.getvalue()}
+    with pytest.raises(CheckpointError, match="the checkpoint of step 3 was not written by this version"):
+        from_files(checkpoint.Checkpoint(Saved(3, 1), files), torch.device("cpu"))
+    assert not (tmp_path / "owned").exists()

@@ -8,12 +8,8 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import time
 import traceback
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +17,6 @@ import torch
 
 from rsb_cluster import claim
 from rsb_cluster.claim import Claim
-from rsb_cluster.cost import cost, spans
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
@@ -29,6 +24,8 @@ from rsb_cluster.recipe import validate
 from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store, redact
 from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_peer
+from rsb_cluster.train.logfile import LogFile, logging_to
+from rsb_cluster.train.result import write_result
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trainer import Trainer
 from rsb_cluster.train.watchdog import Suspect, Watchdog
@@ -64,7 +61,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
     run = Run(Store(run_url), run_id)
     ranks = Ranks.from_environment().sharing(run.spec().virtual_ranks)
     torch.set_num_threads(job.cpus_per_task)
-    with _logging(run.store, ranks) as log_file:
+    with logging_to(run.store, ranks) as log_file:
         cause = _Attempt(run, job, ranks, flag, log_file).run()
         log.info("%s", cause)
     if cause != "finished":
@@ -85,7 +82,7 @@ class UnreachableError(RsbError):
 class _Attempt:
     """An attempt, seen from one rank."""
 
-    def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: _LogFile) -> None:
+    def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile) -> None:
         self._run, self._job, self._ranks, self._flag, self._log_file = run, job, ranks, flag, log_file
         self._claim: Claim | None = None
         self._number = 0
@@ -146,7 +143,7 @@ class _Attempt:
             cause = "stopped"
         self._close(cause, trainer.message)
         if cause == "finished" and group.rank == 0:
-            self._write_result(trainer)
+            write_result(self._run, trainer)
         self._watchdog.close()
         group.leave_together()
         group.close()
@@ -262,39 +259,6 @@ class _Attempt:
             failure |= {"cause": cause, "host": socket.gethostname()}
             self._run.write_rank_failure(self._number, self._ranks.rank, failure)
 
-    def _write_result(self, trainer: Trainer) -> None:
-        """Write the last of all files: it makes the run a finished one."""
-        recipe, spec = trainer.recipe, trainer.spec
-        spent = cost(spans(self._run))
-        images = recipe.total_steps * recipe.train.global_batch
-        score = trainer.scores[""]
-        result: dict[str, Any] = {
-            "run_id": spec.run_id,
-            "recipe": recipe.name,
-            "model": recipe.model.name,
-            "seed": spec.seed,
-            "steps": recipe.total_steps,
-            "epochs": recipe.schedule.epochs,
-            "top1": score.top1,
-            "top5": score.top5,
-            "loss": score.loss,
-            "samples": score.samples,
-            "modified": spec.modified,
-            **asdict(spent),
-            "train_s": trainer.progress.train_s,
-            "images_per_s": images / max(trainer.progress.train_s, 1e-9),
-            "goodput": min(1.0, trainer.progress.train_s / max(spent.wall_s, 1e-9)),
-            "best_top1": trainer.progress.best_top1,
-            "best_step": trainer.progress.best_step,
-            "finished": time.time(),
-            # So that a table of ten thousand runs reads one file of each.
-            "science": {"recipe": recipe.model_dump(mode="json"), "spec": spec.brief().model_dump(mode="json")},
-        }
-        if "ema_" in trainer.scores:
-            ema = trainer.scores["ema_"]
-            result["ema"] = {"top1": ema.top1, "top5": ema.top5, "loss": ema.loss}
-        self._run.store.write_json("result.json", result)
-
 
 def _classify(error: BaseException) -> tuple[Cause, str]:
     """Say what an exception means for the run: go on elsewhere, try once more, or end it."""
@@ -328,45 +292,3 @@ def _oom_kills() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
-class _LogFile:
-    """Where a rank's log goes: straight into the run's folder, or to a local file that is copied there."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.name = ""
-        self.path = Path(tempfile.mkstemp(prefix="rsb-", suffix=".log")[1])
-
-    def copy(self) -> None:
-        if self.name:
-            self._store.write_bytes(self.name, self.path.read_bytes())
-        self.path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _logging(store: Store, ranks: Ranks) -> Iterator[_LogFile]:
-    """Log to standard error, which the scheduler keeps while we run, and to a file that goes to the run's folder."""
-    log_file = _LogFile(store)
-    formatter = logging.Formatter(
-        f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(log_file.path)]
-    root = logging.getLogger("rsb_cluster")
-    root.setLevel(logging.INFO)
-    root.propagate = False
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        root.addHandler(handler)
-    warnings.filterwarnings("ignore", message=".*Palette images with Transparency.*")
-    try:
-        yield log_file
-    finally:
-        for handler in handlers:
-            handler.flush()
-            root.removeHandler(handler)
-        handlers[1].close()
-        try:
-            log_file.copy()
-        except StorageError as error:
-            sys.stderr.write(f"could not keep the log: {error}\n")

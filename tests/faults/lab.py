@@ -15,6 +15,7 @@ from rsb_cluster.run import Attempt, Run, Spec
 from rsb_cluster.storage import Store
 from rsb_cluster.train import worker
 from rsb_cluster.train.distributed import Ranks
+from rsb_cluster.train.logfile import logging_to
 from rsb_cluster.train.stopping import StopFlag
 
 # 18 steps of some 10 ms: the machinery, and nothing else. In an epoch: 96 // 16.
@@ -90,7 +91,7 @@ class Lab:
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
         self._starts += 1
         ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="lab", restart=self._starts, held=1)
-        with worker._logging(self.store, ranks) as log_file:
+        with logging_to(self.store, ranks) as log_file:
             worker._Attempt(self.run, self.job, ranks, flag or StopFlag(), log_file).run()
         return self.run.attempts()[-1]
 

@@ -370,7 +370,7 @@ def test_signatures_are_taken_out_of_messages():
         "x-amz-security-token: FwoG/+=": "x-amz-security-token: ***",
         "aws_session_token = 'FwoG'": "aws_session_token = '***'",
         "{'aws_secret_access_key': 'wJalr'}": "{'aws_secret_access_key': '***'}",
-        "AWS4-HMAC-SHA256 Credential=AKIA/2026, SignedHeaders=host": "AWS4-HMAC-SHA256 Credential=***, SignedHeaders=host",
+        "AWS4-HMAC-SHA256 Credential=AKIA/2026, Signed=h": "AWS4-HMAC-SHA256 Credential=***, Signed=h",
         "proxy http://user:secret@proxy:3128/": "proxy http://***@proxy:3128/",
     }.items():
         assert redact(text) == hidden

@@ -114,7 +114,7 @@ class Trainer:
         limit = int(self.job.cache_gb * 1e9)
         self._cache = ShardCache(Path(self.job.cache_dir), limit) if self.job.cache_dir else None
         self._reader = ShardReader(self._train_store, self.train_index, cache=self._cache)
-        self._bytes_seen = 0
+        self._bytes_seen, self._attempt_bytes = 0, 0.0
         for name, index, digest in (
             ("train", self.train_index, self.spec.train_digest),
             ("val", self.val_index, self.spec.val_digest),
@@ -205,6 +205,7 @@ class Trainer:
             stop_step=total,
         )
         self._say_start(stream)
+        self._first_step = self.progress.step
         cause = self._evaluate_if_due()
         early: Cause | None = None
         source = iter(self._batches(stream))
@@ -312,6 +313,7 @@ class Trainer:
             self.progress.interval_wait_s += summary.data_wait_s
             self.progress.interval_steps += 1
             self.progress.interval_bytes += summary.bytes_read
+            self._attempt_bytes += summary.bytes_read
             cause = cause or summary.cause
             if not math.isfinite(summary.loss):
                 raise DivergedError(
@@ -409,6 +411,7 @@ class Trainer:
             "images_per_s": images_per_s,
             "data_wait_s": p.interval_wait_s / steps,
             "bytes_read": round(p.interval_bytes / steps),
+            "read_amplification": self._attempt_bytes / max(1.0, self._needed_bytes()),
             "bad_samples": p.bad_samples,
             "time": time.time(),
         }
@@ -423,6 +426,11 @@ class Trainer:
             )  # fmt: skip
         p.interval_loss, p.interval_wait_s, p.interval_bytes, p.interval_steps = 0.0, 0.0, 0.0, 0
         self._interval_started, self._interval_steps = time.monotonic(), 0
+
+    def _needed_bytes(self) -> float:
+        """Bytes of the distinct images of this attempt's steps."""
+        images = (self.progress.step - self._first_step) * self.recipe.train.global_batch / self.recipe.augment.repeats
+        return images * float(self.train_index.image_sizes.mean())
 
     def _say_start(self, stream: TrainStream) -> None:
         recipe, spec = self.recipe, self.spec

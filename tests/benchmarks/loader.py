@@ -1,188 +1,205 @@
 """Images per second from shards to batches, against what users have today, in one run.
 
-    python -m tests.benchmarks.loader [--side 224] [--rounds 3] [--workers 2]
+    python -m tests.benchmarks.loader [--where s3] [--eval] [--side 160] [--cores 1] [--rounds 3] [--only timm,rsb]
 
-All read the same shards (see ``corpus``) and give uint8 batches of 128 with the augmentation of A2 (random resized
-crop, flip, rand-m7-mstd0.5-inc1); contenders alternate. Each runs in a process of its own. ``per core`` is images per
-second of CPU of all its processes, from the third batch on, which other work on the machine does not distort much.
+All contenders (see ``contenders``) read the same shards (see ``corpus``) from the page cache, or from a real S3 server
+that runs beside them; they alternate, each in a process of its own, with as many workers as cores. ``per core`` is
+images per second of CPU time of all the contender's processes, which other work on the machine does not distort much;
+the server's is not in it. ``first batch`` leaves out the imports. ``MiB`` is the largest PSS of all its processes
+together. Ratios are medians over the rounds of the quotients within a round.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import json
 import os
-import resource
+import site
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import venv
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import corpus
 
-BATCH = 128
 SAMPLES = 3000
-IMAGES = 2304  # counted: 18 batches, after the first two
+WARM_UP, COUNTED = 4, 18  # batches
+Figures = dict[str, float]
 
 
-def _timm_transform(side: int) -> Any:
-    from timm.data import create_transform
-
-    return create_transform(
-        (3, side, side), is_training=True, use_prefetcher=True, auto_augment="rand-m7-mstd0.5-inc1",
-        interpolation="bicubic", color_jitter=0,
-    )  # fmt: skip
+# --- in the contender's process -------------------------------------------------------------------------------------
 
 
-def timm_loader(data: Path, side: int, workers: int) -> Iterator[Any]:
-    """timm's create_loader on its webdataset reader; the prefetcher's GPU part left out."""
-    from timm.data import create_dataset, create_loader
-
-    shards = len(list((data / "train").glob("*.tar")))
-    dataset = create_dataset(
-        f"wds/{data / 'train'}", root=str(data / "train"), split=f"shard-{{000000..{shards - 1:06d}}}.tar|{SAMPLES}",
-        is_training=True, batch_size=BATCH,
-    )  # fmt: skip
-    loader = create_loader(
-        dataset, (3, side, side), BATCH, is_training=True, use_prefetcher=False, num_workers=workers,
-        auto_augment="rand-m7-mstd0.5-inc1", interpolation="bicubic", color_jitter=0, persistent_workers=True,
-    )  # fmt: skip
-    # As with the prefetcher on a GPU: uint8, normalised later.
-    loader.dataset.transform = _timm_transform(side)
-    return itertools.chain.from_iterable(loader for _ in itertools.count())
-
-
-def webdataset_loader(data: Path, side: int, workers: int) -> Iterator[Any]:
-    """webdataset's WebLoader with timm's transforms."""
-    import webdataset
-
-    transform = _timm_transform(side)
-    shards = sorted(map(str, (data / "train").glob("*.tar")))
-    dataset = (
-        webdataset.WebDataset(shards, shardshuffle=len(shards), resampled=True, nodesplitter=webdataset.split_by_node)
-        .shuffle(1000)
-        .decode("pil")
-        .to_tuple("jpg", "cls")
-        .map_tuple(transform, int)
-        .batched(BATCH)
-    )
-    return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=workers))
-
-
-def ours(data: Path, side: int, workers: int) -> Iterator[Any]:
-    """This package's loader."""
-    from rsb_cluster.catalog import load_recipe
-    from rsb_cluster.data.index import load_index
-    from rsb_cluster.data.reader import ShardReader
-    from rsb_cluster.storage import Store
-    from rsb_cluster.train.loader import ThreadedBatches
-    from rsb_cluster.train.pixels.transforms import FastTrain
-    from rsb_cluster.train.streams import TrainStream
-
-    recipe = load_recipe(
-        "a2",
-        assignments=[
-            f"augment.resolution={side}", "augment.repeats=1", f"train.global_batch={BATCH}",
-            f"data.train_samples={SAMPLES}",
-        ],
-    ).recipe  # fmt: skip
-    store = Store(data / "train")
-    index = load_index(store)
-    stream = TrainStream(
-        ShardReader(store, index), recipe, index, seed=0, virtual_ranks=1, mine=[0], start_step=0,
-        stop_step=recipe.total_steps,
-    )  # fmt: skip
-    return iter(ThreadedBatches(stream, FastTrain(recipe), side=side, threads=workers, pin=False))
-
-
-CONTENDERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
-    "timm create_loader": timm_loader,
-    "webdataset WebLoader": webdataset_loader,
-    "rsb-cluster": ours,
-}
-
-
-def _cpu() -> float:
-    """CPU seconds of this process and of its living and ended children."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    total = own.ru_utime + own.ru_stime
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for child in children:
-        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
-
-
-def contend(name: str, data: Path, side: int, workers: int) -> None:
+def run(options: argparse.Namespace) -> None:
     """Run one contender and print its figures as JSON."""
-    import torch
+    from tests.benchmarks.contenders import BATCH, Task, contend
 
-    torch.set_num_threads(1)
+    task = Task(options.url, options.side, not options.eval, options.cores)
     start = time.perf_counter()
-    source = CONTENDERS[name](data, side, workers)
+    source = contend(options.contend, task, options.cores)
     next(source)
     first = time.perf_counter() - start
-    next(source)
-    wall, cpu = time.perf_counter(), _cpu()
-    for _ in range(IMAGES // BATCH):
+    for _ in range(WARM_UP):
         next(source)
-    wall, cpu = time.perf_counter() - wall, _cpu() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"images/s": IMAGES / wall, "per core": IMAGES / cpu, "first batch, s": first, "MiB": peak}))
-    sys.stdout.flush()
+    wall, cpu = time.perf_counter(), _cpu_s(os.getpid())
+    for _ in range(COUNTED):
+        next(source)
+    wall, cpu = time.perf_counter() - wall, _cpu_s(os.getpid()) - cpu
+    images = COUNTED * BATCH
+    print(json.dumps({"images/s": images / wall, "per core": images / cpu, "first batch, s": first}), flush=True)
     os._exit(0)
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += _tree(int(child))
+    return found
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of a process and of its living and ended children."""
+    ticks = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # user, system, and both of the children waited for
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# --- in the benchmark's --------------------------------------------------------------------------------------------
+
+
+def _memory_mib(pid: int) -> float:
+    """Memory of a process and its children; what they share counts once."""
+    total = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+    return total / 1024
+
+
+def measure(name: str, python: str, url: str, options: argparse.Namespace) -> Figures:
+    """Run one contender in a process of its own."""
+    command = [python, "-W", "ignore", "-m", "tests.benchmarks.loader", "--contend", name, "--url", url]
+    command += ["--side", str(options.side), "--cores", str(options.cores), *(["--eval"] if options.eval else [])]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        memory = 0.0
+        while process.poll() is None:
+            memory = max(memory, _memory_mib(process.pid))
+            time.sleep(0.5)
+        assert process.stdout is not None
+        printed = process.stdout.read().splitlines()
+        if process.returncode or not printed:
+            errors.seek(0)
+            raise SystemExit(f"{name} failed:\n{errors.read()}")
+    figures: Figures = json.loads(printed[-1])
+    return figures | {"MiB": memory}
+
+
+def pillow_simd(folder: Path) -> str | None:
+    """Return a Python that has pillow-simd in Pillow's place and all else of this one; None if it cannot be built."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        install = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-binary", ":all:", "pillow-simd"]
+        built = subprocess.run(install, env=os.environ | {"CC": "cc -mavx2"}, capture_output=True, text=True)
+        if built.returncode:
+            print(f"pillow-simd cannot be built here:\n{built.stderr[-1000:]}", file=sys.stderr)
+        own = next((folder / "lib").glob("python*/site-packages"))
+        (own / "rest.pth").write_text("".join(f"{path}\n" for path in [*site.getsitepackages(), str(Path.cwd())]))
+    check = [str(python), "-c", "import PIL; print(PIL.__version__)"]
+    version = subprocess.run(check, capture_output=True, text=True).stdout
+    return str(python) if ".post" in version else None
+
+
+@contextlib.contextmanager
+def served(data: Path, where: str) -> Iterator[str]:
+    """The URL of the shards; from a real S3 server if asked for."""
+    if where == "local":
+        yield str(data)
+        return
+    from rsb_cluster.storage import Store
+    from tests.servers.s3 import S3Server
+
+    server = S3Server()
+    if missing := server.unavailable():
+        raise SystemExit(f"no S3 server can run here: {', '.join(missing)} missing")
+    with server:
+        os.environ |= server.env
+        store = Store(f"s3://{server.make_bucket('corpus')}/train")
+        for path in sorted(data.iterdir()):
+            store.write_bytes(path.name, path.read_bytes())
+        yield store.url
+
+
+def show(title: str, found: dict[str, list[Figures]]) -> Table:
+    """The table that the README quotes; ratios are to the first contender."""
+    table = Table(title=title, box=None)
+    for column in ("loader", "images/s", "ratio", "per core", "ratio", "first batch, s", "MiB"):
+        table.add_column(column, justify="left" if column == "loader" else "right")
+    base = next(iter(found.values()))
+    for name, rounds in found.items():
+        middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+        ratio = {key: statistics.median(r[key] / b[key] for r, b in zip(rounds, base, strict=True)) for key in middle}
+        table.add_row(
+            name, f"{middle['images/s']:.0f}", f"{ratio['images/s']:.2f}", f"{middle['per core']:.0f}",
+            f"{ratio['per core']:.2f}", f"{middle['first batch, s']:.1f}", f"{middle['MiB']:.0f}",
+        )  # fmt: skip
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--where", choices=("local", "s3"), default="local")
+    parser.add_argument("--eval", action="store_true", help="evaluation instead of training")
     parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="", help="contenders whose names hold one of these, by commas")
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "rsb-cluster-corpus")
     parser.add_argument("--contend", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contend:
-        contend(options.contend, options.data, options.side, options.workers)
+        run(options)
         return
-    corpus.make(options.data, SAMPLES)
-    if not (options.data / "train" / "index.npz").exists():
-        from rsb_cluster.data.index import build_index
-        from rsb_cluster.storage import Store
+    from rsb_cluster.data.index import build_index
+    from rsb_cluster.storage import Store
+    from tests.benchmarks.contenders import LOCAL, S3
 
+    made = corpus.make(options.data, SAMPLES)
+    if not (options.data / "train" / "index.npz").exists():
         build_index(Store(options.data / "train"))
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(options.rounds):
-        for name in CONTENDERS:
-            command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.loader", "--contend", name]
-            command += ["--side", str(options.side), "--workers", str(options.workers), "--data", str(options.data)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{name} failed:\n{done.stderr}")
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    title = f"{(options.data / 'done').read_text().strip()}; {options.side} px, {options.workers} workers"
-    table = Table(title=f"{title}, median of {options.rounds} rounds", box=None)
-    for column in ("loader", "images/s", "ratio", "per core", "ratio", "first batch, s", "MiB of the parent"):
-        table.add_column(column, justify="left" if column == "loader" else "right")
-    base = found["timm create_loader"]
-    for name, rounds in found.items():
-        middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-        ratios = [
-            statistics.median(r[key] / b[key] for r, b in zip(rounds, base, strict=True))
-            for key in ("images/s", "per core")
-        ]
-        table.add_row(
-            name, f"{middle['images/s']:.0f}", f"{ratios[0]:.2f}", f"{middle['per core']:.0f}", f"{ratios[1]:.2f}",
-            f"{middle['first batch, s']:.1f}", f"{middle['MiB']:.0f}",
-        )  # fmt: skip
-    Console(width=140).print(table)
+    pythons = dict.fromkeys(LOCAL if options.where == "local" else S3, sys.executable)
+    if simd := pillow_simd(options.data / "pillow-simd") if options.where == "local" else None:
+        pythons["timm on pillow-simd"] = simd
+    else:
+        pythons.pop("timm on pillow-simd", None)
+    wanted = [name for name in pythons if any(part in name for part in options.only.split(","))]
+    if options.eval:
+        wanted = [name for name in wanted if "repeats" not in name]
+    found: dict[str, list[Figures]] = {name: [] for name in wanted}
+    with served(options.data / "train", options.where) as url:
+        for _ in range(options.rounds):
+            for name in wanted:
+                found[name].append(measure(name, pythons[name], url, options))
+    kind = "evaluation" if options.eval else "training"
+    title = f"{made}; {options.where}, {kind}, {options.side} px, {options.cores} cores, median of {options.rounds}"
+    Console(width=140).print(show(title, found))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,22 @@ import dataclasses
 import io
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from rsb_cluster.catalog import load_recipe
-from rsb_cluster.data.index import ShardIndex, load_index
+from rsb_cluster.data.index import ShardIndex, build_index, load_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.sources import open_set
@@ -27,6 +31,7 @@ from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.pixels.decode import Source
 from rsb_cluster.train.pixels.transforms import FastTrain
 from rsb_cluster.train.streams import EvalStream, TrainStream
+from tests.unit.test_index import pair, tar_of
 
 STEPS = 22  # of an epoch of the digits: 1,438 // 64
 
@@ -38,15 +43,17 @@ def recipe_of(*assignments: str) -> Recipe:
 class Part:
     """What one process of a run sees of the digits."""
 
-    def __init__(self, data: Path, recipe: Recipe, mine: tuple[int, ...] = (0, 1, 2, 3)) -> None:
+    def __init__(
+        self, data: Path, recipe: Recipe, mine: tuple[int, ...] = (0, 1, 2, 3), virtual_ranks: int = 4
+    ) -> None:
         self.index: ShardIndex = load_index(Store(data / "train"))
         self.reader = ShardReader(Store(data / "train"), self.index)
-        self.recipe, self.mine = recipe, mine
+        self.recipe, self.mine, self.virtual_ranks = recipe, mine, virtual_ranks
 
     def stream(self, start: int = 0, stop: int = STEPS) -> TrainStream:
         return TrainStream(
-            self.reader, self.recipe, self.index, seed=0, virtual_ranks=4, mine=self.mine, start_step=start,
-            stop_step=stop,
+            self.reader, self.recipe, self.index, seed=0, virtual_ranks=self.virtual_ranks, mine=self.mine,
+            start_step=start, stop_step=stop,
         )  # fmt: skip
 
     def batches(self, threads: int, start: int = 0, stop: int = STEPS) -> ThreadedBatches:
@@ -56,19 +63,19 @@ class Part:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 crops of two photographs, as JPEG and one as PNG."""
+    """60 crops of two photographs as JPEG, one of them really a PNG and one progressive."""
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     sources = [Image.fromarray(image) for image in load_sample_images().images]
-
-    def read(i: int) -> tuple[str, bytes, str, int]:
-        width, height = (int(side) for side in rng.integers(100, 200, 2))
-        x, y = (int(at) for at in rng.integers(0, 200, 2))
-        file, kind = io.BytesIO(), "PNG" if i == 7 else "JPEG"
-        sources[i % 2].crop((x, y, x + width, y + height)).save(file, kind)
-        return f"photo{i:03d}", file.getvalue(), kind.lower(), i % 10
-
-    source = dataclasses.replace(open_set("digits", split="train")["train"], entries=range(60), read=read)
-    make_set({"train": source}, Store(folder), shard_samples=20)
+    members = []
+    for i in range(60):
+        width, height, x, y = (int(n) for n in (*rng.integers(100, 200, 2), *rng.integers(0, 200, 2)))
+        file = io.BytesIO()
+        crop = sources[i % 2].crop((x, y, x + width, y + height))
+        crop.save(file, "PNG" if i == 7 else "JPEG", progressive=i == 8)
+        members += pair(f"photo{i:03d}", file.getvalue(), i % 10)
+    store = Store(folder / "train")
+    store.write_bytes("s.tar", tar_of(members))
+    build_index(store)
     return folder
 
 
@@ -137,6 +144,65 @@ def test_the_fast_pipeline_and_timms_give_the_same_samples_and_nearly_the_same_p
         assert torch.equal(one.samples, other.samples) and torch.equal(one.labels, other.labels)
         difference = (one.images.int() - other.images.int()).abs()
         assert difference.float().mean() < 0.5  # the same crops: others differ by tens
+
+
+@lru_cache(maxsize=64)
+def dot(number: int) -> bytes:
+    """A PNG of its own for each sample."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9), (number % 256, number // 256, 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_dots(folder: Path, sizes: list[int]) -> None:
+    """A set of shards with so many samples each."""
+    store, number = Store(folder / "train"), 0
+    for shard, size in enumerate(sizes):
+        samples = range(number, number + size)
+        store.write_bytes(f"s{shard}.tar", tar_of([m for i in samples for m in pair(f"k{i}", dot(i), i % 10)]))
+        number += size
+    build_index(store)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_processes_threads_and_stops_train_on_the_same_batches(tmp_path: Path, data: st.DataObject) -> None:
+    """Two epochs in one go, and in attempts that each have other processes and threads: the same, and exact."""
+    virtual_ranks = data.draw(st.integers(1, 6))
+    batch = virtual_ranks * data.draw(st.integers(1, 5))
+    repeats = data.draw(st.integers(1, min(4, batch)))
+    sizes = data.draw(st.lists(st.integers(1, 25), min_size=1, max_size=5).filter(lambda s: sum(s) >= batch))
+    folder = tmp_path / "-".join(map(str, sizes))
+    if not folder.exists():
+        make_dots(folder, sizes)
+    recipe = recipe_of(
+        f"train.global_batch={batch}", f"data.train_samples={sum(sizes)}", f"augment.repeats={repeats}",
+        f"data.shuffle_samples={data.draw(st.integers(1, 40))}", f"data.shuffle_piece={data.draw(st.integers(1, 30))}",
+        "augment.resolution=8",
+    )  # fmt: skip
+    steps = recipe.steps_per_epoch
+
+    def train(start: int, stop: int, world_size: int, threads: int) -> dict[tuple[int, int], Batch]:
+        per_process = virtual_ranks // world_size
+        found = {}
+        for rank in range(world_size):
+            mine = tuple(range(rank * per_process, (rank + 1) * per_process))
+            part = Part(folder, recipe, mine, virtual_ranks)
+            drawn = iter(part.batches(threads, start, stop))
+            found |= {(step, v): next(drawn) for step in range(start, stop) for v in mine}
+            assert next(drawn, None) is None
+        return found
+
+    straight = train(0, 2 * steps, 1, 0)
+    for epoch in range(2):
+        drawn = [s for (step, _), b in straight.items() if step // steps == epoch for s in b.samples.tolist()]
+        assert len(drawn) == steps * batch
+        assert max(Counter(drawn).values()) <= repeats
+    stops = [0, *sorted(data.draw(st.sets(st.integers(1, 2 * steps), max_size=3)) | {2 * steps})]
+    for start, stop in itertools.pairwise(stops):
+        world_size = data.draw(st.sampled_from([w for w in range(1, virtual_ranks + 1) if virtual_ranks % w == 0]))
+        for at, drawn_again in train(start, stop, world_size, data.draw(st.integers(0, 3))).items():
+            assert_same(straight[at], drawn_again)
 
 
 def test_the_processes_of_a_run_share_its_samples(digits: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsb_cluster.data.ahead import ReadAhead
-from rsb_cluster.data.index import build_index
+from rsb_cluster.data.index import build_index, load_index
 from rsb_cluster.data.reader import MERGE_BYTES, ShardReader
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.errors import DataError, MissingError, StorageError
+from rsb_cluster.storage import Store
 from rsb_cluster.transfer import Transfer, TransferCancelled
 from tests.command import ROOT
 from tests.unit.test_index import FORMATS, pair, read_by_webdataset, store_of, tar_of
@@ -109,6 +111,24 @@ def test_any_samples_in_any_order(two_shards, numbers):
     assert sorted(images) == sorted(set(numbers))
     assert all(images[number] == expected[number] for number in images)
     assert reader.bytes_used == sum(len(expected[number]) for number in set(numbers)) <= reader.bytes_read
+
+
+def test_shards_anywhere_that_fsspec_knows_are_read(two_shards):
+    here, index, expected = two_shards
+    store = Store(f"memory://{uuid.uuid4().hex}/a set")
+    for name in here.files():
+        store.write_bytes(name, here.read_bytes(name))
+    assert build_index(store).digest == load_index(store).digest == index.digest
+    reader = ShardReader(store, load_index(store))
+    some = [3, 4, 5, 39, 40, 69]
+    assert reader.read(np.array(some)) == {number: expected[number] for number in some}
+    assert (reader.requests, reader.retries) == (2, 0)
+    assert b"".join(store.stream(index.shards[0], 100, 5000, chunk=999)) == here.read_bytes(index.shards[0])[100:5000]
+    store.write_bytes(index.shards[1], here.read_bytes(index.shards[1])[:5000])
+    with pytest.raises(DataError, match=r"memory://.*b\.tar was replaced or damaged.*it ends at byte 5000"):
+        reader.read(everything(index))
+    for name in store.names():
+        store.delete(name)
 
 
 def test_one_request_for_each_contiguous_piece(tmp_path):

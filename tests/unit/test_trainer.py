@@ -25,7 +25,7 @@ from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trainer import DivergedError, Trainer
 from rsb_cluster.train.watchdog import Watchdog
 
-CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "attempt")
+CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt")
 SMALL = (
     "data.train_samples=420",
     "data.val_samples=120",

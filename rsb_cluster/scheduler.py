@@ -257,7 +257,7 @@ def _signal(submission: Submission) -> None:
     """Send SIGTERM to a job of Slurm's.
 
     While an element of an array waits in the queue, scancel delivers a signal to another element and then goes on
-    trying for minutes (seen with 22.05), the first time after 5 s; it would hit the next attempt. So it is ended before.
+    trying for minutes (seen with 22.05), first after 5 s, when it might hit the next attempt. So it is ended before.
     """
     command = ["scancel", "--signal=TERM", submission.job_id]
     try:

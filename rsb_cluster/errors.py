@@ -4,6 +4,7 @@
       SubmitError                     the scheduler refused, or could not be reached
       StorageError                    a URL could not be read or written
         MissingError                  ... because nothing is there
+        AccessError                   ... because we may not, or not any more
       CheckpointError                 missing, damaged, or of another run
       DataError                       shards missing, changed, too few, or too many bad samples
       ConfigError            exit 2   the user's file or flag is wrong
@@ -31,6 +32,10 @@ class StorageError(RsbError):
 
 class MissingError(StorageError):
     """Nothing is at the URL."""
+
+
+class AccessError(StorageError):
+    """The URL may not be used: no permission, or credentials that are wrong or have expired."""
 
 
 class CheckpointError(RsbError):

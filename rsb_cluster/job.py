@@ -24,6 +24,7 @@ class Job(Section):
     description: str = ""
     backend: Literal["local", "slurm"]
     nodes: Count = 1
+    min_nodes: int = Field(0, ge=0, description="fewest nodes to start on where not all are free; 0: always all")
     gpus_per_node: int = Field(0, ge=0, description="0: train on the CPU")
     tasks_per_node: int = Field(0, ge=0, description="ranks on a node; 0: one per GPU, or one on the CPU")
     cpus_per_task: Count = 1
@@ -39,7 +40,11 @@ class Job(Section):
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
     log_every_steps: Count = 50
     rendezvous_s: Count = Field(600, description="how long ranks wait for each other at the start, s")
-    collective_s: Count = Field(600, description="how long a rank waits for its peers in a step, s")
+    collective_s: Count = Field(900, description="how long a rank waits for its peers in a step, s")
+    watchdog_s: int = Field(600, ge=0, description="a rank that stands still for so long ends the attempt, s; 0: off")
+    grace_s: int = Field(0, ge=0, description="what the site leaves a preempted job before it is killed, s; 0: unknown")
+    max_preemptions: int = Field(0, ge=0, description="preemptions of a job that end the run; 0: unlimited")
+    log_samples: bool = Field(False, description="note what each micro-batch held, in the run's folder")
     submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")
     data: str = Field("", description="root of the data sets where --data is not given")
     runs: str = Field("", description="folder of the runs where --runs is not given")
@@ -59,7 +64,13 @@ class Job(Section):
     def shape(self) -> str:
         """The resources in words, for messages."""
         kind = "GPUs" if self.gpus_per_node else "processes"
-        return f"{self.nodes} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
+        count = f"{self.min_nodes}-{self.nodes}" if self.is_elastic else str(self.nodes)
+        return f"{count} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether an attempt may get fewer nodes than the job asks for."""
+        return 0 < self.min_nodes < self.nodes
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
@@ -70,6 +81,8 @@ class Job(Section):
             )
         if self.backend == "local" and self.nodes > 1:
             raise ValueError(f"nodes = {self.nodes}: the local back end is this machine alone. Use a slurm job")
+        if self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes = {self.min_nodes} is more than nodes = {self.nodes}")
         if self.signal_delay_s >= self.time_min * 60:
             raise ValueError("signal_delay_s is not shorter than time_min")
         return self

@@ -48,6 +48,7 @@ class RestartingController(Controller):
                 return [code for code in codes if code is not None]
             if limit is None and any(codes):
                 limit = time.monotonic() + PATIENCE_S
+                self._forward_signal(signal.SIGCONT)  # one that is stopped cannot end
             if limit is not None and time.monotonic() > limit:
                 self._forward_signal(signal.SIGKILL)
             time.sleep(1.0 / freq)

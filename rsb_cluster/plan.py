@@ -32,11 +32,17 @@ from rsb_cluster.virtual_ranks import choose_virtual_ranks
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for besides recipes and models, as typed; it is for all runs."""
+    """What the user asked for besides recipes and models, as typed; it is for all runs.
+
+    Attributes:
+        nodes: Fewest and most; 0: the job's.
+        exclude_failed_hosts: Keep off the hosts on which ranks of these runs failed.
+    """
 
     job: str = ""
-    nodes: int = 0
+    nodes: tuple[int, int] = (0, 0)
     gpus_per_node: int | None = None
+    exclude_failed_hosts: bool = False
     parallel: int = 0
     seeds: tuple[int, ...] = ()
     data: str = ""
@@ -49,8 +55,8 @@ class Request:
     def for_jobs(self) -> list[str]:
         """Assignments to fields of the job."""
         found = [a.removeprefix("job.") for a in self.assignments if a.startswith("job.")]
-        if self.nodes:
-            found.append(f"nodes={self.nodes}")
+        if self.nodes[1]:
+            found += [f"min_nodes={self.nodes[0]}", f"nodes={self.nodes[1]}"]
         if self.gpus_per_node is not None:
             found.append(f"gpus_per_node={self.gpus_per_node}")
         if self.parallel:
@@ -148,7 +154,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
         DataError: Shards are missing.
         StorageError: The folder of runs cannot be written.
     """
-    job_name = request.job or file.job or scheduler.default_backend_job(request.nodes)
+    job_name = request.job or file.job or scheduler.default_backend_job(request.nodes[1])
     if request.seeds:
         file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})
     points = expand(file, job=job_name, for_recipes=request.for_recipes, for_jobs=request.for_jobs)
@@ -171,6 +177,9 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
             created=time.time(),
             members=tuple(members),
         )
+    if request.exclude_failed_hosts:
+        runs, more = _without_failed_hosts(runs)
+        notes += more
     arrays = make_arrays(
         runs_url,
         [(p.run, p.point.job) for p in runs if p.is_to_submit],
@@ -273,6 +282,24 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
         else p
         for p, submissions in found
     ]
+
+
+def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Take the hosts on which ranks of the runs' last attempts failed out of the jobs of all."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(lambda p: p.run.failed_hosts() if p.state == "unfinished" else [], runs))
+    hosts = sorted({host for failed in found for host in failed})
+    if not hosts:
+        return list(runs), ["no host is known on which a rank of these runs failed; none is excluded."]
+    excluded = [replace(p, point=replace(p.point, job=_excluding(p.point.job, hosts))) for p in runs]
+    return excluded, [f"excluded, as ranks failed there: {', '.join(hosts)}"]
+
+
+def _excluding(job: Job, hosts: Sequence[str]) -> Job:
+    if job.backend != "slurm":
+        raise ConfigError(f"--exclude-failed-hosts: back end {job.backend} has no hosts to choose from.")
+    already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
+    return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
 
 
 def _what_is_checked(recipe: Recipe) -> str:

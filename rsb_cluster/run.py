@@ -5,9 +5,11 @@ In ``<runs>/<run_id>/`` lie:
 - ``recipe.json``, ``spec.json``: written once, at the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
 - ``cancelled.json``: the job that the user ended last
-- ``attempts/0001.json``: one per start by a scheduler; ``0001-rank00003.json`` where a rank failed
-- ``checkpoints/step-00001200/``: files, and ``manifest.json`` last
+- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
+  what is known of a rank that failed
+- ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1
+- ``samples/0001-rank00000.jsonl``: what each micro-batch held, where the job has ``log_samples``
 - ``logs/0001-rank00000.log``: per attempt and rank
 - ``result.json``: last of all. No result.json, no result
 """
@@ -15,11 +17,13 @@ In ``<runs>/<run_id>/`` lie:
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +36,9 @@ from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_
 from rsb_cluster.recipe import Recipe, Section, validate
 from rsb_cluster.storage import Store
 
-Cause = Literal["finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer"]
+Cause = Literal[
+    "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
+]
 
 # Small files of many runs are read at once: an object store answers each after some milliseconds.
 READERS = 32
@@ -50,6 +56,8 @@ PACKAGES = (
     "submitit",
 )
 
+DIGEST_DIGITS = 12
+
 
 class Spec(Section):
     """What was fixed at the first submit, besides the recipe."""
@@ -65,6 +73,14 @@ class Spec(Section):
     packages: dict[str, str] = Field({})
     created: float = 0.0
 
+    def brief(self) -> Spec:
+        """Return it with uncommitted changes of the code named by a digest: enough to tell two versions apart."""
+        diff = self.code.get("uncommitted", "")
+        if len(diff) <= DIGEST_DIGITS:
+            return self
+        digest = hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]
+        return self.model_copy(update={"code": self.code | {"uncommitted": digest}})
+
 
 class Submission(Section):
     """One submit of a run to a back end."""
@@ -78,7 +94,10 @@ class Submission(Section):
 
 
 class Attempt(Section):
-    """One start of a run by a scheduler. ``cause`` is empty while it runs, and stays so when it was killed."""
+    """One start of a run by a scheduler. ``cause`` is empty while it runs, and stays so when it was killed.
+
+    The steps beyond ``start_step`` of a later attempt are that one's.
+    """
 
     number: int
     job_id: str
@@ -92,6 +111,20 @@ class Attempt(Section):
     end_step: int = 0
     cause: Cause | Literal[""] = ""
     message: str = ""
+
+
+class Heartbeat(Section):
+    """The last sign of life of an attempt.
+
+    Attributes:
+        beats: Signs so far; while it grows the attempt is alive, whatever the clocks say.
+        step: Optimizer steps done.
+        time: Seconds since 1970.
+    """
+
+    beats: int
+    step: int
+    time: float
 
 
 @dataclass(frozen=True)
@@ -122,6 +155,7 @@ class Run:
 
     def create(self, recipe: Recipe, spec: Spec) -> None:
         """Write the two files that never change; the spec last, as it makes the run exist."""
+        self.store.make_private()
         self.store.write_json("recipe.json", recipe.model_dump(mode="json"))
         self.store.write_json("spec.json", spec.model_dump(mode="json"))
 
@@ -159,18 +193,52 @@ class Run:
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
-        names = [name for name in self.store.files("attempts") if "-" not in name]
-        return [validate(Attempt, self.store.read_json(name), self.store.locate(name)) for name in names]
+        return [self.attempt(number) for number in self.attempt_numbers()]
+
+    def attempt_numbers(self) -> list[int]:
+        """Return the numbers of all attempts, oldest first."""
+        names = (name.removeprefix("attempts/").removesuffix(".json") for name in self.store.files("attempts"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def claim_attempt(self, attempt: Attempt) -> bool:
+        """Write the record of a new attempt; return False where its number is taken."""
+        return self.store.create_json(_attempt_name(attempt.number), attempt.model_dump(mode="json"))
 
     def write_attempt(self, attempt: Attempt) -> None:
         """Write or replace the record of an attempt."""
-        self.store.write_json(f"attempts/{attempt.number:04d}.json", attempt.model_dump(mode="json"))
+        self.store.write_json(_attempt_name(attempt.number), attempt.model_dump(mode="json"))
+
+    def attempt(self, number: int) -> Attempt:
+        """Read the record of an attempt."""
+        name = _attempt_name(number)
+        return validate(Attempt, self.store.read_json(name), self.store.locate(name))
+
+    def write_heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
+        """Write an attempt's sign of life."""
+        self.store.write_json(f"attempts/{number:04d}-alive.json", heartbeat.model_dump(mode="json"))
+
+    def heartbeat(self, number: int) -> Heartbeat | None:
+        """Read an attempt's last sign of life; None where it gave none."""
+        name = f"attempts/{number:04d}-alive.json"
+        try:
+            return validate(Heartbeat, self.store.read_json(name), self.store.locate(name))
+        except MissingError:
+            return None
+
+    def write_rank_failure(self, number: int, rank: int, failure: dict[str, Any]) -> None:
+        """Note what is known of a rank that failed: cause, message, host, traceback."""
+        self.store.write_json(f"attempts/{number:04d}-rank{rank:05d}.json", failure)
 
     def rank_failures(self, attempt: int) -> dict[int, dict[str, Any]]:
         """Return what ranks reported of their failure in an attempt, by rank."""
         prefix = f"attempts/{attempt:04d}-rank"
         names = [name for name in self.store.files("attempts") if name.startswith(prefix)]
         return {int(name[len(prefix) : -len(".json")]): self.store.read_json(name) for name in names}
+
+    def failed_hosts(self, attempts: int = 3) -> list[str]:
+        """Return the hosts on which ranks of the last attempts failed, stood still or were lost."""
+        reports = [failure for n in self.attempt_numbers()[-attempts:] for failure in self.rank_failures(n).values()]
+        return list(dict.fromkeys(report["host"] for report in reports if report["cause"] != "failed"))
 
     def result(self) -> dict[str, Any] | None:
         """Return the result, or None where the run has not finished."""
@@ -181,25 +249,39 @@ class Run:
         return value
 
 
+def _attempt_name(number: int) -> str:
+    return f"attempts/{number:04d}.json"
+
+
+def list_folders(runs_url: str) -> list[Run]:
+    """Return what lies in a folder of runs, sorted by id; without a look into each, so some may be no run at all."""
+    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+
+
 def list_runs(runs_url: str) -> list[Run]:
     """Return all runs below a folder of runs, sorted by id."""
-    runs = [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+    runs = list_folders(runs_url)
     with ThreadPoolExecutor(READERS) as pool:
         exist = list(pool.map(Run.exists, runs))
     return [run for run, there in zip(runs, exist, strict=True) if there]
 
 
-def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
+def find_runs(runs_url: str, names: tuple[str, ...], listed: Callable[[str], list[Run]] = list_runs) -> list[Run]:
     """Return the runs that names stand for; all runs where no name is given.
 
     A name is a run's id, path, beginning or glob, or a sweep's id or beginning. A sweep stands for all the runs it
     wants, those without a folder included (``Run.exists``).
 
+    Args:
+        runs_url: Folder of runs.
+        names: Names; none for all.
+        listed: What looks into the folder; ``list_folders`` where the caller finds out itself which are runs.
+
     Raises:
         ConfigError: A name matches nothing, or the runs of a sweep and others.
     """
     if not names:
-        return list_runs(runs_url)
+        return listed(runs_url)
     found: dict[str, Run] = {}
     known: list[Run] | None = None
     for name in names:
@@ -215,7 +297,7 @@ def find_runs(runs_url: str, names: tuple[str, ...]) -> list[Run]:
             continue
         sweeps = sweep.sweep_ids(runs_url)
         if path not in sweeps:
-            known = list_runs(runs_url) if known is None else known
+            known = listed(runs_url) if known is None else known
         found |= {run.url: run for run in _named(runs_url, path, known or [], sweeps)}
     return list(found.values())
 

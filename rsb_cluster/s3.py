@@ -12,6 +12,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # without a byte
-TRIES = 6  # in a row, without PROGRESS_BYTES in between
+TRIES = 9  # in a row, without PROGRESS_BYTES in between
 PROGRESS_BYTES = 1 << 20
-FIRST_PAUSE_S = 0.5  # doubled after each try: 8 to 16 s in all
+FIRST_PAUSE_S = 0.5  # doubled after each try: 64 to 128 s in all, so that a server may be gone for a minute
 
 _TRANSIENT_STATUS = (429, 500, 502, 503, 504)
 _TRANSIENT_CODES = ("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling")
@@ -98,6 +99,40 @@ def stream_object(
             transfer.watch(None)
             if body is not None:
                 body.close()
+
+
+def create_object(bucket: str, key: str, content: bytes) -> bool | None:
+    """Write an object where none is.
+
+    Returns:
+        False where another one is already; None where the server does not know ``If-None-Match``.
+    """
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    client = _client(endpoint_url())
+    tries = 0
+    while True:
+        try:
+            try:
+                client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                code = error.response["Error"].get("Code")
+                if code == "NotImplemented":
+                    return None
+                # 409: somebody else is writing it just now.
+                if code not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                    raise
+            # A request that was sent twice finds its own object; and a server may have ignored the condition.
+            there: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return there == content
+        except Exception as error:
+            tries += 1
+            if tries >= TRIES or not _is_transient(error):
+                if isinstance(error, ClientError):
+                    raise translate_boto_error(error) from error
+                raise
+            time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1))
 
 
 def _get(

@@ -48,6 +48,9 @@ if [ "$code" -eq {EXIT_AGAIN} ] || {{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT
 fi
 exit "$code\"""".splitlines()
 
+# So long after the first rank has ended the others are killed: one that is stopped would keep the job for ever.
+WAIT_FOR_RANKS_S = 90
+
 # Options that the job's own fields decide; twice in one script, the loser would depend on the spelling.
 _OWN_OPTIONS = {
     "nodes": "nodes", "ntasks-per-node": "tasks_per_node", "gpus-per-node": "gpus_per_node", "time": "time_min",
@@ -103,6 +106,7 @@ def _slurm_parameters(job: Job, name: str) -> dict[str, Any]:
         "signal_delay_s": job.signal_delay_s,
         "stderr_to_stdout": True,
         "array_parallelism": job.array_parallelism,
+        "srun_args": [f"--wait={WAIT_FOR_RANKS_S}"],
         "setup": [*_SETUP, *job.setup],
         "teardown": _TEARDOWN,
         "additional_parameters": {"requeue": True, **options},
@@ -110,6 +114,8 @@ def _slurm_parameters(job: Job, name: str) -> dict[str, Any]:
     }
     if job.gpus_per_node:
         parameters["gpus_per_node"] = job.gpus_per_node
+    if job.is_elastic:
+        parameters["additional_parameters"]["nodes"] = f"{job.min_nodes}-{job.nodes}"
     if job.mem_gb:
         parameters["mem"] = f"{int(job.mem_gb * 1024)}MB"
     return parameters
@@ -131,7 +137,7 @@ def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Sub
         SubmitError: The scheduler refused.
     """
     check_available(job)
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     ids = _launch_slurm(job, tasks, folder, name) if job.backend == "slurm" else _launch_local(job, tasks, folder)
     folders = [folder] * len(tasks) if job.backend == "slurm" else [folder / str(i) for i in range(len(tasks))]
     fields = job.model_dump(mode="json")
@@ -257,7 +263,7 @@ def _signal(submission: Submission) -> None:
     """Send SIGTERM to a job of Slurm's.
 
     While an element of an array waits in the queue, scancel delivers a signal to another element and then goes on
-    trying for minutes (seen with 22.05), first after 5 s, when it might hit the next attempt. So it is ended before.
+    trying for minutes (seen with 22.05), the first time after 5 s; it would hit the next attempt: it is ended before.
     """
     command = ["scancel", "--signal=TERM", submission.job_id]
     try:

@@ -7,22 +7,26 @@ by one request that becomes visible when it is complete. Foreign errors are tran
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
-from rsb_cluster.errors import ConfigError, MissingError, StorageError
-from rsb_cluster.s3 import endpoint_url, stream_object
+from rsb_cluster.errors import AccessError, ConfigError, MissingError, StorageError
+from rsb_cluster.s3 import create_object, endpoint_url, stream_object
 from rsb_cluster.transfer import GuardedFile, Transfer, fill, stream_file
 
 Buffer = bytes | bytearray | memoryview
+
+READ_AT_ONCE = 32  # a shared file system or an object store takes milliseconds for an answer, whatever its size
 
 # Time-outs and retries of the S3 client: a request that hangs must not hold up a job for ever.
 S3_CLIENT = {"retries": {"max_attempts": 5, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
@@ -71,6 +75,21 @@ class Store:
             content: bytes = self._fs.cat_file(self._inside(path))
             return content
 
+    def read_many(self, paths: Iterable[str]) -> Iterator[bytes | StorageError]:
+        """Yield the contents of small files in the order asked for, many requests at once.
+
+        A file that cannot be read, or is not there, yields the error: it does not end the reading of the others.
+        """
+        urls = (self._inside(path) for path in paths)
+        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+            while batch := list(itertools.islice(urls, READ_AT_ONCE * 8)):  # a batch, and no more, is held in memory
+                if self.is_local:
+                    yield from pool.map(_content_or_error, batch, (Path(url).read_bytes for url in batch))
+                    continue
+                with _translated(self.url):
+                    found = self._fs.cat_ranges(batch, None, None, on_error="return")
+                yield from map(_content_or_error, batch, (partial(_given, content) for content in found))
+
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes ``[start, stop)`` of a file."""
         with _translated(self._inside(path)):
@@ -97,15 +116,29 @@ class Store:
                 return
             target = Path(url)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with _written_beside(target, content) as temporary:
                 temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+
+    def create_bytes(self, path: str, content: bytes) -> bool:
+        """Write a whole file where nothing is; return False where something is, by whoever was faster.
+
+        Locally, and on an S3 server that knows ``If-None-Match`` (Amazon's since 2024, Ceph), of several writers one
+        gets True. Elsewhere two of them that write in the same moment may both believe that they were first until one
+        reads again.
+        """
+        url = self._inside(path)
+        with _translated(url):
+            if self.is_local:
+                return _create_file(Path(url), content)
+            if url.startswith(("s3://", "s3a://")):
+                bucket, key, _ = self._fs.split_path(url)
+                created = create_object(bucket, key, content)
+                if created is not None:
+                    return created
+            if self.exists(path):
+                return False
+            self._fs.pipe_file(url, content)
+        return self.read_bytes(path) == content
 
     def read_json(self, path: str) -> Any:
         """Return a JSON file's value."""
@@ -114,9 +147,13 @@ class Store:
         except ValueError as error:
             raise StorageError(f"{self.locate(path)} is not JSON: {error}. Was it edited by hand?") from error
 
+    def create_json(self, path: str, value: Any) -> bool:
+        """Write a value as a JSON file where nothing is; return False where something is."""
+        return self.create_bytes(path, _as_json(value))
+
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as an indented JSON file."""
-        self.write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        self.write_bytes(path, _as_json(value))
 
     def exists(self, path: str = "") -> bool:
         """Whether a file (or, for an empty path, the folder) is there."""
@@ -216,6 +253,12 @@ class Store:
             done += len(content)
         return done
 
+    def make_private(self) -> None:
+        """Make the folder, for the eyes of this user alone; an object store has its own rules."""
+        if self.is_local:
+            with _translated(self.url):
+                Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def check_writable(self) -> None:
         """Write and remove a probe file. Raises StorageError where that fails."""
         probe = f"probe-{uuid.uuid4().hex}"
@@ -280,6 +323,56 @@ def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
         raise ConfigError(f"cannot read {protocol}:// URLs: {error}") from error
 
 
+@contextmanager
+def _written_beside(target: Path, content: Buffer) -> Iterator[Path]:
+    """Write a temporary file next to the target; it is gone afterwards unless it took the target's place."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_file(target: Path, content: bytes) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _written_beside(target, content) as temporary:
+        try:
+            target.hardlink_to(temporary)  # whole at once, and fails where the name is taken, on NFS too
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            try:
+                with target.open("xb") as file:  # a file system without hard links
+                    file.write(content)
+            except FileExistsError:
+                return False
+    return True
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _content_or_error(url: str, read: Callable[[], bytes]) -> bytes | StorageError:
+    try:
+        with _translated(url):
+            return read()
+    except StorageError as error:
+        return error
+
+
+def _given(found: bytes | Exception) -> bytes:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def _checked(path: str) -> str:
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise StorageError(f"the path {path!r} would leave its folder; it is refused")
@@ -299,8 +392,12 @@ def _translated(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingError(f"there is nothing at {url}. Check the path (and, on S3, the bucket's name).") from error
     except PermissionError as error:
-        hint = "Check AWS_PROFILE and the bucket's policy." if "://" in url else "Check the folder's permissions."
-        raise StorageError(f"not allowed to use {url}: {redact(str(error))}. {hint}") from error
+        hint = (
+            "Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy."
+            if "://" in url
+            else "Check the folder's permissions."
+        )
+        raise AccessError(f"not allowed to use {url}: {redact(str(error))}. {hint}") from error
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "Try again later.")
         raise StorageError(f"cannot use {url}: {redact(str(error))}. {hint}") from error
@@ -313,5 +410,13 @@ def _translated(url: str) -> Iterator[None]:
 
 
 def redact(text: str) -> str:
-    """Take signatures and keys out of a text that will be shown or stored."""
-    return re.sub(r"(?i)((?:X-Amz-\w+|AWSAccessKeyId|Signature|aws_secret_access_key)=)[^&\s]+", r"\1***", text)
+    """Take signatures, keys, tokens and passwords out of a text that will be shown or stored."""
+    text = re.sub(r"(?i)(://)[^/\s:@]+:[^/\s@]+@", r"\1***@", text)
+    return _SECRET.sub(r"\1***", text)
+
+
+# As a URL's query, as a header, as a setting.
+_SECRET = re.compile(
+    r"""(?ix) ( (?: X-Amz-[\w-]+ | AWSAccessKeyId | Signature | Credential
+                 | aws_secret_access_key | aws_session_token ) ['"]? \s* [=:] \s* ['"]? ) [^&\s'",]+"""
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Protocol
 
 from rich.console import Console, Group, JustifyMethod
@@ -48,14 +50,12 @@ def follow(runs: Sequence[Run], console: Console) -> list[Status]:
         runs: What to follow.
         console: Where to show it; standard error, as standard output is for results.
     """
-    interrupted = 0
+    stopping = False
 
     def stop() -> bool:
-        nonlocal interrupted
-        interrupted += 1
-        console.print(
-            "Saving and stopping; press Ctrl-C again to end at once." if interrupted == 1 else "Ending at once."
-        )
+        nonlocal stopping
+        console.print("Ending at once." if stopping else "Saving and stopping; press Ctrl-C again to end at once.")
+        stopping = True
         try:
             control.cancel(runs)
         except SubmitError as error:
@@ -71,23 +71,34 @@ def watch(runs: Sequence[Run], console: Console) -> list[Status]:
 
 
 def _look(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[], bool]) -> list[Status]:
+    """Show runs until they have ended; ``on_interrupt`` is called for each Ctrl-C and says whether that is the end."""
     shown: _Shown = _Lines(console)
     if console.is_terminal:
         shown = _Bar(runs[0], console) if len(runs) == 1 else _LiveTable(console)
-    found: list[Status] = []
-    with shown:
-        while True:
-            try:
+    presses, answered = 0, 0
+
+    # Counted and not raised: the second one would come while the first is being answered.
+    def count(number: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+
+    before = signal.signal(signal.SIGINT, count)
+    try:
+        with shown:
+            while True:
                 started = time.monotonic()
                 found = read_status(runs)
                 shown.update(found)
                 if all(is_over(status) for status in found):
                     return found
+                while answered < presses:
+                    answered += 1
+                    if on_interrupt():
+                        return found
                 took = time.monotonic() - started
                 time.sleep(max(POLL_S if len(runs) == 1 else POLL_MANY_S, took))
-            except KeyboardInterrupt:
-                if on_interrupt():
-                    return found
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _numbers(status: Status) -> str:
@@ -213,7 +224,7 @@ def table(found: Sequence[Status], width: int) -> Table:
             s.state,
             str(s.attempt or "–"),
             f"{s.epoch:.1f}",
-            f"{s.step}/{s.total_steps}",
+            f"{s.step}/{s.total_steps}" if s.total_steps else "–",
             f"{s.images_per_s:,.0f}" if s.images_per_s else "–",
             duration(s.eta_s),
             f"{s.top1:.2f}" if s.top1 is not None else "–",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
+from tests.servers.hosts import SlurmHosts
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
 
@@ -69,6 +72,14 @@ def slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     slurm_cluster.cancel_all()
 
 
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[SlurmHosts]:
+    """A Slurm of four hosts that can be killed or cut off, for the tests of one module."""
+    _skip_without("slurm", SlurmHosts.unavailable())
+    with SlurmHosts() as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """One S3 server for all tests."""
@@ -81,6 +92,17 @@ def s3() -> Iterator[S3Server]:
 def s3_bucket(s3: S3Server) -> str:
     """Name of a new, empty bucket."""
     return s3.make_bucket(f"test-{uuid.uuid4().hex[:16]}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, Debian's."""
+    program = shutil.which("chromium")
+    _skip_without("chromium", [] if program else ["chromium"])
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Install what the test servers need (Slurm with accounting, Ceph's object gateway) and the test images, on Debian 12.
-# Does nothing if all is there.
+# Install what the test servers need (Slurm with accounting, Ceph's object gateway), a browser and the test
+# images, on Debian 12. Does nothing if all is there.
 set -euo pipefail
 
 packages=(slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core iproute2
-  ceph-mon ceph-osd ceph-mgr radosgw ceph-common curl dataset-fashion-mnist)
+  ceph-mon ceph-osd ceph-mgr radosgw ceph-common curl dataset-fashion-mnist chromium fonts-dejavu-core)
 
 fail() {
   printf 'tests/setup.sh: %s\n' "$*" >&2

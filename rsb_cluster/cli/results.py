@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rsb_cluster.cli.terminal import find, run_arguments, runs_option, say
+from rsb_cluster.cli.terminal import find_with_sweeps, run_arguments, runs_option, say
 
 
 @click.command()
@@ -16,7 +16,7 @@ from rsb_cluster.cli.terminal import find, run_arguments, runs_option, say
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["table", "csv", "json", "md"]),
+    type=click.Choice(["table", "csv", "json", "md", "latex", "html"]),
     default="table",
     show_default=True,
     help="How to print it.",
@@ -27,9 +27,25 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None
     from rsb_cluster.collect import collect as verb
     from rsb_cluster.collect import render
 
-    collected = verb(find(names, runs))
+    collected = verb(*find_with_sweeps(names, runs))
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:
         output.write_text(render(collected, format_, terminal=False), encoding="utf-8")
         say(f"wrote {output}")
+
+
+@click.command()
+@run_arguments
+@runs_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, help="File.")
+@click.option("--title", default="", help="Heading.  [default: what was named]")
+def report(names: tuple[str, ...], runs: str, output: Path, title: str) -> None:
+    """Write one HTML file on runs or sweeps: verdicts, curves, cost, timeline. It opens without a network."""
+    from rsb_cluster.collect import collect as verb
+    from rsb_cluster.report import report as page
+
+    collected = verb(*find_with_sweeps(names, runs))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page(collected, title=title or ", ".join(names) or "All runs", output=output), encoding="utf-8")
+    say(f"wrote {output}")

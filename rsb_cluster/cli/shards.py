@@ -15,39 +15,83 @@ if TYPE_CHECKING:
     from rsb_cluster.data.index import ShardIndex
 
 
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core, fewer for small sets]"
+)
+
+
 @click.group()
 def shards() -> None:
-    """WebDataset shards: make, index, verify, stats."""
+    """WebDataset shards: list, make, index, labels, verify, stats."""
+
+
+@shards.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def shards_list(as_json: bool) -> None:
+    """List the data sets that 'shards make' knows by name."""
+    from rsb_cluster.data.datasets import known_data_sets
+
+    known = known_data_sets()
+    if as_json:
+        click.echo(json.dumps([data_set.model_dump(mode="json") for data_set in known.values()], indent=2))
+        return
+    table = new_table("name", "train", "val", "classes", "metric", "licence", "download")
+    for name, found in known.items():
+        counts = [f"{found.samples[part]:,}" if part in found.samples else "" for part in ("train", "val")]
+        metrics = ", ".join((found.metric, *found.also)).replace("_", " ")
+        table.add_row(name, *counts, f"{found.classes:,}", metrics, found.licence, found.download)
+    console().print(table)
 
 
 @shards.command("make")
 @click.argument("source")
 @click.argument("dest")
-@click.option("--root", type=click.Path(path_type=Path), help="Where a torchvision data set lies.")
+@click.option("--root", type=click.Path(path_type=Path), help="Where a data set with a name lies.")
 @click.option("--split", type=click.Choice(["train", "val"]), help="Make this part only.")
-@click.option("--shard-samples", default=1000, show_default=True, help="Samples in a shard.")
+@click.option("--shard-samples", default=1000, show_default=True, help="Samples in a shard, at most.")
+@click.option("--max-side", type=int, metavar="PIXELS", help="Make JPEGs of this longer side of larger images.")
+@click.option("--quality", type=int, help="Of these JPEGs.  [default: 95]")
+@click.option("--any-count", is_flag=True, help="Take a known data set with another number of images than it has.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that are there.")
+@workers_option
 def shards_make(
-    source: str, dest: str, root: Path | None, split: str | None, shard_samples: int, overwrite: bool
+    source: str,
+    dest: str,
+    root: Path | None,
+    split: str | None,
+    shard_samples: int,
+    max_side: int | None,
+    quality: int | None,
+    any_count: bool,
+    overwrite: bool,
+    workers: int | None,
 ) -> None:
-    r"""Make shards and their index from SOURCE in the folder or s3:// URL DEST.
+    """Make shards and their index from SOURCE in the folder or s3:// URL DEST.
 
-    SOURCE is an image folder (a folder per class, in train/ and val/), the name of a torchvision data set that is on
-    disk, or 'digits'. DEST will hold train/ and val/. Samples are shuffled.
+    SOURCE is the name of a data set ('shards list'), a folder of images (a folder per class, in train/ and val/), a
+    folder of parquet files, or the name of a torchvision data set that is on disk. DEST will hold train/ and val/.
+    Samples are shuffled, image files are kept as they are. The same command again goes on where one was killed.
 
     \b
-    rsb-cluster shards make ./my-images s3://bucket/my-images
-    rsb-cluster shards make FashionMNIST data/fashion-mnist --root /usr/share/datasets/fashion-mnist
-    """
+    rsb-cluster shards make imagenet-1k s3://bucket/imagenet-1k --root /data/ilsvrc
+    rsb-cluster shards make ./my-images data/my-images --max-side 512
+    rsb-cluster shards make ./hub/beans data/beans
+    """  # noqa: D301  # Click's mark for lines that are not to be wrapped is the character, not its name
     from rsb_cluster.data.make import make_set
+    from rsb_cluster.data.recode import QUALITY, Recode
     from rsb_cluster.data.sources import open_set
     from rsb_cluster.storage import Store
 
+    if quality is not None and max_side is None:
+        raise click.UsageError("--quality is for --max-side: other images are kept as they are.")
+    opened = open_set(source, root=root, split=split, any_count=any_count)
     with progress_bar("making shards") as progress:
         made = make_set(
-            open_set(source, root=root, split=split),
+            opened,
             Store(dest),
             shard_samples=shard_samples,
+            workers=workers,
+            recode=Recode(max_side, QUALITY if quality is None else quality) if max_side is not None else None,
             overwrite=overwrite,
             progress=progress,
         )
@@ -57,8 +101,8 @@ def shards_make(
 
 @shards.command("index")
 @click.argument("folder")
-@click.option("--workers", default=0, help="Processes that read shards; 0: one per core.")
-def shards_index(folder: str, workers: int) -> None:
+@workers_option
+def shards_index(folder: str, workers: int | None) -> None:
     """Index the .tar files of FOLDER (a part: …/train or …/val), whoever wrote them."""
     from rsb_cluster.data.index import build_index
     from rsb_cluster.storage import Store
@@ -68,42 +112,84 @@ def shards_index(folder: str, workers: int) -> None:
     click.echo(_samples_in(index))
 
 
+@shards.command("labels")
+@click.argument("name", type=click.Choice(["real"]))
+@click.argument("folder")
+@click.option("--from", "file", type=click.Path(path_type=Path), help="The authors' real.json.  [default: timm's copy]")
+def shards_labels(name: str, folder: str, file: Path | None) -> None:
+    """Put ReaL's labels beside the index of FOLDER, shards of ImageNet's val that others made.
+
+    'shards make imagenet-1k' does so by itself. They are joined by the number in each key (ILSVRC2012_val_00000001).
+    """
+    from rsb_cluster.data.index import load_index
+    from rsb_cluster.data.labels import real_labels, write_labels
+    from rsb_cluster.storage import Store
+
+    store = Store(folder)
+    index = load_index(store)
+    found = real_labels((index.key(i) for i in range(index.num_samples)), file)
+    write_labels(store, name, found)
+    click.echo(f"{sum(map(bool, found.labels.values())):,} of {index.num_samples:,} images have labels '{name}'")
+
+
 @shards.command("verify")
 @click.argument("folder")
 @click.option("--decode", is_flag=True, help="Decode every image, too.")
-def shards_verify(folder: str, decode: bool) -> None:
-    """Compare the shards of FOLDER with their index: sizes, checksums, keys."""
-    from rsb_cluster.data.verify import verify
+@workers_option
+def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
+    """Compare the shards of FOLDER with their index: sizes, checksums, keys; and look for images that come twice."""
+    from rsb_cluster.data.verify import shared_images, verify
     from rsb_cluster.storage import Store
 
-    problems = 0
+    reports = {}
     for part in _parts(folder):
         with progress_bar(f"verifying {part}") as progress:
-            report = verify(Store(part), decode=decode, progress=progress)
+            report = verify(Store(part), decode=decode, workers=workers, progress=progress)
         for problem in report.problems:
             click.echo(problem)
         click.echo(f"{part}: {report.samples:,} samples in {report.shards} shards, {len(report.problems)} problems")
-        problems += len(report.problems)
-    if problems:
+        for note in report.notes:
+            click.echo(f"  {note}")
+        reports[part] = report
+    if len(reports) > 1 and (shared := shared_images(*reports.values())):
+        click.echo(f"images in both {' and '.join(reports)}: {shared:,}")
+    if any(report.problems for report in reports.values()):
         raise RsbError("the shards are not as they were when they were indexed. Copy them again, or index them anew.")
 
 
 @shards.command("stats")
 @click.argument("folder")
+@click.option("--classes", is_flag=True, help="Count the samples of each class instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def shards_stats(folder: str, as_json: bool) -> None:
-    """Say what FOLDER holds, from its index alone."""
-    from rsb_cluster.data.verify import stats
+def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
+    """Say what FOLDER holds, without reading a shard."""
+    from rsb_cluster.data.index import load_index
+    from rsb_cluster.data.verify import class_samples, stats
     from rsb_cluster.storage import Store
 
-    found = {part: vars(stats(Store(part))) for part in _parts(folder)}
+    parts = _parts(folder)
+    if classes:
+        indices = {part: load_index(Store(part)) for part in parts}
+        longest = max(indices.values(), key=lambda index: index.num_classes)
+        names = [longest.classes[i] if longest.classes else str(i) for i in range(longest.num_classes)]
+        counts = {part: class_samples(index).tolist() for part, index in indices.items()}
+        rows = {name: {part: c[i] for part, c in counts.items() if i < len(c)} for i, name in enumerate(names)}
+    else:
+        found = {part: vars(stats(Store(part))) for part in parts}
+        rows = {key.replace("_", " "): {part: found[part][key] for part in parts} for key in next(iter(found.values()))}
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(rows if classes else found, indent=2))
         return
-    table = new_table("", *found)
-    for key in next(iter(found.values())):
-        table.add_row(key.replace("_", " "), *(f"{values[key]:,.10g}" for values in found.values()))
+    table = new_table("", *parts)
+    for key, values in rows.items():
+        table.add_row(key, *(_shown(values.get(part, 0)) for part in parts))
     console().print(table)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:,.10g}" if isinstance(value, int | float) else str(value)
 
 
 def _samples_in(index: ShardIndex) -> str:

@@ -20,9 +20,24 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class _Nodes(click.ParamType):  # type: ignore[type-arg]  # generic in stubs only
+    """``4``, or ``2-4``."""
+
+    name = "N|MIN-MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return the fewest and the most."""
+        low, _, high = str(value or "0").partition("-")
+        if not low.isdigit() or not (high or low).isdigit() or int(low) > int(high or low):
+            self.fail(f"{value!r} is neither a number of nodes nor a range such as 2-4", param, ctx)
+        return int(low), int(high or low)
+
+
 _SHARED = (
     click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]"),
-    click.option("--nodes", default=0, type=click.IntRange(0), help="Nodes instead of the job's."),
+    click.option("--nodes", type=_Nodes(), default="", help="Nodes instead of the job's; 2-4: as many as are free."),
+    click.option("--exclude-failed-hosts", is_flag=True, help="Keep off hosts where ranks of these runs failed."),
     click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of a node instead of the job's; 0: CPU."),
     click.option("--parallel", default=0, type=click.IntRange(0), help="Runs of a job array at once.  [default: 256]"),
     click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]"),

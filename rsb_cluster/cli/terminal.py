@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from rsb_cluster.run import Run
+    from rsb_cluster.sweep import Sweep
 
 runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
 run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
@@ -67,6 +68,15 @@ def find(names: tuple[str, ...], runs: str) -> list[Run]:
     from rsb_cluster.run import find_runs
 
     return find_runs(runs_url(runs), names)
+
+
+def find_with_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], list[Sweep]]:
+    """Return what names stand for, with what may be no run, and all sweeps: for those who read results."""
+    from rsb_cluster.run import find_runs, list_folders
+    from rsb_cluster.sweep import list_sweeps
+
+    url = runs_url(runs)
+    return find_runs(url, names, list_folders), list_sweeps(url)
 
 
 def find_one(name: str, runs: str) -> Run:

@@ -14,11 +14,24 @@ The verdict compares a group's mean top-1 with the first published value there i
   Where the paper ran one seed, N is 1 and S is 0.1, the spread of ResNet-50 with A2 over 100 seeds (Figure 1).
 
 So: ``reproduced``, ``above``, ``below``; ``no reference`` where nothing is published, or not at these resolutions;
-``modified`` where the recipe was changed, whatever the difference; ``not counted`` where none of the runs counts.
+``modified`` where the recipe was changed, whatever the difference; ``not counted`` where none of the results counts;
+``no result`` where there is none yet.
 """
 
 from rsb_cluster.collect.groups import Collection, Group, collect, judge
-from rsb_cluster.collect.render import Format, render
-from rsb_cluster.collect.rows import Result, Row, Unfinished
+from rsb_cluster.collect.render import FORMATS, Format, render
+from rsb_cluster.collect.rows import Result, Row, Science, Unfinished
 
-__all__ = ["Collection", "Format", "Group", "Result", "Row", "Unfinished", "collect", "judge", "render"]
+__all__ = [
+    "FORMATS",
+    "Collection",
+    "Format",
+    "Group",
+    "Result",
+    "Row",
+    "Science",
+    "Unfinished",
+    "collect",
+    "judge",
+    "render",
+]

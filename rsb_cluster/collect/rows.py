@@ -1,21 +1,36 @@
-"""Reading one run: its result, or why it has none. No tensor file and no metrics are read."""
+"""Reading runs: the result of each, or why it has none.
+
+A finished run costs one file: its result.json says what was trained as well. A run of an older version, and one that
+has not finished, costs a few more. No tensor file is read, and metrics only of an attempt that was killed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from rsb_cluster.errors import MissingError, RsbError
+from rsb_cluster.cost import Cost, Span, cost, spans
+from rsb_cluster.errors import MissingError, RsbError, StorageError
 from rsb_cluster.recipe import Recipe, Section, validate
 from rsb_cluster.references import Known, lookup
 from rsb_cluster.run import Run, Spec
+from rsb_cluster.storage import Store
+from rsb_cluster.sweep import Member
 
 Changes = dict[str, tuple[Any, Any]]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 RESOLUTIONS = ("augment.resolution", "eval.resolution")
+READERS = 16  # an object store takes tens of milliseconds for an answer
+SILENT_S = 300.0  # an attempt says that it is alive every ten seconds or so; clocks may differ
+RUN_FILES = ("spec.json", "recipe.json", "result.json", "attempts", "checkpoints", "metrics")
 
 
 class Evaluation(Section):
@@ -30,7 +45,7 @@ class Evaluation(Section):
 
 
 class Result(Evaluation):
-    """What a run writes when it has finished."""
+    """What a run writes when it has finished. Older versions did not write what has a default."""
 
     run_id: str
     recipe: str
@@ -41,9 +56,12 @@ class Result(Evaluation):
     samples: int = Field(description="images evaluated")
     modified: Changes = Field({}, description="what was changed, as {field: (there, here)}")
     gpu_hours: float
+    rank_hours: float | None = None
+    wall_s: float | None = None
     train_s: float = Field(description="time spent training, in all attempts")
     attempts: int
     preemptions: int
+    steps_repeated: int | None = None
     images_per_s: float
     goodput: float = Field(description="useful time / all time")
     finished: float = Field(description="unix time")
@@ -51,20 +69,18 @@ class Result(Evaluation):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A finished run.
+class Science:
+    """What a run trains.
 
     Attributes:
         changes: What was changed against the procedure, as ``{field: (there, here)}``.
-        flags: Why it does not count; empty where it does.
+        key: The same for runs that differ in nothing but the seed.
     """
 
-    run: Run
     recipe: Recipe
     spec: Spec
-    result: Result
     changes: Changes
-    flags: tuple[str, ...]
+    key: str
 
     @property
     def code(self) -> str:
@@ -74,47 +90,175 @@ class Row:
         return " ".join(part for part in parts if part)
 
     def to_json(self) -> dict[str, Any]:
+        """Return what a line about the run says of it."""
+        return {
+            "recipe": self.recipe.name,
+            "procedure": self.recipe.paper,
+            "model": self.recipe.model.name,
+            "seed": self.spec.seed,
+            "virtual_ranks": self.spec.virtual_ranks,
+            "modified": describe(self.changes),
+            "code": self.code,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run.
+
+    Attributes:
+        flags: Why it does not count; empty where it does.
+    """
+
+    run: Run
+    science: Science
+    result: Result
+    flags: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
         """Return all there is to say about the run, as a flat mapping."""
         values = self.result.model_dump(exclude={"modified", "ema"})
         for key in ("top1", "top5", "loss"):
             values[f"ema_{key}"] = getattr(self.result.ema, key) if self.result.ema else None
-        values |= {"url": self.run.url, "procedure": self.recipe.paper, "virtual_ranks": self.spec.virtual_ranks}
-        values |= {"code": self.code, "modified": describe(self.changes), "reason": "; ".join(self.flags)}
-        return values | {"state": "finished", "counted": not self.flags}
+        values |= self.science.to_json() | {"run_id": self.run.run_id, "url": self.run.url}
+        return values | {"reason": "; ".join(self.flags), "state": "finished", "counted": not self.flags}
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run without a result that can be used, and why."""
+    """A run without a result that can be used, and why.
+
+    Attributes:
+        science: None where the folder does not say, or there is none.
+        member: What a sweep wants of a run that has no folder.
+        cost: So far.
+        step: Steps done, as far as known.
+    """
 
     run_id: str
     url: str
     state: str
     reason: str
+    science: Science | None = None
+    cost: Cost | None = None
+    step: int = 0
+    member: Member | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return {"run_id": self.run_id, "url": self.url, "state": self.state, "reason": self.reason}
+        """Return all there is to say about the run, as a flat mapping."""
+        known = self.member.model_dump() if self.member else {}
+        known |= (self.science.to_json() if self.science else {}) | (asdict(self.cost) if self.cost else {})
+        said = {"run_id": self.run_id, "url": self.url, "state": self.state, "reason": self.reason, "counted": False}
+        return known | said | ({"steps": self.step} if self.cost else {})
 
 
-def read(run: Run) -> Row | Unfinished:
-    """Read a run's three small files, and its attempts only where there is no result."""
-    try:
-        spec = run.spec()
-        recipe = run.recipe()
-        values = run.result()
-        if values is None:
-            return Unfinished(run.run_id, run.url, *_why_unfinished(run))
-        result = validate(Result, values, run.store.locate("result.json"))
-    except MissingError as error:
-        return Unfinished(run.run_id, run.url, "missing", str(error))
-    except RsbError as error:
-        return Unfinished(run.run_id, run.url, "unreadable", str(error))
-    changes = spec.modified | result.modified
-    known = published(recipe)
-    if known and known.px == resolutions(recipe):
-        changes = {key: change for key, change in changes.items() if key not in RESOLUTIONS}
-    return Row(run, recipe, spec, result, changes, _flags(recipe, spec, result))
+@dataclass
+class Reader:
+    """Reads runs one after the other; recipes that are equal become one object, so that many runs fit in memory.
+
+    Attributes:
+        now: Unix time, against which signs of life are held.
+        members: What sweeps want, by run id.
+    """
+
+    now: float = field(default_factory=time.time)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    _recipes: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
+
+    def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Row | Unfinished | None]]:
+        """Yield what is known of each run; None for something else that lies among runs.
+
+        What cannot be read is named, not raised. Runs of one folder are read together, so the order may change.
+        """
+        for parent, members in _by_parent(runs):
+            results = Store(parent).read_many(f"{run.run_id}/result.json" for run in members)
+            with ThreadPoolExecutor(READERS) as pool:
+                for start in range(0, len(members), READERS * 16):
+                    batch = [(run, next(results)) for run in members[start : start + READERS * 16]]
+                    yield from zip((run for run, _ in batch), pool.map(self._read, batch), strict=True)
+
+    def _read(self, run_and_result: tuple[Run, bytes | StorageError]) -> Row | Unfinished | None:
+        run, content = run_and_result
+        science: Science | None = None
+        try:
+            if isinstance(content, MissingError):
+                science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
+                return self._unfinished(run, science)
+            if isinstance(content, StorageError):
+                raise content
+            values = _parsed(content, run.store.locate("result.json"))
+            science = self._science_of(run, values)
+            result = validate(Result, values, run.store.locate("result.json"))
+        except RsbError as error:
+            if science is None and not set(RUN_FILES) & set(run.store.names()):
+                return self._absent(run, error)
+            if science is None:
+                with contextlib.suppress(RsbError):
+                    science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
+            return Unfinished(run.run_id, run.url, "unreadable", str(error), science)
+        if result.modified:
+            science = self._changed(science, science.spec.modified | result.modified)
+        return Row(run, science, result, _flags(science, result))
+
+    def _absent(self, run: Run, error: RsbError) -> Unfinished | None:
+        if run.store.exists():
+            return None
+        member = self.members.get(run.run_id)
+        reason = "a sweep wants it, and it was never sent" if member else str(error)
+        return Unfinished(run.run_id, run.url, "missing", reason, member=member)
+
+    def _science_of(self, run: Run, values: dict[str, Any]) -> Science:
+        """Take what was trained from the result, where that says so and is this run's; else from the run's folder."""
+        said = values.get("science") if values.get("run_id") == run.run_id else None
+        if said is None:
+            return self._science(run.store.read_json("recipe.json"), run.spec(), run)
+        where = run.store.locate("result.json")
+        return self._science(said.get("recipe"), validate(Spec, said.get("spec"), where), run)
+
+    def _science(self, recipe_values: Any, spec: Spec, run: Run) -> Science:
+        text = json.dumps(recipe_values, sort_keys=True)
+        if text not in self._recipes:
+            recipe = validate(Recipe, recipe_values, run.store.locate("recipe.json"))
+            # Always the same seed and data: seeds meet, and so do copies of a data set.
+            self._recipes[text] = (recipe, recipe.digest(0, ""))
+        recipe, digest = self._recipes[text]
+        brief = spec.brief()
+        return self._changed(Science(recipe, brief, {}, digest), brief.modified)
+
+    def _changed(self, science: Science, changes: Changes) -> Science:
+        """Note what was changed, and with it the group."""
+        recipe, spec = science.recipe, science.spec
+        known = published(recipe)
+        if known and known.px == resolutions(recipe):
+            changes = {key: change for key, change in changes.items() if key not in RESOLUTIONS}
+        digest = science.key.partition(" ")[0]
+        unlike = json.dumps([recipe.name, recipe.paper, {k: list(c) for k, c in changes.items()}], sort_keys=True)
+        return Science(recipe, spec, changes, f"{digest} {spec.virtual_ranks} {unlike}")
+
+    def _unfinished(self, run: Run, science: Science) -> Unfinished:
+        """Say the state of a run without a result, and the reason, from what its folder says."""
+        found = spans(run)
+        spent, step = cost(found), max((span.end_step for span in found), default=0)
+        return Unfinished(run.run_id, run.url, *self._why(run, found), science, spent, step)
+
+    def _why(self, run: Run, found: list[Span]) -> tuple[str, str]:
+        if not found:
+            sent = run.submissions()
+            if not sent:
+                return "not sent", "no submission is noted"
+            job = sent[-1]
+            return "queued", f"sent to {job.backend} as job {job.job_id}; it has not started, or left no trace"
+        last = found[-1].attempt
+        if not last.cause:
+            where = f"attempt {last.number} on {', '.join(last.hosts)}"
+            if found[-1].ended <= last.started:
+                return "running", f"{where}; or killed without a last word"
+            heard = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found[-1].ended))
+            state = "killed" if self.now - found[-1].ended > SILENT_S else "running"
+            return state, f"{where}; last heard of at step {found[-1].end_step}, {heard}"
+        states = {"preempted": "waiting", "timed out": "waiting", "lost peer": "waiting", "finished": "no result"}
+        said = last.message or last.cause
+        return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
 
 
 def published(recipe: Recipe) -> Known | None:
@@ -136,24 +280,26 @@ def _plain(value: Any) -> str:
     return f"'{value}'" if value == "" else str(value)
 
 
-def _why_unfinished(run: Run) -> tuple[str, str]:
-    """Return the state of a run without a result, and the reason, from what its folder says."""
-    attempts = run.attempts()
-    if not attempts:
-        sent = run.submissions()
-        if not sent:
-            return "not sent", "no submission is noted"
-        return "queued", f"sent to {sent[-1].backend} as job {sent[-1].job_id}; it has not started, or left no trace"
-    last = attempts[-1]
-    if not last.cause:
-        return "running", f"attempt {last.number} on {', '.join(last.hosts)}; or killed without a last word"
-    states = {"preempted": "waiting", "timed out": "waiting", "lost peer": "waiting", "finished": "no result"}
-    said = last.message or last.cause
-    return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
+def _by_parent(runs: Sequence[Run]) -> Iterator[tuple[str, list[Run]]]:
+    parents: dict[str, list[Run]] = {}
+    for run in runs:
+        parents.setdefault(run.url.rpartition("/")[0], []).append(run)
+    yield from parents.items()
 
 
-def _flags(recipe: Recipe, spec: Spec, result: Result) -> tuple[str, ...]:
+def _parsed(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise StorageError(f"{where} is not JSON: {error}. Was it edited by hand?") from error
+    if not isinstance(values, dict):
+        raise StorageError(f"{where} is no JSON object. Was it edited by hand?")
+    return values
+
+
+def _flags(science: Science, result: Result) -> tuple[str, ...]:
     """Return why a result does not count."""
+    recipe, spec = science.recipe, science.spec
     flags = []
     if result.samples != recipe.data.val_samples:
         flags.append(f"evaluated {result.samples} images, not {recipe.data.val_samples}")

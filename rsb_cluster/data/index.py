@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rsb_cluster.data.pool import each
 from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.errors import DataError, MissingError
 from rsb_cluster.storage import Store
@@ -93,14 +92,13 @@ def load_index(store: Store) -> ShardIndex:
 
 
 def build_index(
-    store: Store, *, workers: int = 0, classes: Sequence[str] = (), progress: Progress | None = None
+    store: Store, *, workers: int | None = 1, classes: Sequence[str] = (), progress: Progress | None = None
 ) -> ShardIndex:
     """Read every shard of a folder once, and write the index as the last file.
 
     Args:
         store: The folder. Files in it that are not ``*.tar`` are left alone.
-        workers: Processes that read shards at the same time; 0 reads in this one. They are spawned, so a script
-            that asks for them needs the usual ``if __name__ == "__main__"``.
+        workers: Processes that read shards at the same time (see `rsb_cluster.data.pool.each`).
         classes: Names of the classes 0, 1, ...; where empty, those in the folder's ``classes.json``, if there.
         progress: Called after each shard with the number of shards done and their total.
 
@@ -115,11 +113,23 @@ def build_index(
         raise DataError(f"there are no *{SHARD_SUFFIX} files in {store.url}. {hint}")
     names = tuple(classes) or _read_classes(store)
     scans = []
-    for scan in _scan_all(store, shards, workers):
+    for scan in each(scan_shard, [store] * len(shards), shards, workers=workers):
         scans.append(scan)
         if progress is not None:
             progress(len(scans), len(shards))
-    content = _pack(shards, scans, names)
+    return write_index(store, shards, scans, names)
+
+
+def write_index(store: Store, shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> ShardIndex:
+    """Write the index of shards that have been scanned: the last file of a data set.
+
+    Args:
+        store: The folder.
+        shards: The file names of the shards, sorted.
+        scans: What each of them holds.
+        classes: Names of the classes 0, 1, ...
+    """
+    content = _pack(shards, scans, classes)
     index = _unpack(content)
     store.write_bytes(INDEX_NAME, content)
     return index
@@ -128,19 +138,6 @@ def build_index(
 def shard_names(store: Store) -> list[str]:
     """Return the file names of a folder's shards, sorted."""
     return [name for name in store.names() if name.endswith(SHARD_SUFFIX)]
-
-
-def _scan_all(store: Store, shards: list[str], workers: int) -> Iterator[ShardScan]:
-    """Scan the shards in their order."""
-    if workers <= 0:
-        yield from (scan_shard(store, name) for name in shards)
-        return
-    # Spawned, not forked: the S3 client's threads and connections do not survive a fork.
-    with ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(scan_shard, [store] * len(shards), shards)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _read_classes(store: Store) -> tuple[str, ...]:
@@ -152,16 +149,16 @@ def _read_classes(store: Store) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _pack(shards: list[str], scans: list[ShardScan], classes: tuple[str, ...]) -> bytes:
+def _pack(shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> bytes:
     """Return the index file's bytes; they depend on the arguments only (zip entries carry the date 1980-01-01)."""
     labels = np.concatenate([scan.labels for scan in scans])
     spans = np.concatenate([scan.spans for scan in scans])
     keys = [key for scan in scans for key in scan.keys]
     meta = {
         "format": _FORMAT,
-        "shards": shards,
+        "shards": list(shards),
         "sha256": [scan.sha256 for scan in scans],
-        "classes": classes,
+        "classes": list(classes),
         "num_classes": max(len(classes), int(labels.max()) + 1),
     }
     buffer = io.BytesIO()

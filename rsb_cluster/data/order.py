@@ -19,7 +19,6 @@ multiple of R, the last image of a step has fewer copies; none straddles two ste
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -113,20 +112,15 @@ class EpochOrder:
         first = step * self._images_per_step[group]
         return Draw(self._stream(group, first + images), copies)
 
-    def groups_of(self, virtual_ranks: Iterable[int]) -> set[int]:
-        """Return the groups, and so the streams, of some virtual ranks."""
-        return {int(self._group_of[v]) for v in virtual_ranks}
+    def group_of(self, virtual_rank: int) -> int:
+        """Return the group, and so the stream, of a virtual rank."""
+        return int(self._group_of[virtual_rank])
 
-    def blocks(self, step: int, virtual_rank: int) -> tuple[int, int, int]:
-        """Return the group of a virtual rank, and the first and last block of its stream that a step touches."""
-        group = int(self._group_of[virtual_rank])
+    def blocks(self, step: int, group: int) -> tuple[int, int]:
+        """Return the first and the last block of a group's stream that a step touches."""
         first = step * self._images_per_step[group]
         last = first + self._images_per_step[group] - 1
-        return group, first // self._block_size, last // self._block_size
-
-    def num_blocks(self, group: int) -> int:
-        """Return the number of blocks of a group's stream."""
-        return -(-int(self._stream_start[group + 1] - self._stream_start[group]) // self._block_size)
+        return first // self._block_size, last // self._block_size
 
     def _stream(self, group: int, positions: Ints) -> Ints:
         """Return the samples at positions of a stream."""

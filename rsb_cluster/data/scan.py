@@ -85,13 +85,13 @@ class HashingReader(io.RawIOBase):
         return self._hash.hexdigest()
 
 
-def open_hashed(store: Store, path: str) -> tuple[HashingReader, io.BufferedReader]:
-    """Open a file to be read once and hashed.
+def hashed(stream: BinaryIO) -> tuple[HashingReader, io.BufferedReader]:
+    """Prepare a stream to be read once and hashed.
 
     Returns:
         The hash, which is the file's once the end is reached, and the stream to read from (and to close).
     """
-    hashing = HashingReader(store.open(path))
+    hashing = HashingReader(stream)
     return hashing, io.BufferedReader(hashing, _READ_BYTES)
 
 
@@ -135,19 +135,23 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def scan_shard(store: Store, name: str) -> ShardScan:
+    """Read the shard of a name in a folder once, and describe it (see `scan_stream`)."""
+    return scan_stream(store.open(name), store.locate(name))
+
+
+def scan_stream(opened: BinaryIO, url: str) -> ShardScan:
     """Read one shard once, as a stream, and describe it.
 
     Args:
-        store: The data set's folder.
-        name: The shard's file name in it.
+        opened: The shard, at its start. It is closed.
+        url: What to call it.
 
     Raises:
         DataError: The file is not a whole tar; a sample has no image, no class, or two members with one extension;
             a key comes twice; a member is sparse; or there is no sample. The message names the shard and the key.
         StorageError: The file could not be read.
     """
-    url = store.locate(name)
-    hashing, stream = open_hashed(store, name)
+    hashing, stream = hashed(opened)
     samples: list[_Sample] = []
     with stream:
         compression = next((kind for magic, kind in _COMPRESSED.items() if stream.peek(8).startswith(magic)), None)

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsb_cluster.data.index import Progress, ShardIndex, load_index, shard_names
-from rsb_cluster.data.scan import open_hashed
+from rsb_cluster.data.labels import label_files
+from rsb_cluster.data.make import source_of
+from rsb_cluster.data.pool import each
+from rsb_cluster.data.scan import hashed
 from rsb_cluster.storage import Store
 
 _READ_BYTES = 1 << 20
+_HASH_BYTES = 16
 
 
 @dataclass
 class Report:
     """What a check found; no problems means that the data set is as it was when it was indexed.
 
-    ``shards`` and ``samples`` count what was really read, ``problems`` are sentences that name shard and key.
+    Attributes:
+        shards: How many were really read.
+        samples: How many were in these.
+        problems: Sentences that name shard and key.
+        notes: What is not wrong but worth knowing: images that come twice, classes without any.
+        images: A hash of each image that was read, sorted, shape (samples, 2).
     """
 
     shards: int = 0
     samples: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    images: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint64))
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a data set holds, from its index alone."""
+    """What a data set holds, without reading a shard."""
 
+    data_set: str  # its name in datasets.toml, empty where it has none or it is not known
+    label_sets: tuple[str, ...]  # besides the index's labels
     shards: int
     samples: int
     total_bytes: int  # of all shards
@@ -41,12 +56,13 @@ class Stats:
     one_class_shards: float  # share of shards with samples of one class only: above 0, the set is likely not shuffled
 
 
-def verify(store: Store, *, decode: bool = False, progress: Progress | None = None) -> Report:
+def verify(store: Store, *, decode: bool = False, workers: int | None = 1, progress: Progress | None = None) -> Report:
     """Read every shard, once, and compare it with the index.
 
     Args:
         store: The data set's folder.
         decode: Also decode every image (slow: some hundred images per second and core).
+        workers: Processes that read shards at the same time (see `rsb_cluster.data.pool.each`).
         progress: Called after each shard with the number of shards done and their total.
 
     Raises:
@@ -60,29 +76,52 @@ def verify(store: Store, *, decode: bool = False, progress: Progress | None = No
         f"{name} is not in the index. Remove it, or index the folder again."
         for name in sorted(there - set(index.shards))
     ]
-    for number, name in enumerate(index.shards):
-        if name not in there:
-            report.problems.append(f"{name} is missing. Copy it again.")
+    shards = [_Shard.of(index, number) for number in range(len(index.shards))]
+    read = [shard for shard in shards if shard.name in there]
+    checks = each(_check_shard, [store] * len(read), read, [decode] * len(read), workers=workers)
+    hashes, numbers = [], []
+    for number, shard in enumerate(shards):
+        if shard.name not in there:
+            report.problems.append(f"{shard.name} is missing. Copy it again.")
         else:
+            problems, images = next(checks)
             report.shards += 1
-            report.samples += int(index.shard_start[number + 1] - index.shard_start[number])
-            report.problems += _check_shard(store, index, number, decode)
+            report.samples += len(shard.sizes)
+            report.problems += problems
+            hashes.append(images)
+            numbers.append(np.arange(*index.shard_start[number : number + 2]))
         if progress is not None:
-            progress(number + 1, len(index.shards))
+            progress(number + 1, len(shards))
+    if read:
+        found, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
+        order = np.lexsort((index.labels[samples], found[:, 1], found[:, 0]))
+        report.images = found[order]
+        report.notes += _repeated_images(index, report.images, samples[order])
+    report.notes += _class_balance(index)
     return report
 
 
+def shared_images(one: Report, other: Report) -> int:
+    """Return how many different images two data sets have in common, bit for bit."""
+    _, counts = np.unique(
+        np.concatenate([np.unique(report.images, axis=0) for report in (one, other)]), axis=0, return_counts=True
+    )
+    return int((counts > 1).sum())
+
+
 def stats(store: Store) -> Stats:
-    """Count what a data set holds. Only the index is read.
+    """Count what a data set holds. No shard is read.
 
     Raises:
         DataError: There is no index, or it is damaged.
         StorageError: The folder could not be read.
     """
     index = load_index(store)
-    counts = np.bincount(index.labels, minlength=index.num_classes)
+    counts = class_samples(index)
     parts = np.split(index.labels, index.shard_start[1:-1])
     return Stats(
+        data_set=str(source_of(store).get("data_set", "")),
+        label_sets=tuple(label_files(store).values()),
         shards=len(index.shards),
         samples=index.num_samples,
         total_bytes=int(index.shard_bytes.sum()),
@@ -94,23 +133,59 @@ def stats(store: Store) -> Stats:
     )
 
 
-def _check_shard(store: Store, index: ShardIndex, number: int, decode: bool) -> Iterator[str]:
-    """Yield what is wrong with a shard that is there."""
-    name, expected = index.shards[number], int(index.shard_bytes[number])
-    hashing, stream = open_hashed(store, name)
+def class_samples(index: ShardIndex) -> NDArray[np.int64]:
+    """Return how many samples each class has, shape (C,)."""
+    return np.bincount(index.labels, minlength=index.num_classes)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What the index says of one shard, to be sent to another process."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    keys: list[str]
+    offsets: list[int]  # of the images
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, index: ShardIndex, number: int) -> _Shard:
+        samples = range(*index.shard_start[number : number + 2].tolist())
+        inside = slice(samples.start, samples.stop)
+        return cls(
+            index.shards[number],
+            int(index.shard_bytes[number]),
+            index.shard_sha256[number],
+            [index.key(sample) for sample in samples],
+            index.image_offsets[inside].tolist(),
+            index.image_sizes[inside].tolist(),
+        )
+
+
+def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], bytes]:
+    """Return what is wrong with a shard that is there, and the hashes of its images."""
+    problems, images = [], []
+    hashing, stream = hashed(store.open(shard.name))
     with stream:
-        if decode:
-            for sample in range(*index.shard_start[number : number + 2]):
-                _skip(stream, int(index.image_offsets[sample]))
-                problem = _decode(stream.read(int(index.image_sizes[sample])))
-                if problem:
-                    yield f"{name}: the image of sample '{index.key(sample)}' cannot be decoded: {problem}"
+        for key, offset, size in zip(shard.keys, shard.offsets, shard.sizes, strict=True):
+            _skip(stream, offset)
+            image = stream.read(size)
+            images.append(hashlib.blake2b(image, digest_size=_HASH_BYTES).digest())
+            problem = _decode(image) if decode else ""
+            if problem:
+                problems.append(f"{shard.name}: the image of sample '{key}' cannot be decoded: {problem}")
         while stream.read(_READ_BYTES):
             pass
-    if hashing.num_bytes != expected:
-        yield f"{name} has {hashing.num_bytes} bytes, and had {expected} when it was indexed. Copy it again."
-    elif hashing.sha256 != index.shard_sha256[number]:
-        yield f"{name} has changed since it was indexed: its SHA-256 is {hashing.sha256}. Copy it again."
+    if hashing.num_bytes != shard.num_bytes:
+        problems.append(
+            f"{shard.name} has {hashing.num_bytes} bytes, and had {shard.num_bytes} when it was indexed. Copy it again."
+        )
+    elif hashing.sha256 != shard.sha256:
+        problems.append(
+            f"{shard.name} has changed since it was indexed: its SHA-256 is {hashing.sha256}. Copy it again."
+        )
+    return problems, b"".join(images)
 
 
 def _skip(stream: io.BufferedReader, offset: int) -> None:
@@ -142,3 +217,25 @@ def _repeated_keys(index: ShardIndex) -> Iterator[str]:
         if other != sample:
             here, there = (index.shards[int(index.shard_of(np.array(number)))] for number in (sample, other))
             yield f"{here}: the key '{index.key(sample)}' is also in {there}. Are samples twice in the set?"
+
+
+def _repeated_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDArray[np.int64]) -> Iterator[str]:
+    """Yield sentences on images that come more than once, from hashes sorted (with classes), and whose they are."""
+    again = np.flatnonzero((images[1:] == images[:-1]).all(axis=1))
+    for what, found in (
+        ("", again),
+        (" with another class", again[index.labels[samples[again]] != index.labels[samples[again + 1]]]),
+    ):
+        if len(found):
+            one, other = (index.key(int(samples[found[0] + i])) for i in (0, 1))
+            yield f"images that come again{what}: {len(found):,} ('{one}' is '{other}')"
+
+
+def _class_balance(index: ShardIndex) -> Iterator[str]:
+    counts = class_samples(index)
+    low, high = int(counts.min()), int(counts.max())
+    yield f"{index.num_classes:,} classes, with {low:,} to {high:,} images (mean {counts.mean():,.1f})"
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        shown = ", ".join(index.classes[i] if i < len(index.classes) else str(i) for i in empty[:5].tolist())
+        yield f"classes without an image: {len(empty):,} ({shown}{', ...' if len(empty) > 5 else ''})"

@@ -1,6 +1,6 @@
 """The numbers that runs are compared with: the paper's, DeiT's, and timm's for the released weights.
 
-``paper.toml`` and ``timm.toml`` hold them, each with its source.
+``paper.toml`` and ``timm.toml`` hold them, each with its source; also some that runs are not compared with yet.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ class Reference:
         source: Where it is published.
         n: Number of seeds.
         std: Sample standard deviation over the seeds; None for one seed.
+        released: Whether timm measured it on the weights that the authors released.
     """
 
     top1: float
     source: str
     n: int = 1
     std: float | None = None
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Known:
         references: The first is the one to compare with.
         px: Side of the training and of the test crop.
         doubt: Why none of it should be compared with; empty where that is not so.
+        v100_hours: GPU-hours that the paper spent on a run; None where it does not say.
     """
 
     references: tuple[Reference, ...]
     px: tuple[int, int]
     doubt: str = ""
+    v100_hours: float | None = None
 
 
 def lookup(procedure: str, model: str) -> Known | None:
@@ -56,7 +60,7 @@ def _known() -> dict[tuple[str, str], Known]:
 
     def timms(procedure: str, model: str) -> list[Reference]:
         top1 = measured.get(model, {}).get(procedure)
-        return [] if top1 is None else [Reference(top1, "timm's evaluation of the released weights")]
+        return [] if top1 is None else [Reference(top1, "timm's evaluation of the released weights", released=True)]
 
     known: dict[tuple[str, str], Known] = {}
     aliases = {model: row["same_as"] for model, row in paper["table3"].items() if "same_as" in row}
@@ -66,7 +70,8 @@ def _known() -> dict[tuple[str, str], Known]:
             several = [Reference(s["mean"], s["source"], s["n"], s["std"]) for s in seeds if s]
             one = Reference(row[procedure]["top1"], "Table 3")
             references = (*several, one, *timms(procedure, model))
-            known[procedure, model] = Known(references, _px(row[procedure]), row.get("doubt", ""))
+            hours = row[procedure]["hours"] * row[procedure]["gpus"]
+            known[procedure, model] = Known(references, _px(row[procedure]), row.get("doubt", ""), hours)
     for model, row in paper["deit"].items():
         also = [paper["deit_repository"][model]] if model in paper["deit_repository"] else []
         published = [Reference(r["top1"], r["source"]) for r in (row, *also)]

@@ -7,7 +7,7 @@ import datetime
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import submitit
 import torch
@@ -28,9 +28,10 @@ class Ranks:
     Attributes:
         rank: Number of this process in the run, from 0.
         local_rank: Number of this process on its node.
-        world_size: Processes in all.
+        world_size: Processes that train.
         job_id: The scheduler's id of the job.
         restart: How often the scheduler has started this job again.
+        held: Processes that the job has; more than train where they cannot share the work equally.
     """
 
     rank: int
@@ -38,18 +39,33 @@ class Ranks:
     world_size: int
     job_id: str
     restart: int
+    held: int
 
     @staticmethod
     def from_environment() -> Ranks:
         """Read what submitit and the scheduler say."""
         env = submitit.JobEnvironment()
         restart = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("RSB_LOCAL_RESTART") or "0"
-        return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart))
+        return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart), env.num_tasks)
+
+    def sharing(self, parts: int) -> Ranks:
+        """Return the same process in the largest world that shares so many parts equally; some may be spare."""
+        return replace(self, world_size=max(w for w in range(1, self.held + 1) if parts % w == 0))
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether there is nothing to do for this process in this attempt."""
+        return self.rank >= self.world_size
 
     @property
     def attempt_key(self) -> str:
         """A name that no other attempt of any job of this scheduler has."""
         return f"{self.job_id}-{self.restart}"
+
+    @property
+    def card(self) -> str:
+        """The file in the run's folder where rank 0 says how it is reached."""
+        return f"rendezvous/{self.attempt_key}.json"
 
 
 class Group:
@@ -72,9 +88,8 @@ class Group:
         self.device = self._pick_device()
         self.host = socket.gethostname()
         self._folder = folder
-        self._card = f"rendezvous/{ranks.attempt_key}.json"
-        timeout = datetime.timedelta(seconds=wait_s)
-        self.store = self._meet(timeout)
+        self._timeout = datetime.timedelta(seconds=wait_s)
+        self.store, self._address = self._meet()
         self.hosts = self._exchange_hosts()
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -86,6 +101,18 @@ class Group:
                 timeout=datetime.timedelta(seconds=collective_s),
             )
 
+    @staticmethod
+    def wait_aside(ranks: Ranks, folder: Store, *, wait_s: float) -> None:
+        """Wait, as a spare process, until the others have ended; a job whose first task ends may be killed.
+
+        Raises:
+            LostPeerError: They did not end orderly.
+        """
+        store, _ = _join(ranks, folder, datetime.timedelta(seconds=wait_s))
+        with lost_peers_named():
+            while not store.check(["left"]):
+                time.sleep(1.0)
+
     def _pick_device(self) -> torch.device:
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -93,35 +120,24 @@ class Group:
         torch.cuda.set_device(device)
         return device
 
-    def _meet(self, timeout: datetime.timedelta) -> dist.TCPStore:
-        if self.rank == 0:
-            store = dist.TCPStore("0.0.0.0", 0, self.world_size, True, timeout, wait_for_workers=False)
-            self._folder.write_json(self._card, {"host": _reachable_name(), "port": store.port})
-            store.set("attempt", self.ranks.attempt_key)
-            return store
-        deadline = time.monotonic() + timeout.total_seconds()
-        while True:
-            with contextlib.suppress(MissingError):
-                card = self._folder.read_json(self._card)
-                break
-            if time.monotonic() > deadline:
-                raise LostPeerError(
-                    f"rank 0 did not say where to meet within {timeout.total_seconds():.0f} s "
-                    f"(no {self._folder.locate(self._card)}); is it still starting, or did it fail? See its log."
-                )
-            time.sleep(0.2)
-        try:
-            store = dist.TCPStore(card["host"], card["port"], self.world_size, False, timeout)
-            met = store.get("attempt").decode()
-        except (RuntimeError, dist.DistError) as error:
-            raise LostPeerError(f"rank 0 at {card['host']}:{card['port']} does not answer: {error}") from error
-        if met != self.ranks.attempt_key:
-            raise LostPeerError(f"met attempt {met} at {card['host']}:{card['port']} instead of our own")
-        return store
+    def _meet(self) -> tuple[dist.TCPStore, tuple[str, int]]:
+        """Return the store through which all ranks talk, and where it is."""
+        if self.rank:
+            return _join(self.ranks, self._folder, self._timeout)
+        store = dist.TCPStore("0.0.0.0", 0, self.world_size, True, self._timeout, wait_for_workers=False)
+        address = (_reachable_name(), store.port)
+        self._folder.write_json(self.ranks.card, {"host": address[0], "port": address[1]})
+        store.set("attempt", self.ranks.attempt_key)
+        return store, address
 
     def _exchange_hosts(self) -> tuple[str, ...]:
         self.store.set(f"host/{self.rank}", self.host)
         return tuple(self.store.get(f"host/{rank}").decode() for rank in range(self.world_size))
+
+    def connect(self) -> dist.TCPStore:
+        """Return another connection to the ranks' common store, for another thread."""
+        host, port = self._address
+        return dist.TCPStore(host, port, self.world_size, False, self._timeout)
 
     def share(self, name: str, value: str = "") -> str:
         """Give all ranks a text of rank 0's."""
@@ -147,6 +163,8 @@ class Group:
             self.store.add("left", 1)
             if self.rank == 0:
                 self._wait_for("left", 10.0)
+                if self.ranks.held > self.world_size:
+                    time.sleep(3.0)  # the spare ones look once a second
 
     def _wait_for(self, counter: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -159,7 +177,31 @@ class Group:
             dist.destroy_process_group()
         if self.rank == 0:
             with contextlib.suppress(StorageError):
-                self._folder.delete(self._card)
+                self._folder.delete(self.ranks.card)
+
+
+def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
+    """Return the store that rank 0 keeps, and where it is."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        with contextlib.suppress(MissingError):
+            card = folder.read_json(ranks.card)
+            break
+        if time.monotonic() > deadline:
+            raise LostPeerError(
+                f"rank 0 did not say where to meet within {timeout.total_seconds():.0f} s "
+                f"(no {folder.locate(ranks.card)}); is it still starting, or did it fail? See its log."
+            )
+        time.sleep(0.2)
+    address = (card["host"], card["port"])
+    try:
+        store = dist.TCPStore(*address, ranks.world_size, False, timeout)
+        met = store.get("attempt").decode()
+    except (RuntimeError, dist.DistError) as error:
+        raise LostPeerError(f"rank 0 at {address[0]}:{address[1]} does not answer: {error}") from error
+    if met != ranks.attempt_key:
+        raise LostPeerError(f"met attempt {met} at {address[0]}:{address[1]} instead of our own")
+    return store, address
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -21,11 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rsb_cluster.errors import DataError
-from rsb_cluster.train.pixels.decode import BadImageError
+from rsb_cluster.train.pixels.decode import BadImageError, Source
 from rsb_cluster.train.pixels.transforms import Transform
 from rsb_cluster.train.streams import Encoded, EvalStream, TrainStream
 
-# Batches that are ready or being filled beyond the one in use: bounded memory, whatever the step takes.
+# Batches that are ready or being filled beyond the one in use: bounded memory, whatever the step takes. (And the few
+# more that share images with the last of them.)
 AHEAD = 3
 
 
@@ -80,36 +82,40 @@ def _batch(samples: list[Encoded], images: Tensor, reasons: list[str]) -> Batch:
 class _Filling:
     """A batch whose images are being decoded."""
 
-    def __init__(self, samples: list[Encoded], transform: Transform, side: int, pin: bool) -> None:
-        self._samples, self._transform = samples, transform
+    def __init__(self, samples: list[Encoded], side: int, pin: bool) -> None:
+        self.samples = samples
+        self.parts: list[Future[None]] = []  # what has to be done before it is whole
         # Height, width, channel: what decoders give, and what channels_last wants.
-        self._images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, pin_memory=pin)
-        self._out = self._images.numpy()
-        self._reasons = [""] * len(samples)
-        self._parts: list[Future[None]] = []
-
-    def start(self, executor: ThreadPoolExecutor, threads: int) -> None:
-        """Hand the images out in parts, not one by one: a hand-over costs as much as a twentieth of an image."""
-        size = -(-len(self._samples) // (4 * threads))
-        starts = range(0, len(self._samples), size)
-        self._parts = [executor.submit(self.fill, start, start + size) for start in starts]
-
-    def fill(self, start: int, stop: int) -> None:
-        """Decode some of the images."""
-        for i in range(start, min(stop, len(self._samples))):
-            sample = self._samples[i]
-            try:
-                self._transform(sample.image, sample.seed, self._out[i])
-            except BadImageError as error:
-                self._reasons[i] = str(error)
-            except Exception as error:
-                raise RuntimeError(f"decoding sample '{sample.key}' failed: {error!r}") from error
+        self.images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, pin_memory=pin)
+        self.out = self.images.numpy()
+        self.reasons = [""] * len(samples)
 
     def finish(self) -> Batch:
         """Wait for the images; an exception in a thread surfaces here."""
-        for part in self._parts:
+        for part in self.parts:
             part.result()
-        return _batch(self._samples, self._images.permute(0, 3, 1, 2), self._reasons)
+        return _batch(self.samples, self.images.permute(0, 3, 1, 2), self.reasons)
+
+
+_Copies = list[tuple[_Filling, int]]  # of an image: the batch, and the place in it
+
+
+def _fill(transform: Transform, images: list[_Copies]) -> None:
+    """Decode each image once, however many copies of it there are, and augment the copies."""
+    for copies in images:
+        first, at = copies[0]
+        sample = first.samples[at]
+        try:
+            source = Source(sample.image)
+            if len(copies) > 1:
+                source.rows(source.height)  # each copy will ask for other rows
+            for filling, i in copies:
+                transform(source, filling.samples[i].seed, filling.out[i])
+        except BadImageError as error:
+            for filling, i in copies:
+                filling.reasons[i] = str(error)
+        except Exception as error:
+            raise RuntimeError(f"decoding sample '{sample.key}' failed: {error!r}") from error
 
 
 class ThreadedBatches:
@@ -131,10 +137,10 @@ class ThreadedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._threads:
-            for samples in self._stream:
-                filling = self._filling(samples)
-                filling.fill(0, len(samples))
-                yield filling.finish()
+            for micro_batches in self._stream:
+                fillings, images = self._fillings(micro_batches)
+                _fill(self._transform, images)
+                yield from (filling.finish() for filling in fillings)
             return
         handed: queue.Queue[_Filling | BaseException | None] = queue.Queue(AHEAD)
         ended = threading.Event()
@@ -152,8 +158,14 @@ class ThreadedBatches:
                     handed.get_nowait()  # makes room for the feeder to see that it is over
             feeder.join(timeout=5.0)
 
-    def _filling(self, samples: list[Encoded]) -> _Filling:
-        return _Filling(samples, self._transform, self._side, self._pin)
+    def _fillings(self, micro_batches: list[list[Encoded]]) -> tuple[list[_Filling], list[_Copies]]:
+        """Return batches to be filled, and what each of their images goes to."""
+        fillings = [_Filling(samples, self._side, self._pin) for samples in micro_batches]
+        images: dict[int, _Copies] = {}
+        for filling in fillings:
+            for i, sample in enumerate(filling.samples):
+                images.setdefault(sample.number, []).append((filling, i))
+        return fillings, list(images.values())
 
     def _feed(self, handed: queue.Queue[_Filling | BaseException | None], ended: threading.Event) -> None:
         """Read the stream and start its batches, in order; runs on a thread, so that reading never delays a batch."""
@@ -161,9 +173,7 @@ class ThreadedBatches:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="decoder") as executor:
             source = iter(self._stream)
             try:
-                for samples in source:
-                    filling = self._filling(samples)
-                    filling.start(executor, self._threads)
+                for filling in self._started(source, executor):
                     handed.put(filling)
                     if ended.is_set():
                         break
@@ -174,6 +184,18 @@ class ThreadedBatches:
                 executor.shutdown(wait=False, cancel_futures=ended.is_set())
         if not ended.is_set():
             handed.put(last)
+
+    def _started(self, source: Iterator[list[list[Encoded]]], executor: ThreadPoolExecutor) -> Iterator[_Filling]:
+        """Yield batches that threads are filling. Those that share images are begun together."""
+        for micro_batches in source:
+            fillings, images = self._fillings(micro_batches)
+            # In parts, not one by one: a hand-over costs as much as a twentieth of an image.
+            size = -(-len(images) // (4 * self._threads))
+            starts = range(0, len(images), size)
+            parts = [executor.submit(_fill, self._transform, images[i : i + size]) for i in starts]
+            for filling in fillings:
+                filling.parts = parts
+                yield filling
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
@@ -208,7 +230,7 @@ class _AsSampler:
         self._stream = stream
 
     def __iter__(self) -> Iterator[list[Encoded]]:
-        for samples in self._stream:
+        for samples in itertools.chain.from_iterable(self._stream):
             # Bytes of its own: a view of the block it was read in cannot travel to another process.
             yield [replace(sample, image=bytes(sample.image)) for sample in samples]
 

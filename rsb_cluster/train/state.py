@@ -6,14 +6,17 @@ import io
 import json
 import logging
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsb_cluster import checkpoint
+from rsb_cluster.claim import Claim
 from rsb_cluster.errors import CheckpointError, StorageError
 from rsb_cluster.job import Checkpoint as CheckpointRules
 from rsb_cluster.metrics import MetricsWriter
@@ -35,6 +38,8 @@ class Progress:
         interval_wait_s: Seconds waited for data since the last metric row.
         interval_bytes: Bytes read from the store since the last metric row.
         interval_steps: Steps since the last metric row.
+        best_top1: Best top-1 of an evaluation so far, percent; negative before the first.
+        best_step: Its step.
     """
 
     step: int = 0
@@ -45,16 +50,20 @@ class Progress:
     interval_wait_s: float = 0.0
     interval_bytes: float = 0.0
     interval_steps: int = 0
+    best_top1: float = -1.0
+    best_step: int = 0
 
 
-def to_files(progress: Progress, tensors: dict[str, Any]) -> dict[str, memoryview]:
-    """Serialise plain numbers and state dicts, one file each."""
-    files = {"progress.json": memoryview(json.dumps(asdict(progress)).encode())}
-    for name, state in tensors.items():
+def to_files(progress: Progress, tensors: dict[str, Any]) -> Iterator[tuple[str, memoryview]]:
+    """Serialise plain numbers and state dicts, one file each.
+
+    A state dict is taken out of ``tensors`` when its turn comes, so that the memory of both is never needed at once.
+    """
+    yield "progress.json", memoryview(json.dumps(asdict(progress)).encode())
+    for name in list(tensors):
         buffer = io.BytesIO()
-        torch.save(state, buffer)
-        files[f"{name}.pt"] = buffer.getbuffer()
-    return files
+        torch.save(tensors.pop(name), buffer)
+        yield f"{name}.pt", buffer.getbuffer()
 
 
 def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progress, dict[str, Any]]:
@@ -66,9 +75,9 @@ def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progr
             for name, content in read.files.items()
             if name.endswith(".pt")
         }
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
         raise CheckpointError(
-            f"the checkpoint of step {read.step} was written by another version of this package: {error}"
+            f"the checkpoint of step {read.step} was not written by this version of the package: {error}"
         ) from error
     return progress, tensors
 
@@ -84,6 +93,10 @@ def on_host(value: Any) -> Any:
     return value
 
 
+class SaveTooSlowError(CheckpointError):
+    """A save did not end in the time that was left for it."""
+
+
 class Saver:
     """Writes checkpoints and metrics of rank 0 in the background, in the order in which they were asked for.
 
@@ -93,17 +106,22 @@ class Saver:
     Args:
         folder: The run's folder.
         rules: When to save and how many to keep.
+        claim: The attempt; once another has taken its place, nothing more is saved.
+
+    Attributes:
         metrics: The attempt's rows; they are written ahead of a checkpoint, so that a resume misses none.
     """
 
-    def __init__(self, folder: Store, rules: CheckpointRules, metrics: MetricsWriter) -> None:
+    def __init__(self, folder: Store, rules: CheckpointRules, claim: Claim) -> None:
         self._folder = folder.child("checkpoints")
         self._rules = rules
-        self._metrics = metrics
+        self.metrics = MetricsWriter(folder, claim.record.number)
+        self._claim = claim
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: list[Future[None]] = []
         self._last_save = time.monotonic()
         self._last_flush = time.monotonic()
+        self._saved_step = claim.record.start_step
 
     def is_due(self, step: int) -> bool:
         """Whether a save is due after a step."""
@@ -111,25 +129,49 @@ class Saver:
         by_time = self._rules.every_min and time.monotonic() - self._last_save >= self._rules.every_min * 60
         return bool(by_steps or by_time)
 
-    def save(self, progress: Progress, tensors: dict[str, Any], *, wait: bool) -> None:
-        """Save the state of a step.
+    def save(self, progress: Progress, tensors: dict[str, Any]) -> None:
+        """Copy the state of a step and write it in the background.
+
+        A save that fails is logged and training goes on: the checkpoint before is still there.
 
         Raises:
-            StorageError: Writing failed, and ``wait`` asks to know. Else a failed save is logged and training goes on:
-                the checkpoint before is still there.
+            SupersededError: A later attempt has taken the run over.
         """
         self._wait(raise_errors=False)
         copied, numbers = on_host(tensors), Progress(**asdict(progress))
         self._last_save = time.monotonic()
         self._pending.append(self._executor.submit(self._write, numbers, copied))
-        if wait:
-            self._wait(raise_errors=True)
+
+    def save_last(self, progress: Progress, tensors: dict[str, Any], *, within_s: float | None) -> None:
+        """Save the state of the last step of this attempt, and wait until its manifest is written.
+
+        Args:
+            progress: Where the training stands.
+            tensors: Its state.
+            within_s: Seconds that are left, or None.
+
+        Raises:
+            StorageError: Writing failed.
+            SaveTooSlowError: The time was over; the process must end without waiting for the save.
+            SupersededError: A later attempt has taken the run over.
+        """
+        deadline = None if within_s is None else time.monotonic() + within_s
+        try:
+            self._wait(raise_errors=False, deadline=deadline)
+            self.save(progress, tensors)
+            self._wait(raise_errors=True, deadline=deadline)
+        except TimeoutError:
+            raise SaveTooSlowError(
+                f"the state of step {progress.step} could not be written in the {within_s:.0f} s that were left. "
+                f"The last complete checkpoint is of step {self._saved_step}: the steps since will be repeated. "
+                "Save more often (job.checkpoint.every_min), or ask the site for a longer grace time (job.grace_s)."
+            ) from None
 
     def flush_metrics(self, *, every_s: float = 0.0) -> None:
         """Write the metric rows, at most every so many seconds."""
         if time.monotonic() - self._last_flush >= every_s:
             self._last_flush = time.monotonic()
-            self._pending.append(self._executor.submit(self._metrics.flush))
+            self._pending.append(self._executor.submit(self.metrics.flush))
 
     def close(self) -> None:
         """Write what is left and end the thread."""
@@ -139,17 +181,19 @@ class Saver:
 
     def _write(self, progress: Progress, tensors: dict[str, Any]) -> None:
         start = time.monotonic()
-        self._metrics.flush()
-        checkpoint.write(self._folder, progress.step, to_files(progress, tensors))
-        checkpoint.prune(self._folder, self._rules.keep)
+        self.metrics.flush()
+        saved = checkpoint.Saved(progress.step, self._claim.record.number)
+        checkpoint.write(self._folder, saved, to_files(progress, tensors), before_manifest=self._claim.check)
+        self._saved_step = progress.step
+        checkpoint.prune(self._folder, self._claim.starts, keep=self._rules.keep, best_step=progress.best_step)
         log.info("saved step %d in %.1f s", progress.step, time.monotonic() - start)
 
-    def _wait(self, *, raise_errors: bool) -> None:
-        pending, self._pending = self._pending, []
-        for future in pending:
+    def _wait(self, *, raise_errors: bool, deadline: float | None = None) -> None:
+        while self._pending:
             try:
-                future.result()
+                self._pending[0].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
             except (StorageError, CheckpointError) as error:
                 if raise_errors:
                     raise
                 log.error("could not write: %s", error)
+            self._pending.pop(0)

@@ -12,7 +12,7 @@ from rsb_cluster.run import Cause
 log = logging.getLogger(__name__)
 
 # The order is the code by which ranks tell each other the cause.
-CAUSES: tuple[Cause, ...] = ("preempted", "timed out", "stopped")
+CAUSES: tuple[Cause, ...] = ("superseded", "preempted", "timed out", "stopped")
 
 _CAUSE_OF: dict[signal.Signals, Cause] = {
     signal.SIGTERM: "preempted",  # Slurm's preemption and requeue; also 'rsb-cluster preempt' on a local run
@@ -24,6 +24,10 @@ _CAUSE_OF: dict[signal.Signals, Cause] = {
 class StopFlag:
     """Set by the first of SIGTERM, SIGUSR2 and SIGINT; later signals change nothing.
 
+    Attributes:
+        cause: Why to stop, or None.
+        since: When the signal came, by the monotonic clock.
+
     Installing it replaces submitit's handlers, which ignore SIGTERM and save in the middle of whatever runs.
 
     Args:
@@ -33,6 +37,7 @@ class StopFlag:
 
     def __init__(self, limit_s: float = 0.0) -> None:
         self.cause: Cause | None = None
+        self.since: float | None = None
         self._limit = time.monotonic() + limit_s
 
     def install(self) -> None:
@@ -43,9 +48,18 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.cause is None:
+            self.since = time.monotonic()
             self.cause = _CAUSE_OF[signal.Signals(number)]
             if self.cause == "timed out" and time.monotonic() < self._limit:
                 self.cause = "preempted"
+
+    def supersede(self) -> None:
+        """Stop because a later attempt has taken the run over, whatever was asked for before."""
+        self.cause = "superseded"
+
+    def left_s(self, budget_s: float) -> float:
+        """Return what is left of so many seconds since the signal came; all where another rank got it."""
+        return budget_s if self.since is None else max(0.0, budget_s - (time.monotonic() - self.since))
 
     def counts(self) -> list[float]:
         """Return one number per cause, to be added up over all ranks."""

@@ -5,7 +5,9 @@ What is read and in which order is decided by ``data.order``; nothing here can c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +43,9 @@ class Encoded:
 
 class TrainStream:
     """The micro-batches of a process, in order, from a step on to the end of the run.
+
+    Those of a step that hold copies of the same images come together, so that each image is decoded once; without
+    repeated augmentation each comes alone.
 
     Args:
         reader: Where the samples come from.
@@ -82,21 +87,21 @@ class TrainStream:
             piece=self._recipe.data.shuffle_piece,
         )
 
-    def __iter__(self) -> Iterator[list[Encoded]]:
+    def __iter__(self) -> Iterator[list[list[Encoded]]]:
         # One block of each of this process's streams beyond those in use: they all end at about the same step.
-        depth = len(self.order_of(0).groups_of(self._mine))
+        depth = len(set(map(self.order_of(0).group_of, self._mine)))
         with ReadAhead(self._reader, self._blocks(), depth) as ahead:
             held: set[BlockKey] = set()
             for epoch, order, step in self._steps():
-                for virtual_rank in self._mine:
-                    group, first, last = order.blocks(step, virtual_rank)
+                for group, members in itertools.groupby(self._mine, order.group_of):
+                    first, last = order.blocks(step, group)
                     for key in [k for k in held if k[0] < epoch or (k[1] == group and k[2] < first)]:
                         ahead.release(key)
                         held.discard(key)
                     needed = [(epoch, group, block) for block in range(first, last + 1)]
-                    images = {number: image for key in needed for number, image in ahead.get(key).items()}
+                    images = ChainMap(*(ahead.get(key) for key in needed))
                     held.update(needed)
-                    yield self._encode(epoch, order, step, virtual_rank, images)
+                    yield [self._encode(epoch, order, step, virtual_rank, images) for virtual_rank in members]
 
     def _steps(self) -> Iterator[tuple[int, EpochOrder, int]]:
         """Yield each step to come: its epoch, the epoch's order, and its number in the epoch."""
@@ -111,14 +116,14 @@ class TrainStream:
         """Yield the blocks in the order in which the steps need them first."""
         latest: dict[tuple[int, int], int] = {}
         for epoch, order, step in self._steps():
-            for virtual_rank in self._mine:
-                group, first, last = order.blocks(step, virtual_rank)
+            for group in dict.fromkeys(map(order.group_of, self._mine)):
+                first, last = order.blocks(step, group)
                 for block in range(max(first, latest.get((epoch, group), -1) + 1), last + 1):
                     latest[epoch, group] = block
                     yield (epoch, group, block), order.block(group, block)
 
     def _encode(
-        self, epoch: int, order: EpochOrder, step: int, virtual_rank: int, images: dict[int, memoryview]
+        self, epoch: int, order: EpochOrder, step: int, virtual_rank: int, images: Mapping[int, memoryview]
     ) -> list[Encoded]:
         draw = order.draw(step, virtual_rank)
         return [
@@ -153,13 +158,15 @@ class EvalStream:
         largest = max(total * (r + 1) // world_size - total * r // world_size for r in range(world_size))
         self.rounds = -(-largest // batch)
 
-    def __iter__(self) -> Iterator[list[Encoded]]:
+    def __iter__(self) -> Iterator[list[list[Encoded]]]:
         with ReadAhead(self._reader, self._blocks(), depth=2) as ahead:
             for start, numbers in self._blocks():
                 images = ahead.get(start)
                 yield [
-                    Encoded(i, self._index.key(i), images[i], int(self._index.labels[i]), 0, 0)
-                    for i in numbers.tolist()
+                    [
+                        Encoded(i, self._index.key(i), images[i], int(self._index.labels[i]), 0, 0)
+                        for i in numbers.tolist()
+                    ]
                 ]
                 ahead.release(start)
 

@@ -22,13 +22,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rsb_cluster import checkpoint
+from rsb_cluster.claim import Claim
 from rsb_cluster.data.cache import ShardCache
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.order import seed_of
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.job import Job
-from rsb_cluster.metrics import MetricsWriter
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import Cause, Run, Spec
 from rsb_cluster.storage import Store
@@ -41,9 +41,11 @@ from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.losses import criterion
 from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
-from rsb_cluster.train.state import Progress, Saver, from_files
+from rsb_cluster.train.samples import SampleLog
+from rsb_cluster.train.state import Progress, Saver, SaveTooSlowError, from_files
 from rsb_cluster.train.stopping import StopFlag, agreed
 from rsb_cluster.train.streams import EvalStream, TrainStream
+from rsb_cluster.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +72,26 @@ class Trainer:
         job: Where.
         group: The processes of this attempt.
         flag: Set by signals.
-        metrics: Rows of this attempt.
+        watchdog: Is told of progress.
+        claim: The attempt; on rank 0 only.
+
+    Attributes:
+        message: What is to be said of the end, besides its cause.
     """
 
     def __init__(
-        self, run: Run, spec: Spec, recipe: Recipe, job: Job, group: Group, flag: StopFlag, metrics: MetricsWriter
+        self,
+        run: Run,
+        spec: Spec,
+        recipe: Recipe,
+        job: Job,
+        group: Group,
+        flag: StopFlag,
+        watchdog: Watchdog,
+        claim: Claim | None,
     ) -> None:
-        self.recipe, self.job, self.group, self.flag, self.metrics = recipe, job, group, flag, metrics
-        self.spec = spec
+        self.recipe, self.job, self.group, self.flag = recipe, job, group, flag
+        self.spec, self.watchdog, self.message = spec, watchdog, ""
         self.device = group.device
         self.progress = Progress()
         self.scores: dict[str, Score] = {}
@@ -85,8 +99,9 @@ class Trainer:
         self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
         self._open_data()
         self._build()
-        self.saver = Saver(run.store, job.checkpoint, metrics) if group.rank == 0 else None
-        self._load(run.store.child("checkpoints"))
+        self.saver = Saver(run.store, job.checkpoint, claim) if claim is not None else None
+        self._load(run.store.child("checkpoints"), claim)
+        self._samples = SampleLog(run.store, group, claim) if job.log_samples else None
         self.exchange = StepExchange(group, self.statistics)
         self._interval_started, self._interval_steps = time.monotonic(), 0
 
@@ -128,12 +143,12 @@ class Trainer:
         self.normalise = Normalise(recipe, self.device)
         self.mix = Mix(recipe, self.device)
 
-    def _load(self, folder: Store) -> None:
+    def _load(self, folder: Store, claim: Claim | None) -> None:
         """Go on from the newest whole checkpoint, the same one on every rank."""
-        found = checkpoint.read_latest(folder) if self.group.rank == 0 else None
-        step = int(self.group.share("resume", str(found.step if found else 0)))
-        if step:
-            found = found or checkpoint.read(folder, step)
+        found = checkpoint.read_latest(folder, claim.starts) if claim is not None else None
+        name = self.group.share("resume", found.saved.folder if found else "")
+        if saved := checkpoint.Saved.of(name):
+            found = found or checkpoint.read(folder, saved)
             self.progress, tensors = from_files(found, self.device)
             self.model.load_state_dict(tensors["model"])
             self.optimizer.load_state_dict(tensors["optimizer"])
@@ -209,17 +224,26 @@ class Trainer:
                 # Only rank 0 is here. On a GPU the others read this step's numbers one step later, and all must leave
                 # the loop after the same step: what rank 0 learns now it acts on then.
                 early = self._account(self.exchange.take(all_=True))
-                self.saver.save(self.progress, self._tensors(), wait=False)
+                self.saver.save(self.progress, self._tensors())
         return self._finish(cause)
 
     def _finish(self, cause: Cause | None) -> Cause:
         cause = self._account(self.exchange.take(all_=True)) or cause
         done = self.progress.step == self.recipe.total_steps == self.progress.evaluated_step
-        if self.saver is not None:
-            log.info("%s after step %d: saving", "finished" if done else cause, self.progress.step)
-            self.saver.save(self.progress, self._tensors(), wait=True)
-            self.saver.close()
-        return "finished" if done else (cause or "finished")
+        end: Cause = "finished" if done else (cause or "finished")
+        self.watchdog.progress(self.progress.step, "saving")
+        if self.saver is not None and end != "superseded":
+            log.info("%s after step %d: saving", end, self.progress.step)
+            budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end)
+            try:
+                self.saver.save_last(
+                    self.progress, self._tensors(), within_s=self.flag.left_s(budget) if budget else None
+                )
+                self.saver.close()
+            except SaveTooSlowError as error:
+                self.message = str(error)
+                log.error("%s", error)
+        return end
 
     def _step(self, source: Iterator[Batch]) -> None:
         """One optimizer step over this process's share of a global batch."""
@@ -231,7 +255,9 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         for virtual_rank in self.mine:
             asked = time.monotonic()
+            self.watchdog.progress(step, "waiting for data")
             batch = next(source)
+            self.watchdog.progress(step, "computing")
             waited += time.monotonic() - asked
             bad += self._report_bad(batch)
             loss_sum += self._micro_batch(batch, step, virtual_rank, last=virtual_rank == self.mine[-1])
@@ -252,6 +278,8 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns its loss, on the device."""
+        if self._samples is not None:
+            self._samples.add(step, virtual_rank, batch)
         seed_everything(seed_of(self.spec.seed, step, virtual_rank, 3))
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
         images, weights = self.mix(images, batch.labels.to(self.device, non_blocking=True))
@@ -315,12 +343,17 @@ class Trainer:
         except Stopped as stopped:
             return stopped.cause
         self.progress.evaluated_step = step
+        is_best = self.scores[""].top1 > self.progress.best_top1
+        if is_best:
+            self.progress.best_top1, self.progress.best_step = self.scores[""].top1, step
         row: dict[str, Any] = {"kind": "eval", "step": step, "epoch": epoch, "time": time.time()}
         for prefix, score in self.scores.items():
             row |= {f"{prefix}{k}": v for k, v in vars(score).items()}
         if self.saver is not None:
-            self.metrics.add(row)
+            self.saver.metrics.add(row)
             self.saver.flush_metrics()
+            if is_best and step < self.recipe.total_steps:
+                self.saver.save(self.progress, self._tensors())
         score = self.scores[""]
         log.info(
             "epoch %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
@@ -358,6 +391,7 @@ class Trainer:
         return ThreadedBatches(stream, fast, side=side, threads=workers, pin=pin)
 
     def _agree_now(self) -> Cause | None:
+        self.watchdog.progress(self.progress.step, "evaluating")
         counts = torch.tensor(self.flag.counts(), device=self.device)
         return agreed(self.group.sum_(counts).tolist())
 
@@ -379,7 +413,7 @@ class Trainer:
             "time": time.time(),
         }
         if self.saver is not None:
-            self.metrics.add(row)
+            self.saver.metrics.add(row)
             self.saver.flush_metrics(every_s=5.0)
             left = (self.recipe.total_steps - p.step) * self.recipe.train.global_batch / max(images_per_s, 1e-9)
             log.info(

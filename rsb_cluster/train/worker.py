@@ -8,26 +8,27 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import time
 import traceback
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster import claim
+from rsb_cluster.claim import Claim
+from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
-from rsb_cluster.metrics import MetricsWriter
 from rsb_cluster.recipe import validate
-from rsb_cluster.run import Attempt, Cause, Run
+from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store, redact
 from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_peer
+from rsb_cluster.train.logfile import LogFile, logging_to
+from rsb_cluster.train.result import write_result
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trainer import Trainer
+from rsb_cluster.train.watchdog import Suspect, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,14 @@ EXIT_OF: dict[Cause, int] = {
     "timed out": EXIT_AGAIN,
     "lost peer": EXIT_AGAIN,
     "crashed": EXIT_AGAIN,
+    "stuck": EXIT_AGAIN,
     "failed": EXIT_FAILED,
     "stopped": EXIT_STOPPED,
+    "superseded": EXIT_STOPPED,
 }
 
 # Slurm may send the signal ahead of a time limit up to 60 s early (sbatch --signal); the rest is for Python's start.
 SIGNAL_SLACK_S = 90
-
-
-class _CrashLoopError(RsbError):
-    """The last attempts crashed without a new step."""
 
 
 def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
@@ -60,202 +59,236 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
     flag = StopFlag(limit_s=job.time_min * 60 - job.signal_delay_s - SIGNAL_SLACK_S)
     flag.install()
     run = Run(Store(run_url), run_id)
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment().sharing(run.spec().virtual_ranks)
     torch.set_num_threads(job.cpus_per_task)
-    with _logging(run.store, ranks) as log_file:
+    with logging_to(run.store, ranks) as log_file:
         cause = _Attempt(run, job, ranks, flag, log_file).run()
         log.info("%s", cause)
     if cause != "finished":
-        # Not sys.exit: the threads of a broken process group may never end.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_OF[cause])
+        _exit(cause)
+
+
+def _exit(cause: Cause) -> NoReturn:
+    """End the process. Not by sys.exit: the threads of a broken process group, or of a slow save, may never end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_OF[cause])
+
+
+class UnreachableError(RsbError):
+    """The run's folder could not be read, for a long time."""
 
 
 class _Attempt:
     """An attempt, seen from one rank."""
 
-    def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: _LogFile) -> None:
+    def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile) -> None:
         self._run, self._job, self._ranks, self._flag, self._log_file = run, job, ranks, flag, log_file
-        self._record: Attempt | None = None
+        self._claim: Claim | None = None
         self._number = 0
         self._trainer: Trainer | None = None
+        self._watchdog: Watchdog | None = None
+        self._oom_kills = _oom_kills()
 
     def run(self) -> Cause:
         """Train, and note how it ended."""
+        message = ""
         try:
             cause = self._train()
-            message = ""
         except Exception as error:
             cause, message = _classify(error)
             log.error("%s: %s", cause, message)
-            if cause in ("crashed", "failed"):
-                self._report_failure(cause, message, error)
-            if self._trainer is not None and self._trainer.saver is not None:
+            with contextlib.suppress(StorageError):
+                if cause in ("crashed", "failed"):
+                    self._report_failure(cause, message, error)
+                elif cause == "lost peer":
+                    self._report_lost()
+            if self._watchdog is not None:
+                self._watchdog.close()
+            if self._trainer is not None and self._trainer.saver is not None and cause != "superseded":
                 self._trainer.saver.close()
         with contextlib.suppress(StorageError):
             self._close(cause, message)
         return cause
 
     def _train(self) -> Cause:
-        spec, recipe = self._run.spec(), self._run.recipe()
+        spec, recipe = self._wait_for_storage(), self._run.recipe()
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
+        if self._ranks.is_spare:
+            log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
+            Group.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
+            return "finished"
         group = Group(self._ranks, self._run.store, wait_s=self._job.rendezvous_s, collective_s=self._job.collective_s)
-        previous = self._run.attempts() if group.rank == 0 else []
-        self._number = int(group.share("attempt number", str(previous[-1].number + 1 if previous else 1)))
+        if group.rank == 0:
+            self._claim = claim.take(self._run, self._draft(group))
+        self._number = int(group.share("attempt number", str(self._claim.record.number) if self._claim else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
         log.info(
             "attempt %d, rank %d of %d on %s (%s)", self._number, group.rank, group.world_size, group.host, group.device
         )
-        metrics = MetricsWriter(self._run.store, self._number)
-        trainer = self._trainer = Trainer(self._run, spec, recipe, self._job, group, self._flag, metrics)
-        if group.rank == 0:
-            self._begin(group, trainer.progress.step, previous)
+        if self._claim is not None:
+            claim.check_history(self._claim, self._job)
+            self._claim.keep_alive(self._step, self._flag.supersede)
+        self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._leave_stuck)
+        self._watchdog.start()
+        trainer = self._trainer = Trainer(
+            self._run, spec, recipe, self._job, group, self._flag, self._watchdog, self._claim
+        )
+        if self._claim is not None and trainer.progress.step != self._claim.record.start_step:
+            self._write_record(start_step=trainer.progress.step)  # the newest checkpoint was damaged
         cause = trainer.train()
         if cause == "preempted" and self._run.is_cancelled(self._ranks.job_id):
             cause = "stopped"
-        self._close(cause, "")
+        self._close(cause, trainer.message)
         if cause == "finished" and group.rank == 0:
-            self._write_result(trainer)
+            write_result(self._run, trainer)
+        self._watchdog.close()
         group.leave_together()
         group.close()
         return cause
 
-    def _begin(self, group: Group, start_step: int, previous: list[Attempt]) -> None:
-        gpus = group.world_size if group.device.type == "cuda" else 0
-        self._record = Attempt(
-            number=self._number,
+    def _wait_for_storage(self) -> Spec:
+        """Read the spec. What fails here has no attempt to be counted in, and would be started again for ever."""
+        deadline = time.monotonic() + self._job.rendezvous_s
+        while True:
+            try:
+                return self._run.spec()
+            except (AccessError, MissingError):
+                raise
+            except StorageError as error:
+                if time.monotonic() > deadline:
+                    raise UnreachableError(
+                        f"the run's folder could not be read for {self._job.rendezvous_s} s: {error} "
+                        "Then submit the run again."
+                    ) from error
+                log.warning("%s Waiting for it.", error)
+                time.sleep(5.0)
+
+    def _draft(self, group: Group) -> Attempt:
+        """Return what is known of this attempt before it has a number."""
+        return Attempt(
+            number=0,
             job_id=self._ranks.job_id,
             restart=self._ranks.restart,
             world_size=group.world_size,
             hosts=tuple(dict.fromkeys(group.hosts)),
-            gpus=gpus,
+            gpus=self._ranks.held if group.device.type == "cuda" else 0,
             started=time.time(),
-            start_step=start_step,
+            start_step=0,
         )
-        self._run.write_attempt(self._record)
-        last = previous[-2:]
-        if len(last) == 2 and all(a.cause in ("crashed", "lost peer") and a.start_step == start_step for a in last):
-            raise _CrashLoopError(
-                f"the last two attempts crashed without one new step after step {start_step} ({last[-1].message}). "
-                "Mend the cause ('rsb-cluster logs'), then submit the run again."
-            )
+
+    def _step(self) -> int:
+        if self._trainer is not None:
+            return self._trainer.progress.step
+        return self._claim.record.start_step if self._claim else 0
 
     def _close(self, cause: Cause, message: str) -> None:
-        if self._record is None or self._record.cause:
+        """Note the end of the attempt, on rank 0."""
+        if self._claim is None or self._claim.record.cause:
             return
-        step = self._trainer.progress.step if self._trainer else self._record.start_step
+        self._claim.release()
         if cause == "lost peer":
             # What the lost peer said itself is the better explanation.
-            for rank, failure in self._run.rank_failures(self._number).items():
-                cause, message = failure["cause"], f"rank {rank}: {failure['message']}"
-        self._record = self._record.model_copy(
-            update={"ended": time.time(), "end_step": step, "cause": cause, "message": message}
-        )
-        self._run.write_attempt(self._record)
+            for failure in self._run.rank_failures(self._number).values():
+                cause, message = failure["cause"], failure["message"]
+        self._write_record(ended=time.time(), end_step=self._step(), cause=cause, message=message)
 
-    def _report_failure(self, cause: Cause, message: str, error: BaseException) -> None:
+    def _write_record(self, **update: Any) -> None:
+        assert self._claim is not None
+        self._claim.record = self._claim.record.model_copy(update=update)
+        self._run.write_attempt(self._claim.record)
+
+    def _close_for_rank_0(self, cause: Cause, message: str) -> None:
+        """Note the end of the attempt in place of rank 0, which cannot do it any more."""
+        record = self._run.attempt(self._number)
+        if not record.cause:
+            heartbeat = self._run.heartbeat(self._number)
+            update = {
+                "ended": time.time(),
+                "end_step": heartbeat.step if heartbeat else record.start_step,
+                "cause": cause,
+                "message": message,
+            }
+            self._run.write_attempt(record.model_copy(update=update))
+
+    def _report_lost(self) -> None:
+        """Say which ranks are gone, where they could not do it themselves."""
+        if self._watchdog is None or self._run.rank_failures(self._number):
+            return
+        if self._ranks.rank and (self._watchdog.hears_rank_0() or self._run.attempt(self._number).cause):
+            return  # it is rank 0 that says it
+        for suspect in self._watchdog.missing():
+            message = suspect.message
+            if suspect.host == socket.gethostname() and _oom_kills() > self._oom_kills:
+                message += (
+                    "; the kernel has killed a process of this host for lack of memory. Ask for more (job.mem_gb), "
+                    "or use fewer loader workers"
+                )
+            log.error("%s", message)
+            self._run.write_rank_failure(
+                self._number, suspect.rank, {"cause": "lost peer", "message": message, "host": suspect.host}
+            )
+            if suspect.rank == 0:
+                self._close_for_rank_0("lost peer", message)
+
+    def _report_stuck(self, suspects: list[Suspect]) -> None:
+        """Note who stands still; called by the watchdog on its own thread."""
+        with contextlib.suppress(StorageError):
+            for s in suspects:
+                failure = {"cause": "stuck", "message": s.message, "host": s.host, "traceback": redact(s.stack)}
+                self._run.write_rank_failure(self._number, s.rank, failure)
+            message = "; ".join(s.message for s in suspects)
+            if self._claim is not None:
+                self._close("stuck", message)
+            else:
+                self._close_for_rank_0("stuck", message)
+
+    def _leave_stuck(self) -> None:
+        with contextlib.suppress(StorageError):
+            self._log_file.copy()
+        _exit("stuck")
+
+    def _report_failure(self, cause: Cause, message: str, error: Exception) -> None:
         text = io.StringIO()
         traceback.print_exception(error, file=text)
         log.error("%s", text.getvalue())
-        report = {
-            "cause": cause,
-            "message": message,
-            "traceback": redact(text.getvalue()),
-            "host": socket.gethostname(),
-        }
-        with contextlib.suppress(StorageError):
-            self._run.store.write_json(f"attempts/{self._number:04d}-rank{self._ranks.rank:05d}.json", report)
-
-    def _write_result(self, trainer: Trainer) -> None:
-        """Write the last of all files: it makes the run a finished one."""
-        recipe, spec = trainer.recipe, trainer.spec
-        attempts = self._run.attempts()
-        seconds = [(a.ended or a.started) - a.started for a in attempts]
-        images = recipe.total_steps * recipe.train.global_batch
-        score = trainer.scores[""]
-        result: dict[str, Any] = {
-            "run_id": spec.run_id,
-            "recipe": recipe.name,
-            "model": recipe.model.name,
-            "seed": spec.seed,
-            "steps": recipe.total_steps,
-            "epochs": recipe.schedule.epochs,
-            "top1": score.top1,
-            "top5": score.top5,
-            "loss": score.loss,
-            "samples": score.samples,
-            "modified": spec.modified,
-            "gpu_hours": sum(s * a.gpus for s, a in zip(seconds, attempts, strict=True)) / 3600,
-            "train_s": trainer.progress.train_s,
-            "attempts": len(attempts),
-            "preemptions": sum(a.cause == "preempted" for a in attempts),
-            "images_per_s": images / max(trainer.progress.train_s, 1e-9),
-            "goodput": min(1.0, trainer.progress.train_s / max(sum(seconds), 1e-9)),
-            "finished": time.time(),
-        }
-        if "ema_" in trainer.scores:
-            ema = trainer.scores["ema_"]
-            result["ema"] = {"top1": ema.top1, "top5": ema.top5, "loss": ema.loss}
-        self._run.store.write_json("result.json", result)
+        if self._number:
+            failure = {"message": f"rank {self._ranks.rank}: {message}", "traceback": redact(text.getvalue())}
+            failure |= {"cause": cause, "host": socket.gethostname()}
+            self._run.write_rank_failure(self._number, self._ranks.rank, failure)
 
 
 def _classify(error: BaseException) -> tuple[Cause, str]:
     """Say what an exception means for the run: go on elsewhere, try once more, or end it."""
     text = redact(str(error)) or type(error).__name__
+    if isinstance(error, claim.SupersededError):
+        return "superseded", text
     if isinstance(error, LostPeerError) or is_lost_peer(error):
         return "lost peer", text
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_host_memory(error):
         return "failed", (
             f"out of memory: {text.splitlines()[0]} A smaller micro-batch needs less: submit with more "
             "--virtual-ranks, or a larger --set job.mem_gb."
         )
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) and not isinstance(error, AccessError):
         return "crashed", text  # a network that fails for a while deserves another attempt
     if isinstance(error, RsbError):
         return "failed", text
     return "crashed", f"{type(error).__name__}: {text}"
 
 
-class _LogFile:
-    """Where a rank's log goes: straight into the run's folder, or to a local file that is copied there."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.name = ""
-        self.path = Path(tempfile.mkstemp(prefix="rsb-", suffix=".log")[1])
-
-    def copy(self) -> None:
-        if self.name:
-            self._store.write_bytes(self.name, self.path.read_bytes())
-        self.path.unlink()
+def _is_host_memory(error: BaseException) -> bool:
+    """Whether torch could not have memory of the host; it has no class of its own for that."""
+    signs = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-@contextlib.contextmanager
-def _logging(store: Store, ranks: Ranks) -> Iterator[_LogFile]:
-    """Log to standard error, which the scheduler keeps while we run, and to a file that goes to the run's folder."""
-    log_file = _LogFile(store)
-    formatter = logging.Formatter(
-        f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(log_file.path)]
-    root = logging.getLogger("rsb_cluster")
-    root.setLevel(logging.INFO)
-    root.propagate = False
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        root.addHandler(handler)
-    warnings.filterwarnings("ignore", message=".*Palette images with Transparency.*")
+def _oom_kills() -> int:
+    """Return how many processes the kernel of this host has killed for lack of memory since it started."""
     try:
-        yield log_file
-    finally:
-        for handler in handlers:
-            handler.flush()
-            root.removeHandler(handler)
-        handlers[1].close()
-        try:
-            log_file.copy()
-        except StorageError as error:
-            sys.stderr.write(f"could not keep the log: {error}\n")
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -102,6 +102,13 @@ def kill_all(writers_to: str | None, env: Iterable[str]) -> None:
         time.sleep(0.02)
 
 
+def processes_with(env: Iterable[str]) -> list[int]:
+    """Return the processes whose environment holds all of ``env``, as in ``kill_all``."""
+    wanted = list(env)
+    found = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in found if _has_env(pid, wanted) and not _is_zombie(pid)]
+
+
 def _has_env(pid: int, wanted: Iterable[str]) -> bool:
     """Judge by the environment that the process was started with."""
     try:

@@ -8,10 +8,10 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>broken by the proxy</Message></Error>"
 
@@ -24,7 +24,7 @@ class Fault:
         status: Answer this instead of asking the server; 0 to ask it.
         code: S3's name of the error.
         wait_s: Wait before the answer's first byte.
-        cut: Break the connection after so many bytes of the body.
+        cut: Break the connection after so many bytes of the body: of the answer's, or of a PUT's own.
         reset: Break it by RST, not by FIN.
         stall_s: Wait so long after the ``cut`` bytes; then go on instead of breaking.
     """
@@ -48,12 +48,19 @@ class Request:
 
 
 class FaultyProxy:
-    """A context manager. A GET whose path holds ``matching`` takes the next fault in ``faults``, if there is one."""
+    """A context manager. A request that fits takes the next fault in ``faults``; where there is none, ``always``.
 
-    def __init__(self, target: str, matching: str = "") -> None:
+    Args:
+        target: The server's URL.
+        matching: What the path of a request that fits holds.
+        methods: Those of a request that fits.
+    """
+
+    def __init__(self, target: str, matching: str = "", methods: Collection[str] = ("GET",)) -> None:
         host, port = target.removeprefix("http://").split(":")
         self._target = (host, int(port))
-        self._matching = matching
+        self._matching, self._methods = matching, methods
+        self.always = Fault()
         self.requests: list[Request] = []
         self.body_bytes = 0  # that were sent to clients, all answers together
         self.faults: deque[Fault] = deque()
@@ -136,25 +143,32 @@ class FaultyProxy:
             server.close()
 
     def _answer(self, head: bytes, client: socket.socket, server: socket.socket, from_client, from_server) -> None:  # type: ignore[no-untyped-def]
-        if re.search(rb"\r\nExpect: 100-continue\r", head, re.IGNORECASE):
-            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = from_client.read(_length(head))
         method, path = head.split(b" ", 2)[:2]
         bounds = re.search(rb"\r\nRange: bytes=(\d+)-(\d*)\r", head, re.IGNORECASE)
         first, last = (int(b) if b else None for b in bounds.groups()) if bounds else (None, None)
         request = Request(method.decode(), path.decode(), first, last)
         with self._lock:
             self.requests.append(request)
-            matches = request.method == "GET" and self._matching in request.path
-            fault = self.faults.popleft() if matches and self.faults else Fault()
+            matches = request.method in self._methods and self._matching in request.path
+            fault = (self.faults.popleft() if self.faults else self.always) if matches else Fault()
+        if re.search(rb"\r\nExpect: 100-continue\r", head, re.IGNORECASE):
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.method == "PUT" and fault.cut is not None:
+            from_client.read(min(fault.cut, _length(head)))
+            raise EOFError
+        body = from_client.read(_length(head))
         self._closing.wait(fault.wait_s)
         if fault.status:
-            content = ERROR % fault.code.encode()
+            content = ERROR % fault.code.encode() if request.method != "HEAD" else b""
             client.sendall(b"HTTP/1.1 %d Broken\r\nContent-Length: %d\r\n\r\n" % (fault.status, len(content)) + content)
             return
         server.sendall(head + body)
         while (answer := _read_head(from_server)).startswith(b"HTTP/1.1 100 "):
             pass
+        if re.search(rb"\r\nTransfer-Encoding: chunked\r", answer, re.IGNORECASE):
+            client.sendall(answer)
+            _pass_chunks(from_server, client)
+            return
         left = 0 if request.method == "HEAD" else _length(answer)
         if fault.cut == 0 and not fault.stall_s:
             raise EOFError  # not even a header
@@ -186,6 +200,15 @@ def _read_head(stream: Iterable[bytes]) -> bytes:
         if line == b"\r\n":
             return head
     return b""
+
+
+def _pass_chunks(source: BinaryIO, sink: socket.socket) -> None:
+    """Hand on a body in chunks; listings come so. It is never cut."""
+    size = 1
+    while size:
+        line = source.readline()
+        size = int(line.split(b";")[0], 16)
+        sink.sendall(line + source.read(size + 2))
 
 
 def _length(head: bytes) -> int:

@@ -17,7 +17,7 @@ TOOLS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "s
 # config_overrides: believe CPUs and memory below, whatever the machine has.
 SLURM_CONF = """\
 ClusterName=rsbtest
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={ctld_port}
 SlurmUser=root
 SlurmdUser=root
@@ -32,12 +32,6 @@ SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=5
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort={dbd_port}
-AccountingStoragePass={root}/munge.sock
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=2000
@@ -49,16 +43,26 @@ JobRequeue=1
 KillWait=10
 MinJobAge=300
 ReturnToService=2
-SlurmdTimeout=20
 MpiDefault=none
 MailProg=/bin/true
 SlurmdParameters=config_overrides
 MaxArraySize=20001
 MaxJobCount=50000
+{site}
 {nodes}
-PartitionName=main Nodes=n[1-{count}] Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=off OverSubscribe=NO
-PartitionName=spot Nodes=n[1-{count}] MaxTime=INFINITE PriorityTier=1 PreemptMode=requeue GraceTime=15 OverSubscribe=NO
+PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=off OverSubscribe=NO
+PartitionName=spot Nodes={names} MaxTime=INFINITE PriorityTier=1 PreemptMode=requeue GraceTime=15 OverSubscribe=NO
 """
+
+# What another kind of cluster has otherwise.
+SITE = """\
+SlurmdTimeout=20
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=5
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={root}/munge.sock"""
 
 # NodeAddr spares an entry in /etc/hosts: daemons and srun reach a node by address and port, never by its name.
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=8000 State=UNKNOWN"
@@ -104,6 +108,11 @@ class SlurmCluster(Server):
     def start(self) -> None:
         """Start all daemons, and wait until all nodes are idle."""
         self._write_config()
+        self._start_munged()
+        self._start_accounting()
+        self._start_slurm()
+
+    def _start_munged(self) -> None:
         sock = self.root / "munge.sock"
         self.spawn(
             "munged", "munged", "--foreground", "--force", f"--key-file={self.root}/munge.key", f"--socket={sock}",
@@ -111,6 +120,8 @@ class SlurmCluster(Server):
             f"--log-file={self.logs}/munged.log",
         )  # fmt: skip
         self.wait_daemon("munged", sock.exists)
+
+    def _start_accounting(self) -> None:
         self.command("mariadb-install-db", "--no-defaults", f"--datadir={self.root}/db", "--user=root")
         # Without grant tables there are no users to create; without flushing, thousands of jobs do not wait for a disk.
         self.spawn(
@@ -122,27 +133,41 @@ class SlurmCluster(Server):
         self.wait_daemon("mariadbd", lambda: listening(self._db_port))
         self.spawn("slurmdbd", "slurmdbd", "-D")
         self.wait_daemon("slurmdbd", lambda: listening(self._dbd_port))
+
+    def _start_slurm(self) -> None:
         self.spawn("slurmctld", "slurmctld", "-D", "-c")  # registers the cluster in the accounting by itself
         for node in self.nodes:
             self.start_node(node)
         self.wait_daemon("slurmctld", self._idle)
 
     def _write_config(self) -> None:
-        host = socket.gethostname().partition(".")[0]
+        host = _host()
         self._dbd_port, self._db_port, ctld_port, *ports = free_ports(3 + len(self.nodes))
         values = {"root": self.root, "host": host, "dbd_port": self._dbd_port, "db_port": self._db_port}
         lines = [NODE.format(name=name, host=host, port=port) for name, port in zip(self.nodes, ports, strict=True)]
-        conf = SLURM_CONF.format(**values, ctld_port=ctld_port, count=len(self.nodes), nodes="\n".join(lines))
-        for name, text, mode in (
-            ("slurm.conf", conf, 0o644),
-            ("slurmdbd.conf", SLURMDBD_CONF.format(**values), 0o600),
-            ("munge.key", os.urandom(512).hex(), 0o400),
-        ):
-            path = self.root / name
-            path.write_text(text)
-            path.chmod(mode)
+        self._write("slurmdbd.conf", SLURMDBD_CONF.format(**values), 0o600)
+        self._write_slurm_conf("127.0.0.1", ctld_port, SITE.format(**values), lines)
+
+    def _write_slurm_conf(self, address: str, ctld_port: int, site: str, nodes: list[str]) -> None:
+        host, names = socket.gethostname().partition(".")[0], ",".join(self.nodes)
+        conf = SLURM_CONF.format(
+            root=self.root,
+            host=host,
+            address=address,
+            ctld_port=ctld_port,
+            site=site,
+            nodes="\n".join(nodes),
+            names=names,
+        )
+        self._write("slurm.conf", conf, 0o644)
+        self._write("munge.key", os.urandom(512).hex(), 0o400)
         (self.root / "state").mkdir()
         (self.root / "spool").mkdir()
+
+    def _write(self, name: str, text: str, mode: int) -> None:
+        path = self.root / name
+        path.write_text(text)
+        path.chmod(mode)
 
     def _idle(self) -> bool:
         """Whether all nodes are idle and responding; a node that does not respond is ``idle*``."""
@@ -217,3 +242,7 @@ class SlurmCluster(Server):
         """End everything that runs with this cluster's configuration: daemons, job steps, tasks and clients."""
         kill_all(f"{self.logs}/", [self._ours])
         super().stop()
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]

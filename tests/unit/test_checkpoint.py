@@ -10,6 +10,8 @@ import time
 import pytest
 
 from rsb_cluster import checkpoint
+from rsb_cluster.checkpoint import Saved
+from rsb_cluster.claim import SupersededError
 from rsb_cluster.errors import CheckpointError
 from rsb_cluster.storage import Store
 from tests.command import ROOT
@@ -21,32 +23,48 @@ def files_of(step):
     return {name: content + str(step).encode() for name, content in FILES.items()}
 
 
-def write(store, *steps):
+def put(store, step, files, attempt=1):
+    checkpoint.write(store, Saved(step, attempt), files.items(), before_manifest=lambda: None)
+
+
+def write(store, *steps, attempt=1):
     for step in steps:
-        checkpoint.write(store, step, files_of(step))
+        put(store, step, files_of(step), attempt)
+
+
+def steps(store):
+    return [saved.step for saved in checkpoint.listed(store, {})]
+
+
+def latest(store):
+    return checkpoint.read_latest(store, {})
+
+
+def prune(store, keep):
+    checkpoint.prune(store, {}, keep=keep, best_step=0)
 
 
 def path(step, name):
-    return f"{checkpoint.folder_name(step)}/{name}"
+    return f"{Saved(step, 1).folder}/{name}"
 
 
 def test_it_comes_back_as_it_was(anywhere):
-    assert checkpoint.read_latest(anywhere) is None
-    assert checkpoint.steps(anywhere) == []
+    assert latest(anywhere) is None
+    assert steps(anywhere) == []
     write(anywhere, 20, 3)
-    checkpoint.write(anywhere, 100, {"model.pt": bytearray(b"x"), "view": memoryview(b"abc")})
-    assert checkpoint.steps(anywhere) == [3, 20, 100]
-    latest = checkpoint.read_latest(anywhere)
-    assert latest == checkpoint.Checkpoint(100, {"model.pt": b"x", "view": b"abc"})
-    assert checkpoint.read(anywhere, 3).files == files_of(3)
+    put(anywhere, 100, {"model.pt": bytearray(b"x"), "view": memoryview(b"abc")})
+    assert steps(anywhere) == [3, 20, 100]
+    found = latest(anywhere)
+    assert found == checkpoint.Checkpoint(Saved(100, 1), {"model.pt": b"x", "view": b"abc"})
+    assert checkpoint.read(anywhere, Saved(3, 1)).files == files_of(3)
 
 
 def test_numbers_are_numbers_and_not_text(anywhere):
     write(anywhere, 5, 99_999_999, 100_000_000, 40)
-    assert checkpoint.steps(anywhere) == [5, 40, 99_999_999, 100_000_000]
-    assert checkpoint.read_latest(anywhere).step == 100_000_000
-    checkpoint.prune(anywhere, 2)
-    assert checkpoint.steps(anywhere) == [99_999_999, 100_000_000]
+    assert steps(anywhere) == [5, 40, 99_999_999, 100_000_000]
+    assert latest(anywhere).step == 100_000_000
+    prune(anywhere, 2)
+    assert steps(anywhere) == [99_999_999, 100_000_000]
 
 
 def test_the_manifest_is_the_last_file(tmp_path, monkeypatch):
@@ -68,10 +86,10 @@ def test_without_a_manifest_it_is_none(anywhere):
     write(anywhere, 1)
     for name, content in files_of(2).items():
         anywhere.write_bytes(path(2, name), content)
-    assert checkpoint.steps(anywhere) == [1]
-    assert checkpoint.read_latest(anywhere).step == 1
+    assert steps(anywhere) == [1]
+    assert latest(anywhere).step == 1
     write(anywhere, 2)
-    assert checkpoint.read_latest(anywhere).files == files_of(2), "a half one is no hindrance to a whole one"
+    assert latest(anywhere).files == files_of(2), "a half one is no hindrance to a whole one"
 
 
 def flip(store, step, name, bit):
@@ -102,7 +120,7 @@ DAMAGES = {
     "a manifest with an entry that is none": lambda s: manifest(s, 9, lambda m: m["files"].update({"model.pt": 3})),
     "a manifest of another step": lambda s: manifest(s, 9, lambda m: m.update(step=8)),
     "a manifest with a name that leaves": lambda s: manifest(
-        s, 9, lambda m: m["files"]["empty"].update(file="../step-00000005/empty")
+        s, 9, lambda m: m["files"]["empty"].update(file="../step-00000005-a0001/empty")
     ),
     "a manifest with another hash": lambda s: manifest(s, 9, lambda m: m["files"]["model.pt"].update(sha256="0" * 64)),
 }
@@ -112,16 +130,16 @@ DAMAGES = {
 def test_a_damaged_one_is_named_and_put_aside_and_the_one_before_is_used(anywhere, caplog, damage):
     write(anywhere, 5, 9)
     DAMAGES[damage](anywhere)
-    with pytest.raises(CheckpointError, match="step-00000009"):
-        checkpoint.read(anywhere, 9)
+    with pytest.raises(CheckpointError, match="step-00000009-a0001"):
+        checkpoint.read(anywhere, Saved(9, 1))
     with caplog.at_level(logging.WARNING):
-        latest = checkpoint.read_latest(anywhere)
-    assert (latest.step, latest.files) == (5, files_of(5))
+        found = latest(anywhere)
+    assert (found.step, found.files) == (5, files_of(5))
     (said,) = caplog.messages
-    assert f"{anywhere.url}/step-00000009" in said
+    assert f"{anywhere.url}/step-00000009-a0001" in said
     assert said.endswith("It is put aside; the one before is used.")
-    assert anywhere.names() == ["damaged-step-00000009", "step-00000005"]
-    assert checkpoint.read_latest(anywhere).step == 5, "and it stays aside"
+    assert anywhere.names() == ["damaged-step-00000009-a0001", "step-00000005-a0001"]
+    assert latest(anywhere).step == 5, "and it stays aside"
 
 
 def test_a_step_can_be_damaged_twice(anywhere):
@@ -129,16 +147,16 @@ def test_a_step_can_be_damaged_twice(anywhere):
     for _ in range(2):
         write(anywhere, 9)
         flip(anywhere, 9, "model.pt", 0)
-        assert checkpoint.read_latest(anywhere).step == 5
+        assert latest(anywhere).step == 5
     write(anywhere, 9)
-    assert checkpoint.read_latest(anywhere).files == files_of(9)
+    assert latest(anywhere).files == files_of(9)
 
 
 def test_two_damaged_ones_are_passed_over(anywhere):
     write(anywhere, 1, 2, 3)
     flip(anywhere, 2, "model.pt", 0)
     anywhere.delete(path(3, "progress.json"))
-    assert checkpoint.read_latest(anywhere).step == 1
+    assert latest(anywhere).step == 1
 
 
 def test_if_none_is_whole_the_user_decides(anywhere):
@@ -146,33 +164,34 @@ def test_if_none_is_whole_the_user_decides(anywhere):
     flip(anywhere, 1, "model.pt", 0)
     flip(anywhere, 2, "model.pt", 0)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.read_latest(anywhere)
+        latest(anywhere)
     assert str(caught.value).startswith(f"none of the 2 checkpoints in {anywhere.url} is whole")
     with pytest.raises(CheckpointError):  # asking again does not make it start from scratch
-        checkpoint.read_latest(anywhere)
+        latest(anywhere)
 
 
 def test_prune_keeps_the_newest(anywhere):
     write(anywhere, 1, 2, 3, 10)
-    checkpoint.prune(anywhere, 2)
-    assert anywhere.names() == ["step-00000003", "step-00000010"]
-    checkpoint.prune(anywhere, 2)
-    assert checkpoint.steps(anywhere) == [3, 10]
-    assert checkpoint.read_latest(anywhere).files == files_of(10)
+    prune(anywhere, 2)
+    assert anywhere.names() == ["step-00000003-a0001", "step-00000010-a0001"]
+    prune(anywhere, 2)
+    assert steps(anywhere) == [3, 10]
+    assert latest(anywhere).files == files_of(10)
 
 
 def test_prune_removes_what_was_begun_and_never_ended_but_not_what_may_be_under_way(anywhere):
     write(anywhere, 3, 10)
     for step in (1, 5, 12):
         anywhere.write_bytes(path(step, "model.pt"), b"half")
-    anywhere.write_bytes("damaged-step-00000002/model.pt", b"evidence")
-    checkpoint.prune(anywhere, 2)
+    anywhere.write_bytes("damaged-step-00000002-a0001/model.pt", b"evidence")
+    prune(anywhere, 2)
     assert anywhere.names() == [
-        "damaged-step-00000002", "step-00000003", "step-00000005", "step-00000010", "step-00000012",
+        "damaged-step-00000002-a0001", "step-00000003-a0001", "step-00000005-a0001",
+        "step-00000010-a0001", "step-00000012-a0001",
     ]  # fmt: skip
     write(anywhere, 20, 30)
-    checkpoint.prune(anywhere, 2)
-    assert anywhere.names() == ["damaged-step-00000002", "step-00000020", "step-00000030"]
+    prune(anywhere, 2)
+    assert anywhere.names() == ["damaged-step-00000002-a0001", "step-00000020-a0001", "step-00000030-a0001"]
 
 
 def test_a_step_that_is_saved_again_is_whole_at_any_time(anywhere):
@@ -194,15 +213,53 @@ def test_a_step_that_is_saved_again_is_whole_at_any_time(anywhere):
         left[0] = survived
         anywhere.write_bytes = dying
         with pytest.raises(Killed):
-            checkpoint.write(anywhere, 9, again)
+            put(anywhere, 9, again)
         del anywhere.write_bytes
-        assert checkpoint.read(anywhere, 9).files == files_of(9)
-    checkpoint.write(anywhere, 9, again)
-    assert checkpoint.read_latest(anywhere).files == again
-    checkpoint.write(anywhere, 9, files_of(9))
-    assert checkpoint.read_latest(anywhere).files == files_of(9)
-    checkpoint.write(anywhere, 9, again)
-    assert checkpoint.read_latest(anywhere).files == again
+        assert checkpoint.read(anywhere, Saved(9, 1)).files == files_of(9)
+    put(anywhere, 9, again)
+    assert latest(anywhere).files == again
+    put(anywhere, 9, files_of(9))
+    assert latest(anywhere).files == files_of(9)
+    put(anywhere, 9, again)
+    assert latest(anywhere).files == again
+
+
+def test_the_best_is_kept_besides_the_newest(anywhere):
+    write(anywhere, 1, 2, 3, 10)
+    for _ in range(2):
+        checkpoint.prune(anywhere, {}, keep=2, best_step=2)
+        assert steps(anywhere) == [2, 3, 10]
+    checkpoint.prune(anywhere, {}, keep=2, best_step=10)
+    assert steps(anywhere) == [3, 10]
+
+
+def test_what_an_attempt_saves_after_its_successor_started_counts_for_nothing(anywhere):
+    """Attempt 1 was held for dead; attempt 2 started at its step 10."""
+    write(anywhere, 5, 10)
+    starts = {1: 0, 2: 10}
+    write(anywhere, 20, attempt=1)
+    assert checkpoint.read_latest(anywhere, starts).saved == Saved(10, 1)
+    write(anywhere, 15, attempt=2)
+    assert checkpoint.read_latest(anywhere, starts).saved == Saved(15, 2)
+    assert checkpoint.listed(anywhere, starts) == [Saved(5, 1), Saved(10, 1), Saved(15, 2)]
+    checkpoint.prune(anywhere, starts, keep=2, best_step=0)
+    assert anywhere.names() == ["step-00000010-a0001", "step-00000015-a0002"]
+
+
+def test_two_attempts_that_save_one_step_do_not_share_a_folder(anywhere):
+    write(anywhere, 9, attempt=1)
+    put(anywhere, 9, {"model.pt": b"the second's"}, attempt=2)
+    assert checkpoint.read_latest(anywhere, {1: 0, 2: 5}).files == {"model.pt": b"the second's"}
+    assert checkpoint.read(anywhere, Saved(9, 1)).files == files_of(9)
+
+
+def test_an_attempt_that_is_superseded_writes_no_manifest(anywhere):
+    def superseded():
+        raise SupersededError
+
+    with pytest.raises(SupersededError):
+        checkpoint.write(anywhere, Saved(7, 1), files_of(7).items(), before_manifest=superseded)
+    assert steps(anywhere) == []
 
 
 WRITER = """
@@ -215,9 +272,9 @@ print("up", flush=True)
 while True:
     step += 1
     files = {f"part-{n}": bytes([step % 256]) * (100_000 + step) for n in range(3)}
-    checkpoint.write(store, step, files)
-    checkpoint.write(store, step, files | {"part-1": b"again"})
-    checkpoint.prune(store, 2)
+    for content in (files, files | {"part-1": b"again"}):
+        checkpoint.write(store, checkpoint.Saved(step, 1), content.items(), before_manifest=lambda: None)
+    checkpoint.prune(store, {}, keep=2, best_step=0)
     print(step, flush=True)
 """
 
@@ -236,7 +293,7 @@ def test_killed_at_any_moment_the_last_that_was_said_to_be_saved_is_there(anywhe
             time.sleep(0.02 + 0.037 * n)
             child.kill()
             said = max(said, *map(int, child.stdout.read().split()), 0)
-        found = checkpoint.read_latest(anywhere)
+        found = latest(anywhere)
         assert found.step in (said, said + 1)
         size = 100_000 + found.step
         assert {len(content) for content in found.files.values()} <= {size, len(b"again")}

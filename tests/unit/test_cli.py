@@ -79,7 +79,7 @@ def test_help_goes_to_stdout(rsb):
         ("retry", "Error: Missing argument 'RUN|SWEEP...'."),
         ("cancel", "Error: Missing argument 'RUN|SWEEP...'."),
         ("logs x --rank -1", "Invalid value for '--rank': -1 is not in the range x>=0."),
-        ("collect --format xls", "Invalid value for '--format': 'xls' is not one of 'table', 'csv', 'json', 'md'."),
+        ("collect --format xls", "Invalid value for '--format': 'xls' is not one of 'table', 'csv', 'json', 'md',"),
         ("sumbit", "Error: No such command 'sumbit'."),
     ],
 )  # fmt: skip

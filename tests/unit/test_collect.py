@@ -16,13 +16,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rsb_cluster.collect import Collection, Group, collect, judge, render
 from rsb_cluster.recipe import Recipe, override
 from rsb_cluster.references import Reference, lookup
-from rsb_cluster.run import Attempt, Run, Spec, Submission
+from rsb_cluster.run import Attempt, Run, Spec, Submission, list_folders
 from rsb_cluster.storage import Store
+from rsb_cluster.sweep import Member, Sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -77,12 +79,16 @@ def finish(run: Run, top1: float, **changes: Any) -> Run:
         "samples": recipe.data.val_samples,
         "modified": spec.modified,
         "gpu_hours": 60.25,
+        "rank_hours": 60.25,
+        "wall_s": 54225.0,
         "train_s": 54000.0,
         "attempts": 1,
         "preemptions": 0,
+        "steps_repeated": 0,
         "images_per_s": 2370.5,
         "goodput": 0.975,
         "finished": 1760000000.0,
+        "science": {"recipe": recipe.model_dump(mode="json"), "spec": spec.brief().model_dump(mode="json")},
     }
     run.store.write_json("result.json", result | changes)
     return run
@@ -121,12 +127,12 @@ def test_numbers_of_a_group_are_those_of_its_seeds(tmp_path: Path) -> None:
     assert group.top5 == pytest.approx(statistics.mean(top5))
     assert group.gpu_hours == pytest.approx(191.75)
     assert (group.attempts, group.preemptions) == (8, 4)
-    assert group.goodput == pytest.approx(0.92)
+    assert group.goodput == pytest.approx(3 / (1 / 0.99 + 1 / 0.95 + 1 / 0.82))  # all trained for the same time
     assert group.references[0] == Reference(78.00, "Table 9, 10 seeds", 10, 0.09)
     assert group.delta == pytest.approx(statistics.mean(top1) - 78.00)
     assert group.verdict == "reproduced"
     assert group.notes == ()
-    assert [row.spec.seed for row in group.rows] == [0, 1, 2]
+    assert [row.science.spec.seed for row in group.rows] == [0, 1, 2]
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
@@ -352,7 +358,7 @@ def test_a_group_without_a_run_that_counts_has_no_verdict(tmp_path: Path) -> Non
 
 def unfinished(run: Run) -> tuple[str, str]:
     collection = collect([run])
-    assert collection.groups == ()
+    assert all(group.verdict == "no result" and group.n == 0 and not group.rows for group in collection.groups)
     (one,) = collection.unfinished
     assert (one.run_id, one.url) == (run.run_id, run.url)
     return one.state, one.reason
@@ -443,7 +449,15 @@ def runs(tmp_path: Path) -> list[Run]:
     lr = {"modified": {"optimizer.lr": (8e-3, 4e-3)}}
     found = [
         finish(make_run(folder, spec=code), 78.06, ema=ema),
-        finish(make_run(folder, seed=1, spec=code), 77.91, attempts=3, preemptions=2, goodput=0.9, gpu_hours=64.0),
+        finish(
+            make_run(folder, seed=1, spec=code),
+            77.91,
+            attempts=3,
+            preemptions=2,
+            goodput=0.9,
+            gpu_hours=64.0,
+            steps_repeated=1375,
+        ),
         finish(make_run(folder, seed=2, spec=code), 78.13),
         finish(make_run(folder, a_recipe("optimizer.lr=4e-3"), tag="-lr", spec=lr), 77.5),
         finished(folder, 71.9, a1("resnet18")),
@@ -455,16 +469,22 @@ def runs(tmp_path: Path) -> list[Run]:
         make_run(folder, seed=4),
         make_run(folder, seed=5),
         Run.at(folder, "a3-resnet50-s6"),
+        make_run(folder, a1("resnet152")),
+        finished(folder, 78.0, seed=7),
     ]
     attempt(found[9], cause="failed", message='loss is NaN, "twice"\n[red] | in a row', end_step=1250)
     attempt(found[10])
     found[11].add_submission(Submission(backend="slurm", job_id="4711", folder="f", shape="1x4", time=1e9))
+    attempt(found[13], gpus=8, end_step=0)
+    found[13].store.write_json("attempts/0001-alive.json", {"step": 700, "time": 1e9 + 3600, "beats": 360})
+    found[14].store.write_bytes("result.json", b'{"top1": 78')
     return found
 
 
 def same_as_golden(name: str, text: str, folder: Path) -> None:
     """Compare with a file. ``UPDATE_GOLDEN=1`` writes it instead, and fails so that it is looked at."""
-    text = text.replace(str(folder), "<folder>")
+    for written in (str(folder), str(folder).replace("_", r"\_")):  # as it is, and in LaTeX
+        text = text.replace(written, "<folder>")
     golden = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.mkdir(exist_ok=True)
@@ -485,6 +505,14 @@ def test_markdown_is_golden(runs: list[Run], tmp_path: Path) -> None:
     same_as_golden("collect.md", render(collect(runs), "md"), tmp_path)
 
 
+def test_latex_is_golden(runs: list[Run], tmp_path: Path) -> None:
+    same_as_golden("collect.tex", render(collect(runs), "latex"), tmp_path)
+
+
+def test_html_is_golden(runs: list[Run], tmp_path: Path) -> None:
+    same_as_golden("collect.html", render(collect(runs), "html"), tmp_path)
+
+
 def test_plain_table_is_golden(runs: list[Run], tmp_path: Path) -> None:
     table = render(collect(runs), "table", terminal=False)
     assert "\x1b" not in table
@@ -503,6 +531,8 @@ def test_csv_has_one_line_per_run_and_no_number_for_the_unfinished(runs: list[Ru
     assert failed["reason"] == 'loss is NaN, "twice"\n[red] | in a row (attempt 1, step 1250)'
     counted = {row["run_id"] for row in rows if row["counted"] == "True"}
     assert counted == {run.run_id for run in runs[:9]} - {"a3-resnet34-s0"}
+    assert by_id["a1-resnet152-s0"]["gpu_hours"] == "8.0"
+    assert by_id["a1-resnet152-s0"]["steps"] == "700"
     assert all(None not in row for row in rows)
     empty = [name for name in rows[0] if not any(row[name] for row in rows)]
     assert empty == []
@@ -517,10 +547,12 @@ def test_json_has_every_run_and_is_strict(runs: list[Run]) -> None:
     outside = [run["run_id"] for run in value["unfinished"]]
     assert sorted(inside + outside) == sorted(run.run_id for run in runs)
     assert {run["run_id"]: run["state"] for run in value["unfinished"]} == {
+        "a1-resnet152-s0": "killed",
         "a3-resnet50-s3": "failed",
         "a3-resnet50-s4": "running",
         "a3-resnet50-s5": "queued",
         "a3-resnet50-s6": "missing",
+        "a3-resnet50-s7": "unreadable",
     }
     (diverged,) = [group["runs"][0] for group in value["groups"] if group["model"] == "resnet101"]
     assert diverged["loss"] is None
@@ -530,8 +562,8 @@ def test_markdown_rows_have_as_many_cells_as_the_heading(runs: list[Run], tmp_pa
     odd = finish(make_run(tmp_path, tag="-p", spec={"modified": {"model.kwargs": ("a|b", "c|d")}}), 78.0)
     lines = render(collect([*runs, odd]), "md").splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + 8
-    assert {line.replace(r"\|", "").count("|") for line in table} == {14}
+    assert len(table) == 2 + 9
+    assert {line.replace(r"\|", "").count("|") for line in table} == {17}
     assert any(r"model.kwargs=c\|d" in line for line in table)
 
 
@@ -586,29 +618,143 @@ def test_nothing_at_all_is_said_so() -> None:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def test_finished_runs_cost_three_reads_and_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, waiting = finished(tmp_path, 78.0), make_run(tmp_path, seed=1)
-    attempt(run, cause="finished")
-    attempt(waiting, cause="preempted")
+def test_a_finished_run_costs_one_file_and_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, old, waiting = finished(tmp_path, 78.0), finished(tmp_path, 78.0, seed=1), make_run(tmp_path, seed=2)
+    old.store.write_json("result.json", {k: v for k, v in old.store.read_json("result.json").items() if k != "science"})
+    attempt(run, cause="finished", ended=2e9)
+    attempt(waiting, cause="preempted", ended=2e9)
     read: list[str] = []
-    read_bytes, files_of = Store.read_bytes, Store.files
+    read_bytes, read_many, files_of = Store.read_bytes, Store.read_many, Store.files
 
     def spy_read(self: Store, path: str) -> bytes:
-        read.append(f"{self.url.rsplit('/', 1)[-1]}/{path}")
+        read.append(self.locate(path).removeprefix(f"{tmp_path}/"))
         return read_bytes(self, path)
 
+    def spy_many(self: Store, paths: Any) -> Any:
+        paths = list(paths)
+        read.extend(self.locate(path).removeprefix(f"{tmp_path}/") for path in paths)
+        return read_many(self, paths)
+
     def spy_files(self: Store, folder: str = "") -> list[str]:
-        read.append(f"{self.url.rsplit('/', 1)[-1]}/{folder}/")
+        read.append(self.locate(folder).removeprefix(f"{tmp_path}/") + "/")
         return files_of(self, folder)
 
     monkeypatch.setattr(Store, "read_bytes", spy_read)
+    monkeypatch.setattr(Store, "read_many", spy_many)
     monkeypatch.setattr(Store, "files", spy_files)
     collect([run])
-    assert sorted(read) == [f"a3-resnet50-s0/{name}.json" for name in ("recipe", "result", "spec")]
+    assert read == ["a3-resnet50-s0/result.json"]
+    read.clear()
+    assert only(collect([old])).n == 1
+    assert sorted(read) == [f"a3-resnet50-s1/{name}.json" for name in ("recipe", "result", "spec")]
     read.clear()
     collect([waiting])
-    assert "a3-resnet50-s1/attempts/0001.json" in read
+    assert "a3-resnet50-s2/attempts/0001.json" in read
     assert not any("metrics" in name or "checkpoints" in name for name in read)
+
+
+def test_what_a_result_says_was_trained_is_not_believed_of_another_run(tmp_path: Path) -> None:
+    """A result.json that was copied into another run's folder brings its own recipe with it."""
+    here, there = make_run(tmp_path), finished(tmp_path, 79.0, a_recipe("name=mine", "paper="))
+    here.store.write_bytes("result.json", there.store.read_bytes("result.json"))
+    group = only(collect([here]))
+    assert (group.recipe, group.n) == ("a3", 0)
+    assert group.rows[0].flags == ("its result.json is of mine-resnet50-s0 (seed 0, resnet50)",)
+
+
+def test_a_folder_that_is_no_run_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("x")
+    (tmp_path / "README").write_text("x")
+    assert collect(list_folders(str(tmp_path))) == Collection((), ())
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "reason"),
+    [
+        ("spec.json", None, "there is nothing at"),
+        ("spec.json", b"{", "is not JSON"),
+        ("recipe.json", None, "there is nothing at"),
+        ("recipe.json", b"[]", "recipe.json"),
+        ("attempts/0001.json", b"{}", "'number' is missing"),
+    ],
+)
+def test_a_broken_folder_is_named_and_the_others_are_read(
+    tmp_path: Path, broken: str, content: bytes | None, reason: str
+) -> None:
+    finished(tmp_path, 78.0)
+    run = make_run(tmp_path, seed=1)
+    attempt(run)
+    run.store.delete(broken)
+    if content is not None:
+        run.store.write_bytes(broken, content)
+    collection = collect(list_folders(str(tmp_path)))
+    assert (collection.groups[0].n, collection.groups[0].mean) == (1, 78.0)
+    (one,) = collection.unfinished
+    assert (one.run_id, one.state) == (run.run_id, "unreadable")
+    assert reason in one.reason
+
+
+def test_a_run_that_a_sweep_wants_and_that_was_never_sent_is_counted_as_missing(tmp_path: Path) -> None:
+    finished(tmp_path, 78.0)
+    wanted = [("a3-resnet50-s0", "a3", "resnet50", 0), ("a3-resnet50-s9", "a3", "resnet50", 9), ("x-y-s0", "x", "y", 0)]
+    members = [Member(run_id=i, recipe=recipe, model=model, seed=seed) for i, recipe, model, seed in wanted]
+    sweep = Sweep(sweep_id="s-1", file="", created=1e9, members=tuple(members))
+    collection = collect([Run.at(tmp_path, member.run_id) for member in members], [sweep])
+    assert [(g.recipe, g.model, g.n, len(g.rows) + len(g.open), g.verdict) for g in collection.groups] == [
+        ("a3", "resnet50", 1, 2, "reproduced"),
+        ("x", "y", 0, 1, "no result"),
+    ]
+    assert [(run.run_id, run.state) for run in collection.unfinished] == [
+        ("a3-resnet50-s9", "missing"),
+        ("x-y-s0", "missing"),
+    ]
+    missing = [row for row in csv.DictReader(io.StringIO(render(collection, "csv"))) if row["state"] == "missing"]
+    assert [(row["recipe"], row["model"], row["seed"]) for row in missing] == [("a3", "resnet50", "9"), ("x", "y", "0")]
+    for format in ("table", "md", "latex", "html"):
+        assert "1/2" in render(collection, format)
+
+
+@pytest.mark.parametrize(("now", "state"), [(1e9 + 3700, "running"), (1e9 + 7200, "killed")])
+def test_an_attempt_without_an_end_is_taken_for_dead_when_it_is_silent(tmp_path: Path, now: float, state: str) -> None:
+    run = make_run(tmp_path)
+    attempt(run)
+    run.store.write_json("attempts/0001-alive.json", {"step": 700, "time": 1e9 + 3600, "beats": 360})
+    (one,) = collect([run], now=now).unfinished
+    heard = "attempt 1 on node-a; last heard of at step 700, 2001-09-09 02:46:40 UTC"
+    assert (one.state, one.reason, one.step) == (state, heard, 700)
+
+
+def test_what_unfinished_runs_cost_is_in_the_cost_of_their_group(tmp_path: Path) -> None:
+    done, failed = finished(tmp_path, 78.0), make_run(tmp_path, seed=1)
+    attempt(failed, gpus=4, ended=1e9 + 3600, cause="preempted", end_step=500)
+    attempt(failed, 2, gpus=4, started=1e9 + 4000, ended=1e9 + 5800, cause="failed", start_step=400, end_step=450)
+    group = only(collect([done, failed]))
+    assert group.gpu_hours == pytest.approx(60.25 + 4 + 2)
+    assert (group.attempts, group.preemptions, group.steps_repeated) == (3, 1, 50)
+    assert group.goodput == pytest.approx(0.975)  # of the finished ones
+
+
+# ---- numbers, a second way ---------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_every_group_follow_from_its_runs(runs: list[Run]) -> None:
+    """From the CSV's lines alone, with numpy, as a user would compute them in a notebook."""
+    collection = collect(runs)
+    lines = list(csv.DictReader(io.StringIO(render(collection, "csv"))))
+    for group in json.loads(render(collection, "json"))["groups"]:
+        names = {run["run_id"] for run in group["runs"]} | set(group["unfinished"])
+        mine = [line for line in lines if line["run_id"] in names]
+        top1 = np.array([float(line["top1"]) for line in mine if line["counted"] == "True"])
+        assert group["n"] == len(top1)
+        if len(top1):
+            assert [group["mean"], group["min"], group["max"]] == pytest.approx([top1.mean(), top1.min(), top1.max()])
+        if len(top1) > 1:
+            assert group["std"] == pytest.approx(top1.std(ddof=1))
+        for column in ("gpu_hours", "attempts", "preemptions", "steps_repeated"):
+            assert group[column] == pytest.approx(sum(float(line[column] or 0) for line in mine)), column
+        if group["references"] and len(top1):
+            assert group["delta"] == pytest.approx(top1.mean() - group["references"][0]["top1"])
 
 
 def test_a_store_that_is_no_local_folder_is_read_too() -> None:
@@ -654,7 +800,7 @@ def test_all_models_with_a_reference_are_timms() -> None:
 
     paper, weights = published("paper.toml"), published("timm.toml")
     named = {*TABLE3, *paper["seeds"], *paper["more_seeds"], *paper["deit"], *paper["deit_repository"]}
-    named |= {model for part in weights.values() for model in part}
+    named |= {model for part in weights.values() for model in part} | set(paper["table4"])
     assert [name for name in sorted(named) if not timm.is_model(name)] == []
     # The released weights are there under the names that the numbers are of.
     tags = {f"{model}.{procedure.lower()}_in1k" for model, row in weights["a1_a2_a3"].items() for procedure in row}
@@ -667,6 +813,34 @@ def test_table_3_agrees_with_what_timm_measures_for_the_released_weights() -> No
     for model, row in measured.items():
         for procedure, top1 in row.items():
             assert top1 == pytest.approx(TABLE3[model][procedure]["top1"], abs=0.07), (model, procedure)
+
+
+def test_the_papers_tables_agree_with_each_other() -> None:
+    paper = published("paper.toml")
+    for procedure, row in paper["table1"].items():
+        of_table3 = TABLE3["resnet50"][procedure]
+        assert (row["top1"], row["hours"], row["gpus"]) == tuple(of_table3[key] for key in ("top1", "hours", "gpus"))
+        assert row["peak_mb"] / 1000 == pytest.approx(of_table3["gpu_gb"], abs=0.11)
+    differing = {m for m, row in paper["table4"].items() if row["top1"] != TABLE3[m]["A1"]["top1"]}
+    assert paper["table4"].keys() == TABLE3.keys()
+    assert differing == {m for m, row in TABLE3.items() if "doubt" in row}
+    assert (paper["table4"]["resnet50"]["real"], paper["table4"]["resnet50"]["v2"]) == (85.7, 68.7)
+    for model, row in TABLE3.items():
+        # A2 is half of A1, to the hour: the same images twice.
+        assert row["A1"]["hours"] == 2 * row["A2"]["hours"], model
+        assert row["A1"]["gpu_gb"] == row["A2"]["gpu_gb"] > row["A3"]["gpu_gb"] or model == "resnext50_32x4d"
+    known = lookup("A3", "resnet50")
+    assert known is not None
+    assert known.v100_hours == 60
+
+
+def test_timms_values_on_other_labels_are_near_the_papers() -> None:
+    paper, timm = published("paper.toml"), published("timm.toml")
+    assert len(timm["real"]) == len(timm["v2"]) == len(timm["other_px"]) == 9
+    for model, row in timm["real"].items():
+        assert row["A1"] == pytest.approx(paper["table4"][model]["real"], abs=0.11), model
+        assert timm["v2"][model]["A1"] == pytest.approx(paper["table4"][model]["v2"], abs=0.3), model
+        assert timm["other_px"][model]["A3"] < timm["a1_a2_a3"][model]["A3"], "160 px is worse than 224"
 
 
 def test_seed_statistics_fit_their_headline() -> None:

@@ -165,6 +165,7 @@ def test_an_odd_micro_batch_is_fine_without_mixup():
         ("slurm", ["time_min=2"], "signal_delay_s is not shorter than time_min"),
         ("slurm", ["nodes=0"], "nodes = 0: input should be greater than 0"),
         ("slurm", ["nodes=true"], "nodes = True: input should be a valid number"),
+        ("slurm", ["min_nodes=5", "nodes=4"], "min_nodes = 5 is more than nodes = 4"),
         ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: input should be greater than or equal to 2"),
         ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local' or 'slurm'"),
         ("slurm", ["partition=gpu"], "unknown key 'partition'."),
@@ -247,6 +248,17 @@ def test_options_of_the_site_pass_through():
     assert found["licenses"] == "'a'\"'\"'b'"
     assert found["requeue"] == ""
     assert found["gpus-per-node"] == "8"
+
+
+def test_a_job_may_start_on_fewer_nodes():
+    job = load_job("slurm", "min_nodes=2", "nodes=4")
+    assert options(script(job))["nodes"] == "2-4"
+    assert job.shape == "2-4 nodes × 8 GPUs"
+    assert options(script(load_job("slurm", "min_nodes=4", "nodes=4")))["nodes"] == "4"
+
+
+def test_a_rank_that_is_stopped_does_not_keep_the_job():
+    assert re.search(r"^srun .*--wait=90 ", script(load_job("slurm")), re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ sys.stderr.write("\\n" + json.dumps(sorted({name.partition(".")[0] for name in s
     "command",
     [
         ["--help"], ["submit", "--help"], ["recipes", "list"], ["recipes", "show", "a1"],
-        ["recipes", "diff", "a1", "a2"], ["jobs", "list"], ["jobs", "show", "slurm"],
-        ["sweeps", "list"], ["status"], ["collect"],
+        ["recipes", "diff", "a1", "a2"], ["jobs", "list"], ["jobs", "show", "slurm"], ["sweeps", "list"],
+        ["status"], ["collect"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """From shards to batches: the same batches whoever decodes them, nothing read twice, nothing left behind."""
 
 import dataclasses
+import io
 import itertools
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from rsb_cluster.catalog import load_recipe
@@ -21,6 +24,7 @@ from rsb_cluster.recipe import Recipe
 from rsb_cluster.storage import Store
 from rsb_cluster.train.augment import TrainTransform
 from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
+from rsb_cluster.train.pixels.decode import Source
 from rsb_cluster.train.pixels.transforms import FastTrain
 from rsb_cluster.train.streams import EvalStream, TrainStream
 
@@ -50,6 +54,24 @@ class Part:
         return ThreadedBatches(self.stream(start, stop), FastTrain(self.recipe), side=side, threads=threads, pin=False)
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 crops of two photographs, as JPEG and one as PNG."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    sources = [Image.fromarray(image) for image in load_sample_images().images]
+
+    def read(i: int) -> tuple[str, bytes, str, int]:
+        width, height = (int(side) for side in rng.integers(100, 200, 2))
+        x, y = (int(at) for at in rng.integers(0, 200, 2))
+        file, kind = io.BytesIO(), "PNG" if i == 7 else "JPEG"
+        sources[i % 2].crop((x, y, x + width, y + height)).save(file, kind)
+        return f"photo{i:03d}", file.getvalue(), kind.lower(), i % 10
+
+    source = dataclasses.replace(open_set("digits", split="train")["train"], entries=range(60), read=read)
+    make_set({"train": source}, Store(folder), shard_samples=20)
+    return folder
+
+
 def assert_same(one: Batch, other: Batch) -> None:
     for name in ("images", "labels", "samples", "good"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -70,6 +92,35 @@ def test_the_number_of_threads_does_not_change_a_batch(digits: Path, repeats: in
         for one, other in zip(inline, Part(digits, recipe).batches(threads, 3, 9), strict=True):
             assert_same(one, other)
     assert loader_threads() == set()
+
+
+def test_copies_that_share_a_decode_are_those_that_do_not(photographs: Path) -> None:
+    """A process with all virtual ranks decodes an image once; one with a single virtual rank, each copy for itself."""
+    recipe = recipe_of(
+        "augment.rand_augment=rand-m7-mstd0.5-inc1", "augment.repeats=3", "augment.resolution=64",
+        "train.global_batch=20", "data.train_samples=60",
+    )  # fmt: skip
+    together = list(Part(photographs, recipe).batches(2, 0, 3))
+    alone = [list(Part(photographs, recipe, (v,)).batches(2, 0, 3)) for v in range(4)]
+    images: set[int] = set()
+    for i, batch in enumerate(together):
+        assert_same(batch, alone[i % 4][i // 4])
+        images |= set(batch.samples.tolist())
+    assert len(images) < sum(len(batch.samples) for batch in together) / 2
+
+
+def test_an_image_is_decoded_once_for_its_copies(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+
+    class Counted(Source):
+        def __init__(self, encoded: bytes | memoryview) -> None:
+            opened.append(encoded)
+            super().__init__(encoded)
+
+    monkeypatch.setattr("rsb_cluster.train.loader.Source", Counted)
+    batches = list(Part(digits, recipe_of("augment.repeats=3")).batches(2, 0, 2))
+    drawn = [set().union(*(batch.samples.tolist() for batch in batches[i : i + 4])) for i in (0, 4)]
+    assert len(opened) == sum(map(len, drawn))
 
 
 def test_batches_are_channels_last_without_a_copy(digits: Path) -> None:
@@ -130,7 +181,7 @@ def test_webdataset_reads_the_same_keys_and_bytes(digits: Path) -> None:
         with (digits / "train" / shard).open("rb") as file:
             members = ({**member, "__url__": shard} for member in tar_file_iterator(file))
             theirs |= {sample["__key__"]: sample["png"] for sample in group_by_keys(members)}
-    ours = {s.key: bytes(s.image) for samples in part.stream() for s in samples}
+    ours = {s.key: bytes(s.image) for samples in itertools.chain.from_iterable(part.stream()) for s in samples}
     assert len(ours) == STEPS * 64
     assert all(theirs[key] == image for key, image in ours.items())
 
@@ -142,7 +193,7 @@ def test_evaluation_deals_each_image_once(digits: Path) -> None:
             EvalStream(ShardReader(Store(digits / "val"), index), index, rank=r, world_size=world_size, batch=20)
             for r in range(world_size)
         ]
-        dealt = [list(stream) for stream in streams]
+        dealt = [list(itertools.chain.from_iterable(stream)) for stream in streams]
         numbers = [s.number for batches in dealt for samples in batches for s in samples]
         assert numbers == list(range(index.num_samples))
         assert max(len(batches) for batches in dealt) == streams[0].rounds
@@ -174,7 +225,8 @@ def test_an_error_while_decoding_names_the_sample(digits: Path) -> None:
 def test_an_error_while_reading_surfaces_at_its_place(tmp_path: Path) -> None:
     """The batches that were read before it are still given out."""
     source = open_set("digits", split="train")
-    make_set({"train": dataclasses.replace(source["train"], num_samples=400)}, Store(tmp_path), shard_samples=100)
+    part = dataclasses.replace(source["train"], entries=source["train"].entries[:400])
+    make_set({"train": part}, Store(tmp_path), shard_samples=100)
     part = Part(tmp_path, recipe_of("data.train_samples=400", "data.shuffle_samples=40"))
     shard = tmp_path / "train" / part.index.shards[0]
     shard.write_bytes(shard.read_bytes()[:20_000] + bytes(3000) + shard.read_bytes()[23_000:])
@@ -190,13 +242,13 @@ def with_a_bad_image(tmp_path: Path) -> tuple[Path, str]:
     """200 digits, one of them cut off; and its key."""
     source = open_set("digits", split="train")["train"]
 
-    def read(i: int):  # type: ignore[no-untyped-def]
-        key, image, extension, label = source.read(i)
-        return key, image[:50] if i == 7 else image, extension, label
+    def read(entry: int):  # type: ignore[no-untyped-def]
+        key, image, extension, label = source.read(entry)
+        return key, image[:50] if entry == source.entries[7] else image, extension, label
 
-    bad = dataclasses.replace(source, num_samples=200, read=read)
+    bad = dataclasses.replace(source, entries=source.entries[:200], read=read)
     make_set({"train": bad}, Store(tmp_path), shard_samples=50)
-    return tmp_path, source.read(7)[0]
+    return tmp_path, source.sample(7)[0]
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "timm"])

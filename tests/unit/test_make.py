@@ -1,44 +1,54 @@
 """Making shards: read back by webdataset, the same bytes each time, and never half a set taken for a whole one."""
 
-import gzip
 import io
 import os
-from urllib.parse import unquote
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from rsb_cluster.data.index import INDEX_NAME, load_index
-from rsb_cluster.data.make import make_set, make_shards
-from rsb_cluster.data.scan import split_name
-from rsb_cluster.data.sources import Source, as_png, digits, image_folder, open_set, safe_keys
-from rsb_cluster.data.torchvision_source import DEBIAN_FASHION_MNIST, data_set_names, torchvision_dataset
-from rsb_cluster.data.verify import stats
-from rsb_cluster.errors import ConfigError, StorageError
+from rsb_cluster.data.labels import LabelFile
+from rsb_cluster.data.make import make_set, make_shards, source_of
+from rsb_cluster.data.recode import Recode
+from rsb_cluster.data.shard import _tar
+from rsb_cluster.data.sources import Source, open_set
+from rsb_cluster.data.sources.digits import digits
+from rsb_cluster.data.verify import verify
+from rsb_cluster.errors import ConfigError, DataError, RsbError, StorageError
 from rsb_cluster.storage import Store
 from tests.unit.test_index import image_slice
 
 
-@pytest.fixture(scope="session")
-def fashion():
-    """The folder of Debian's FashionMNIST; skips, or fails where RSB_REQUIRE has ``fashion``, if it is not there."""
-    if not DEBIAN_FASHION_MNIST.is_dir():
-        reason = f"no {DEBIAN_FASHION_MNIST}: apt-get install dataset-fashion-mnist"
-        if "fashion" in os.environ.get("RSB_REQUIRE", "").replace(",", " ").split():
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-    return DEBIAN_FASHION_MNIST
+@dataclass(frozen=True)
+class Numbered:
+    """Reads entries that are numbers; can be sent to another process."""
+
+    size: int
+    pause_s: float = 0.0
+    fails_at: int = -1
+
+    def __call__(self, i):
+        time.sleep(self.pause_s)
+        if i == self.fails_at:
+            raise DataError("killed")
+        return f"k{i:03d}", bytes([i % 256]) * (self.size + i), "jpg", i % 3
 
 
-def png(value, mode="RGB"):
-    return as_png(Image.new(mode, (5, 4), value))
+def some(n=10, size=100, **how):
+    return Source(f"{n} samples", ("a", "b", "c"), range(n), Numbered(size, **how))
 
 
-def some(n=10, size=100):
-    return [(f"k{i:03d}", bytes([i]) * (size + i), "jpg", i % 3) for i in range(n)]
+def given(samples, **how):
+    """A source of the samples that are given."""
+    return Source("given", (), range(len(samples)), samples.__getitem__, **how)
 
 
 def contents(folder):
@@ -47,55 +57,56 @@ def contents(folder):
     }
 
 
-def folder_of(path, files):
-    for i, name in enumerate(files):
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png((i, 0, 0)))
-    return path
-
-
 # webdataset leaves the files it reads to the garbage collector
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_reads_what_was_made(tmp_path):
     import webdataset
 
-    samples = [*some(23), ("d/" * 60 + "long", b"long", "png", 2)]
-    index = make_shards(samples, Store(tmp_path), shard_samples=10, classes=["a", "b", "c"])
+    source = given([*some(23), ("d/" * 60 + "long", b"long", "png", 2)])
+    source = replace(source, classes=("a", "b", "c"))
+    index = make_shards(source, Store(tmp_path), shard_samples=10)
     urls = [str(tmp_path / name) for name in index.shards]
     read = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [(s["__key__"], s.get("jpg", s.get("png")), int(s["cls"])) for s in read] == [
-        (k, d, c) for k, d, _, c in samples
+        (k, d, c) for k, d, _, c in source
     ]
     assert index.shards == ("shard-000000.tar", "shard-000001.tar", "shard-000002.tar")
     assert index.shard_start.tolist() == [0, 10, 20, 24]
     assert index.classes == ("a", "b", "c")
     assert Store(tmp_path).read_json("classes.json") == ["a", "b", "c"]
-    assert [image_slice(Store(tmp_path), index, i) for i in range(24)] == [data for _, data, _, _ in samples]
+    assert [image_slice(Store(tmp_path), index, i) for i in range(24)] == [data for _, data, _, _ in source]
     assert load_index(Store(tmp_path)).digest == index.digest
 
 
-def test_two_makes_give_the_same_bytes(tmp_path, monkeypatch):
-    make_shards(some(), Store(tmp_path / "1"), shard_samples=4, classes=["a", "b", "c"])
-    import time
+def test_a_tar_is_the_one_that_webdataset_writes():
+    import webdataset
 
+    samples = [*some(9), ("d/" * 60 + "long", b"long", "png", 2), ("before", b"x", "bmp", 1)]
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, encoder=False, mtime=0, user="rsb", group="rsb", compress=False) as writer:
+        for key, image, extension, label in samples:
+            writer.write({"__key__": key, extension: image, "cls": b"%d" % label})
+    assert _tar(samples) == buffer.getvalue()
+
+
+def test_two_makes_give_the_same_bytes_with_any_number_of_processes(tmp_path, monkeypatch):
+    make_shards(some(), Store(tmp_path / "1"), shard_samples=4)
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 1e6)  # webdataset would put the time into every header
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)  # tarfile could put the time into every header
     old = os.umask(0o077)
     try:
-        make_shards(some(), Store(tmp_path / "2"), shard_samples=4, classes=["a", "b", "c"])
+        make_shards(some(), Store(tmp_path / "2"), shard_samples=4, workers=2)
     finally:
         os.umask(old)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
-    assert len(contents(tmp_path / "1")) == 3 + 2
+    assert len(contents(tmp_path / "1")) == 3 + 3
 
 
-def test_shards_are_limited_in_bytes_and_hold_one_sample_at_least(tmp_path):
-    index = make_shards(some(6, size=900), Store(tmp_path), shard_bytes=3 * 2560 + 100)
-    assert index.shard_start.tolist() == [0, 3, 6]
-    assert (index.stops <= 3 * 2560).all()
-    index = make_shards(some(3, size=900), Store(tmp_path / "small"), shard_bytes=1)
-    assert index.shard_start.tolist() == [0, 1, 2, 3]
+def test_shards_are_limited_in_bytes_and_hold_one_sample_at_least(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsb_cluster.data.make._SHARD_BYTES", 3 * 1000)
+    assert make_shards(some(6, size=900), Store(tmp_path)).shard_start.tolist() == [0, 3, 6]
+    monkeypatch.setattr("rsb_cluster.data.make._SHARD_BYTES", 1)
+    assert make_shards(some(3), Store(tmp_path / "small")).shard_start.tolist() == [0, 1, 2, 3]
 
 
 def test_progress_counts_samples(tmp_path):
@@ -104,32 +115,115 @@ def test_progress_counts_samples(tmp_path):
     assert steps == [(4, 10), (8, 10), (10, 10)]
 
 
-def test_a_folder_with_shards_is_refused_unless_overwriting(tmp_path):
+def test_other_shards_are_refused_and_the_same_ones_kept(tmp_path):
     store = Store(tmp_path)
-    make_shards(some(10), store, shard_samples=2, classes=["a", "b", "c"])
+    made = make_shards(some(10), store, shard_samples=2)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"already holds index\.npz \(6 such files\).*--overwrite"):
-        make_shards(some(3), store)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert make_shards(some(10), store, shard_samples=2).digest == made.digest
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    with pytest.raises(
+        ConfigError, match=r"already holds index\.npz \(6 such files\), made otherwise: samples was 10, "
+    ):
+        make_shards(some(3), store, shard_samples=2)
+    with pytest.raises(ConfigError, match="max_side was None, is 9; quality was None, is 95"):
+        make_shards(some(10), store, shard_samples=2, recode=Recode(9))
     assert contents(tmp_path) == before
     store.write_bytes("notes.txt", b"mine")
-    index = make_shards(some(3), store, overwrite=True)
+    store.write_bytes("labels-old.json", b"{}")
+    index = make_shards(replace(some(3), classes=()), store, overwrite=True)
     assert index.shards == ("shard-000000.tar",)
-    assert set(contents(tmp_path)) == {"shard-000000.tar", INDEX_NAME, "notes.txt"}
+    assert set(contents(tmp_path)) == {"shard-000000.tar", INDEX_NAME, "source.json", "notes.txt"}
     assert index.classes == ()
 
 
-def test_a_make_that_dies_leaves_no_index(tmp_path):
-    def dying():
-        yield from some(5)
-        raise RuntimeError("killed")
+def test_shards_of_others_are_refused(tmp_path):
+    (tmp_path / "theirs.tar").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"theirs\.tar .* were not made by this command.*--overwrite"):
+        make_shards(some(3), Store(tmp_path))
+    assert set(contents(tmp_path)) == {"theirs.tar"}
 
-    store = Store(tmp_path)
-    make_shards(some(10), store, shard_samples=2)
-    with pytest.raises(RuntimeError, match="killed"):
-        make_shards(dying(), store, shard_samples=2, overwrite=True)
-    assert set(contents(tmp_path)) == {"shard-000000.tar", "shard-000001.tar"}
-    with pytest.raises(ConfigError, match="already holds shard-000000"):
-        make_shards(some(3), store)
+
+def test_a_make_that_fails_leaves_no_index_and_is_gone_on_with(tmp_path):
+    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+    make_shards(some(100), whole, shard_samples=20)
+    last = int(some(100).order()[75])  # in the fourth shard of five, and not among those whose size is taken
+    with pytest.raises(DataError, match="killed"):
+        make_shards(some(100, fails_at=last), store, shard_samples=20)
+    assert store.names() == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar", "source.json"]
+    store.write_bytes("shard-000001.tar", store.read_bytes("shard-000001.tar")[:700])  # lost by the disk
+    make_shards(some(3), Store(tmp_path / "other"))
+    store.write_bytes("shard-000002.tar", (tmp_path / "other" / "shard-000000.tar").read_bytes())  # whole, but not ours
+    (tmp_path / "killed" / ".shard-000003.tar.0123.tmp").write_bytes(b"half")  # what a kill inside of a write leaves
+    kept = (tmp_path / "killed" / "shard-000000.tar").stat().st_mtime_ns
+    steps = []
+    make_shards(some(100), store, shard_samples=20, progress=lambda *step: steps.append(step))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert (tmp_path / "killed" / "shard-000000.tar").stat().st_mtime_ns == kept
+    assert steps == [(20, 100), (40, 100), (60, 100), (80, 100), (100, 100)]
+
+
+KILLED = """
+import sys
+from rsb_cluster.data.make import make_shards
+from rsb_cluster.storage import Store
+from tests.unit.test_make import some
+
+if __name__ == "__main__":
+    make_shards(some(40, pause_s=0.05), Store(sys.argv[1]), shard_samples=2, workers=2)
+"""
+
+
+def test_a_make_killed_between_any_two_shards_ends_in_the_same_bytes(tmp_path):
+    """SIGKILL to the parent alone: its two processes have to notice."""
+    make_shards(some(40), Store(tmp_path / "whole"), shard_samples=2)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    folder = tmp_path / "killed"
+    seen = set()
+    for wanted in (2, 11):
+        process = subprocess.Popen(
+            [sys.executable, script, folder], env={**os.environ, "PYTHONPATH": str(Path.cwd()), "MADE": str(folder)}
+        )
+        while len(seen := set(folder.glob("shard-*.tar"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert len(seen) < 20 and not (folder / INDEX_NAME).exists()
+    deadline = time.monotonic() + 60
+    while (left := processes_with(f"MADE={folder}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    make_shards(some(40), Store(folder), shard_samples=2)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def processes_with(variable):
+    """The processes that have a variable in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+        except OSError:  # it has just ended, or is not ours
+            continue
+    return found
+
+
+def test_a_worker_that_is_killed_ends_the_make_with_a_hint(tmp_path):
+    source = replace(some(8), read=Suicidal())
+    with pytest.raises(RsbError, match=r"worker process was killed.*fewer --workers"):
+        make_shards(source, Store(tmp_path), shard_samples=2, workers=2)
+
+
+@dataclass(frozen=True)
+class Suicidal:
+    parent: int = os.getpid()
+
+    def __call__(self, i):
+        if os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return f"k{i}", b"x", "jpg", 0
 
 
 def test_overwriting_removes_the_index_before_all_else(tmp_path, monkeypatch):
@@ -157,336 +251,108 @@ def test_overwriting_removes_the_index_before_all_else(tmp_path, monkeypatch):
         (("a", b"x", "JPG", 0), "the extension must be one of"),
         (("a", b"x", "txt", 0), "the extension must be one of"),
         (("a", b"x", "jpg", -1), "numbered from 0"),
-        (("k001", b"x", "png", 0), "the key comes twice"),
+        (("k001", b"x", "png", 0), "the key 'k001' comes twice"),
     ],
 )
 def test_a_sample_that_could_not_be_found_again_is_refused(tmp_path, sample, message):
-    with pytest.raises(ConfigError, match=message):
-        make_shards([*some(3), sample], Store(tmp_path))
+    with pytest.raises(RsbError, match=message):
+        make_shards(given([*some(3), sample]), Store(tmp_path), shard_samples=1)
     assert not (tmp_path / INDEX_NAME).exists()
 
 
 def test_no_samples_and_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no samples to write"):
-        make_shards([], Store(tmp_path))
+        make_shards(given([]), Store(tmp_path))
     with pytest.raises(ConfigError, match="cannot be"):
         make_shards(some(), Store(tmp_path), shard_samples=0)
+    for wrong in ({"max_side": 0}, {"max_side": 9, "quality": 101}):
+        with pytest.raises(ConfigError, match="cannot be"):
+            Recode(**wrong)
     assert contents(tmp_path) == {}
 
 
-WEIRD = [
-    "plain/img_1.JPEG",
-    "plain/nested/deep/img_1.png",
-    "plain/two.dots.v1.jpg",
-    "plain/same.jpg",
-    "plain/same.png",
-    "plain/same.JPG",
-    "plain/same%2Ejpg.png",
-    "plain/same.jpg.jpg",
-    "plain/same+jpg.png",
-    "__meta__/img.jpg",
-    "____/img.jpg",
-    "__half/img.jpg",
-    "with space/a b.jpg",
-    "with space/'quote\".jpg",
-    "with.dot/x.jpg",
-    "with.dot/line\nbreak.jpg",
-    "with.dot/-rf *.jpg",
-    "ünï/日本語.webp",
-    "ünï/100%.jpg",
-    "ünï/" + "long" * 50 + ".jpg",
-    "ünï/\udcff\udcfe.jpg",  # no UTF-8 on disk
-]
+def test_what_a_part_was_made_from_is_in_it_and_tells_no_path(tmp_path):
+    sources = open_set("digits")
+    make_set(sources, Store(tmp_path))
+    known = source_of(Store(tmp_path / "val"))
+    assert known["data_set"] == "digits"
+    assert (known["samples"], known["classes"], known["max_side"]) == (359, 10, None)
+    assert str(tmp_path) not in (tmp_path / "val" / "source.json").read_text()
+    assert source_of(Store(tmp_path)) == {}
 
 
-def test_weird_file_names_become_keys_that_come_back(tmp_path):
-    path = folder_of(tmp_path / "in", WEIRD)
-    (path / "plain" / ".hidden.jpg").write_bytes(b"x")
-    (path / "plain" / "._img_1.jpg").write_bytes(b"x")
-    (path / "plain" / "notes.txt").write_bytes(b"x")
-    (path / ".git").mkdir()
-    (path / "top.jpg").write_bytes(b"x")
-    source = image_folder(path)
-    assert source.classes == ("____", "__half", "__meta__", "plain", "with space", "with.dot", "ünï")
-    store = Store(tmp_path / "out")
-    index = make_shards(source, store, classes=source.classes, shard_samples=5)
-    keys = [index.key(i) for i in range(index.num_samples)]
-    assert len(set(keys)) == len(WEIRD) == index.num_samples
-    found = {}
-    for i, key in enumerate(keys):
-        assert key.isascii()
-        assert key.isprintable()
-        assert not set(key) & set(" .'\"\n*")
-        found[image_slice(store, index, i)] = (key, source.classes[index.labels[i]])
-    for name in WEIRD:
-        key, label = found[(path / name).read_bytes()]
-        assert label == name.split("/")[0]
-        stem, _, extension = name.rpartition(".")
-        back = os.fsdecode(unquote(key.split("+")[0], errors="surrogateescape").encode("utf-8", "surrogateescape"))
-        assert back == stem
-        assert key.split("+")[1:] == ([extension] if name.startswith("plain/same.") and name.count(".") == 1 else [])
-
-
-FILES = st.lists(st.text(st.sampled_from("aA_.+%2E/é \n~"), min_size=1, max_size=8), unique=True, max_size=8)
-
-
-@given(FILES, st.sampled_from(["jpg", "JPG"]))
-def test_keys_are_unique_and_survive_webdataset(stems, extension):
-    files = [f"{stem}.{extension}" for stem in stems] + [f"{stem}.png" for stem in stems[:3]]
-    keys = safe_keys(files)
-    assert len(set(keys)) == len(files)
-    for key, file in zip(keys, files, strict=True):
-        if not file.rpartition(".")[0].endswith("/"):  # no file has an empty name
-            assert split_name(f"{key}.jpg") == (key, "jpg")
-
-
-def test_images_in_folders_are_kept_byte_for_byte_and_mixed(tmp_path):
-    path = folder_of(tmp_path / "in", [f"c{c}/{i:03d}.png" for c in range(4) for i in range(30)])
-    source = image_folder(path)
-    assert len(source) == 120
-    samples = list(source)
-    assert samples == list(image_folder(path))
-    assert sorted(sample[0] for sample in samples) == [f"c{c}/{i:03d}" for c in range(4) for i in range(30)]
-    for key, content, extension, label in samples:
-        assert content == (path / f"{key}.{extension}").read_bytes()
-        assert label == int(key[1])
-    for start in range(0, 120, 20):
-        assert len({label for *_, label in samples[start : start + 20]}) == 4
-    store = Store(tmp_path / "out")
-    make_shards(source, store, shard_samples=20)
-    assert stats(store).one_class_shards == 0
-
-
-def test_class_folders_must_be_there_and_filled(tmp_path):
-    with pytest.raises(ConfigError, match="there is no folder"):
-        image_folder(tmp_path / "nowhere")
-    (tmp_path / "flat").mkdir()
-    (tmp_path / "flat" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="has no sub-folders"):
-        image_folder(tmp_path / "flat")
-    folder_of(tmp_path / "gap", ["a/1.jpg"])
-    (tmp_path / "gap" / "b").mkdir()
-    with pytest.raises(ConfigError, match="have no image: b"):
-        image_folder(tmp_path / "gap")
-
-
-def test_val_is_numbered_by_the_classes_of_train(tmp_path):
-    folder_of(tmp_path / "in", ["train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/c/1.jpg", "val/a/1.jpg"])
-    sources = open_set(f"{tmp_path}/in")
-    assert list(sources) == ["train", "val"]
-    indices = make_set(sources, Store(tmp_path / "out"))
-    assert {(indices["val"].key(i), int(indices["val"].labels[i])) for i in range(2)} == {("a/1", 0), ("c/1", 2)}
-    assert indices["val"].classes == indices["train"].classes == ("a", "b", "c")
-    assert list(open_set(f"{tmp_path}/in", split="val")) == ["val"]
-    folder_of(tmp_path / "in", ["val/d/1.jpg"])
-    with pytest.raises(ConfigError, match="class folders that train lacks: d"):
-        open_set(f"{tmp_path}/in")
-
-
-def test_one_part_needs_to_be_told_which_and_must_fit_the_other(tmp_path):
-    folder_of(tmp_path / "in", ["a/1.jpg", "b/1.jpg"])
-    folder_of(tmp_path / "less", ["b/1.jpg"])
-    with pytest.raises(ConfigError, match="--split train or --split val"):
-        open_set(f"{tmp_path}/in")
-    with pytest.raises(ConfigError, match="'test' is none of: train, val"):
-        open_set(f"{tmp_path}/in", split="test")
-    dest = Store(tmp_path / "out")
-    make_set(open_set(f"{tmp_path}/in", split="train"), dest)
-    with pytest.raises(ConfigError, match="val has 1 classes and train has 2; they differ in: a"):
-        make_set(open_set(f"{tmp_path}/less", split="val"), dest)
-    make_set(open_set(f"{tmp_path}/in", split="val"), dest)
-    assert {name.split("/")[0] for name in dest.files()} == {"train", "val"}
-
-
-def test_a_set_is_refused_before_any_part_is_written(tmp_path):
+def test_a_set_is_refused_before_any_part_is_written_and_gone_on_with_part_by_part(tmp_path):
     dest = Store(tmp_path)
-    make_set({"val": digits("val")}, dest)
+    make_set({"val": replace(digits("val"), data_set="mine")}, dest)
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match="val already holds"):
         make_set(open_set("digits"), dest)
     assert contents(tmp_path) == before
-
-
-def test_digits_are_split_alike_by_class(tmp_path):
+    make_set({"val": open_set("digits")["val"]}, dest, overwrite=True)
     steps = []
-    indices = make_set(open_set("digits"), Store(tmp_path), progress=lambda *step: steps.append(step))
-    assert indices["train"].num_samples == 1438
-    assert indices["val"].num_samples == 359
-    assert steps == [(1000, 1797), (1438, 1797), (1797, 1797)]
-    keys = {split: {index.key(i) for i in range(index.num_samples)} for split, index in indices.items()}
-    assert keys["train"] | keys["val"] == {f"digits-{i:04d}" for i in range(1797)}
-    assert not keys["train"] & keys["val"]
-    train, val = (np.bincount(indices[split].labels, minlength=10) for split in ("train", "val"))
-    assert (abs(val - (train + val) * 359 / 1797) <= 1).all()
-    assert len(np.unique(indices["train"].labels[:100])) == 10
-    with pytest.raises(ConfigError, match="no split 'test'"):
-        digits("test")
+    made = make_set(open_set("digits"), dest, progress=lambda *step: steps.append(step))
+    assert {split: index.num_samples for split, index in made.items()} == {"train": 1438, "val": 359}
+    assert steps == [(1000, 1797), (1438, 1797)]
 
 
-def test_digits_are_the_pixels_of_scikit_learn():
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    for key, content, extension, label in digits("val"):
-        number = int(key.removeprefix("digits-"))
-        pixels = np.asarray(Image.open(io.BytesIO(content)))
-        assert extension == "png"
-        assert pixels.shape == (8, 8)
-        assert pixels.dtype == np.uint8
-        assert np.abs(pixels - data.images[number] * 255 / 16).max() <= 0.5
-        assert label == data.target[number]
+def test_blocks_are_read_together_and_classes_still_mixed():
+    source = given([(f"{i}", b"x", "jpg", i // 100) for i in range(30_000)], block_samples=(100,) * 300)
+    order = source.order()
+    assert sorted(order.tolist()) == list(range(30_000))
+    shards = order[:20_000].reshape(20, 1000) // 100
+    assert all(len(np.unique(blocks)) <= 128 for blocks in shards)  # a shard lies in one window, or in two
+    assert all(len(np.unique(blocks)) >= 60 for blocks in shards)
+    assert given([("a", b"", "jpg", 0)] * 5, block_samples=(2, 3)).order().tolist() != [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
-def test_png_keeps_what_it_can(mode):
-    image = Image.new(mode, (3, 2))
-    back = Image.open(io.BytesIO(as_png(image)))
-    assert back.mode == {"CMYK": "RGB"}.get(mode, mode)
-    assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(image.convert("RGB")))
+def photo(width, height, mode="RGB", format="JPEG", **how):
+    noise = random.Random(width).randbytes(width * height * len(mode))
+    buffer = io.BytesIO()
+    Image.frombytes(mode, (width, height), noise).save(buffer, format, **how)
+    return buffer.getvalue()
 
 
-def idx_of(folder, name):
-    raw = gzip.decompress((folder / name).read_bytes())
-    dims = raw[3]
-    shape = np.frombuffer(raw, ">u4", dims, 4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+def test_larger_images_are_made_smaller_and_all_others_kept(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    images = {
+        "small": photo(64, 40),
+        "wide": photo(200, 100),
+        "tall": photo(90, 300, exif=exif),
+        "grey": photo(128, 128, "L"),
+        "cmyk": photo(100, 70, "CMYK"),
+        "png": photo(300, 3, "RGBA", "PNG"),
+    }
+    source = given(
+        [(key, content, "png" if key == "png" else "jpg", 0) for key, content in images.items()],
+    )
+    store = Store(tmp_path)
+    index = make_shards(source, store, recode=Recode(64, quality=90))
+    stored = {index.key(i): image_slice(store, index, i) for i in range(len(images))}
+    assert stored["small"] == images["small"]
+    opened = {key: Image.open(io.BytesIO(content)) for key, content in stored.items()}
+    assert {key: (image.format, image.mode, image.size) for key, image in opened.items() if key != "small"} == {
+        "wide": ("JPEG", "RGB", (64, 32)),
+        "tall": ("JPEG", "RGB", (19, 64)),
+        "grey": ("JPEG", "L", (64, 64)),
+        "cmyk": ("JPEG", "RGB", (64, 45)),
+        "png": ("JPEG", "RGB", (64, 1)),
+    }
+    expected = Image.open(io.BytesIO(images["grey"])).resize((64, 64), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(opened["grey"], float) - np.asarray(expected, float)).mean() < 5
+    assert source_of(store)["max_side"] == 64
+    assert verify(store, decode=True).problems == []
+    with pytest.raises(DataError, match="the image 'bad' cannot be decoded"):
+        make_shards(given([("bad", b"text", "jpg", 0)]), Store(tmp_path / "bad"), recode=Recode(64))
 
 
-def test_fashion_mnist_is_read_as_debian_ships_it(fashion, tmp_path):
-    sources = open_set("FashionMNIST", root=fashion)
-    assert {split: len(source) for split, source in sources.items()} == {"train": 60_000, "val": 10_000}
-    assert sources["train"].classes[9] == "Ankle boot"
-    for split, prefix in (("train", "train"), ("val", "t10k")):
-        images, labels = (
-            idx_of(fashion, f"{prefix}-images-idx3-ubyte.gz"),
-            idx_of(fashion, f"{prefix}-labels-idx1-ubyte.gz"),
-        )
-        for i in (0, 1, 4321, len(labels) - 1):
-            key, content, extension, label = sources[split].read(i)
-            assert (key, extension) == (f"FashionMNIST-{split}-{i:07d}", "png")
-            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), images[i])
-            assert label == labels[i]
-    part = Source("the first of val", sources["val"].classes, 500, sources["val"].read)
-    index = make_shards(part, Store(tmp_path), shard_samples=200, classes=part.classes)
-    assert index.num_samples == 500
-    assert index.num_classes == 10
-
-
-def test_fashion_mnist_is_found_by_name_alone_and_in_torchvisions_layout(fashion, tmp_path):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in fashion.glob("*.gz"):
-        (raw / file.name.removesuffix(".gz")).write_bytes(gzip.decompress(file.read_bytes()))
-    there = torchvision_dataset("FashionMNIST", tmp_path, "val")
-    alone = torchvision_dataset("FashionMNIST", None, "val")
-    assert there.read(7) == alone.read(7)
-    unpacked = torchvision_dataset("FashionMNIST", raw, "test")
-    assert unpacked.read(7)[1] == alone.read(7)[1]
-
-
-def cars(root):
-    """A Stanford Cars of six images, in torchvision's layout."""
-    from scipy.io import savemat
-
-    base = root / "stanford_cars"
-    (base / "devkit").mkdir(parents=True)
-    savemat(base / "devkit" / "cars_meta.mat", {"class_names": np.array(["Acura", "BMW"], dtype=object)})
-    for part, labels, path in (
-        ("train", [1, 2, 2, 1], base / "devkit" / "cars_train_annos.mat"),
-        ("test", [2, 1], base / "cars_test_annos_withlabels.mat"),
-    ):
-        (base / f"cars_{part}").mkdir()
-        names = np.empty(len(labels), dtype=[("fname", object), ("class", object)])
-        for i, label in enumerate(labels):
-            names[i] = (f"{i:05d}.jpg", label)
-            (base / f"cars_{part}" / f"{i:05d}.jpg").write_bytes(png((i, label, 9)))
-        savemat(path, {"annotations": names})
-
-
-def test_files_behind_a_data_set_are_kept_and_val_becomes_test(tmp_path):
-    cars(tmp_path)
-    train, val = (torchvision_dataset("StanfordCars", tmp_path, split) for split in ("train", "val"))
-    assert train.classes == ("Acura", "BMW")
-    assert [train.read(i)[2:] for i in range(4)] == [("jpg", 0), ("jpg", 1), ("jpg", 1), ("jpg", 0)]
-    assert [val.read(i)[3] for i in range(2)] == [1, 0]
-    assert train.read(2)[1] == (tmp_path / "stanford_cars" / "cars_train" / "00002.jpg").read_bytes()
-    assert val.read(1)[1] == (tmp_path / "stanford_cars" / "cars_test" / "00001.jpg").read_bytes()
-    with pytest.raises(ConfigError, match=r"StanfordCars has no split 'extra'.*train"):
-        torchvision_dataset("StanfordCars", tmp_path, "extra")
-
-
-def test_flowers_are_split_as_in_the_paper(tmp_path, monkeypatch):
-    from scipy.io import savemat
-    from torchvision import datasets
-
-    base = tmp_path / "flowers-102"
-    (base / "jpg").mkdir(parents=True)
-    for i in range(1, 7):
-        (base / "jpg" / f"image_{i:05d}.jpg").write_bytes(b"flower %d" % i)
-    savemat(base / "imagelabels.mat", {"labels": np.arange(1, 7)})
-    savemat(base / "setid.mat", {"trnid": [1, 4], "valid": [2, 6], "tstid": [3, 5]})
-    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)  # ours has other hashes
-    assert datasets.Flowers102(tmp_path).classes
-    train, val = (torchvision_dataset("Flowers102", tmp_path, split) for split in ("train", "val"))
-    assert [train.read(i)[1:] for i in range(4)] == [(b"flower %d" % i, "jpg", i - 1) for i in (1, 4, 2, 6)]
-    assert [val.read(i)[1] for i in range(2)] == [b"flower 3", b"flower 5"]
-    assert len({sample[0] for sample in train}) == 4
-
-
-def test_an_unknown_data_set_gets_a_suggestion(tmp_path, monkeypatch):
-    assert "CIFAR10" in data_set_names()
-    with pytest.raises(ConfigError, match="Did you mean 'CIFAR10'"):
-        torchvision_dataset("CIFER10", tmp_path, "train")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
-        open_set("digit")
-    with pytest.raises(ConfigError, match="written with a slash"):
-        open_set("zzzzzzz")
-
-
-def test_a_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder_of(tmp_path / "digits", ["train/a/1.jpg", "val/a/1.jpg"])
-    folder_of(tmp_path / "mine", ["train/a/1.jpg", "val/a/1.jpg"])
-    assert len(open_set("digits")["train"]) == 1438
-    assert len(open_set("./digits")["train"]) == 1
-    assert len(open_set("mine")["train"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("FashionMNIST", r"train-images-idx3-ubyte.*FashionMNIST/raw"),
-        ("CIFAR10", r"data_batch_1.*cifar-10-batches-py"),
-        ("Flowers102", r"imagelabels\.mat"),
-        ("StanfordCars", r"pytorch\.org.*StanfordCars"),
-        ("ImageNet", "ILSVRC2012_devkit"),
-    ],
-)
-def test_missing_data_names_what_was_looked_for(tmp_path, name, wanted):
-    (tmp_path / "something").mkdir()
-    with pytest.raises(ConfigError, match=rf"(?s)finds no {name} in {tmp_path}: .*{wanted}.*holds something"):
-        torchvision_dataset(name, tmp_path, "train")
-    with pytest.raises(ConfigError, match="there is no such folder"):
-        torchvision_dataset(name, tmp_path / "nowhere", "train")
-    assert [path.name for path in tmp_path.iterdir()] == ["something"]  # nothing was downloaded
-
-
-def test_data_sets_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="where does CIFAR10 lie"):
-        torchvision_dataset("CIFAR10", None, "train")
-    with pytest.raises(ConfigError, match="not cut into train and val"):
-        torchvision_dataset("FakeData", tmp_path, "train")
-    with pytest.raises(ConfigError, match="has no split 'extra'"):
-        torchvision_dataset("CIFAR10", tmp_path, "extra")
-
-
-# torchvision leaves the file of labels to the garbage collector
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_data_set_of_boxes_is_refused(tmp_path):
-    training = tmp_path / "Kitti" / "raw" / "training"
-    folder_of(training, ["image_2/000000.png"])
-    (training / "label_2").mkdir()
-    (training / "label_2" / "000000.txt").write_text("Car 0.00 0 -1.5 1 2 3 4 1.5 1.6 3.7 1.0 1.7 9.0 -1.5\n")
-    with pytest.raises(ConfigError, match=r"Kitti does not give an image and a class number"):
-        torchvision_dataset("Kitti", tmp_path, "train")
+def test_labels_lie_beside_the_index_before_it_is_written(tmp_path, monkeypatch):
+    source = replace(
+        some(3), labels={"mine": LabelFile(about="test", labels={"k000": [1], "k001": [], "k002": [0, 2]})}
+    )
+    store = Store(tmp_path)
+    written = []
+    write = Store.write_bytes
+    monkeypatch.setattr(Store, "write_bytes", lambda self, p, c: (written.append(p), write(self, p, c))[1])
+    make_shards(source, store)
+    assert written == ["source.json", "shard-000000.tar", "classes.json", "labels-mine.json", INDEX_NAME]

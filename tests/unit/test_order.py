@@ -67,6 +67,12 @@ def global_batches(order: EpochOrder, virtual_ranks: int) -> list[list[list[tupl
     return batches
 
 
+def blocks_of(order: EpochOrder, group: int) -> Ints:
+    """All that is read of a group's stream in an epoch."""
+    _, last = order.blocks(order.steps - 1, group)
+    return np.concatenate([order.block(group, block) for block in range(last + 1)])
+
+
 @given(epochs())
 def test_without_repeats_each_sample_comes_at_most_once_and_only_the_remainder_is_dropped(e: dict[str, object]) -> None:
     order = EpochOrder(**{**e, "repeats": 1})  # type: ignore[arg-type]
@@ -117,16 +123,13 @@ def test_the_blocks_of_a_step_hold_its_samples_and_little_else_is_read(e: dict[s
     order = EpochOrder(**e)  # type: ignore[arg-type]
     for step in range(order.steps):
         for v in range(e["virtual_ranks"]):  # type: ignore[call-overload]
-            group, first, last = order.blocks(step, v)
+            group = order.group_of(v)
+            first, last = order.blocks(step, group)
             held = np.concatenate([order.block(group, b) for b in range(first, last + 1)])
             assert set(order.draw(step, v).samples.tolist()) <= set(held.tolist())
-            assert last < order.num_blocks(group)
-    read = [
-        order.block(g, b)
-        for g in {order.blocks(0, v)[0] for v in range(e["virtual_ranks"])}  # type: ignore[call-overload]
-        for b in range(order.num_blocks(g))
-    ]
-    everything = np.concatenate(read)
+    everything = np.concatenate(
+        [blocks_of(order, group) for group in {order.group_of(v) for v in range(e["virtual_ranks"])}]  # type: ignore[call-overload]
+    )
     assert len(everything) == len(set(everything.tolist()))  # blocks do not overlap: each sample is read once
 
 
@@ -177,8 +180,7 @@ def test_a_process_reads_no_more_than_its_share() -> None:
     index = index_of([1000] * 128)
     order = EpochOrder(index, seed=0, epoch=0, global_batch=2048, virtual_ranks=64, repeats=1, block=4096, piece=64)
     for v in range(64):
-        group, _, _ = order.blocks(0, v)
-        read = sum(len(order.block(group, b)) for b in range(order.num_blocks(group)))
+        read = len(blocks_of(order, order.group_of(v)))
         used = order.steps * order.micro_batch
         assert read / used <= 1.1
 

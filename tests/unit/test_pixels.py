@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
@@ -27,8 +28,9 @@ from rsb_cluster.recipe import Recipe
 from rsb_cluster.train.augment import EvalTransform, TrainTransform, seed_everything
 from rsb_cluster.train.pixels import randaugment, tolerances
 from rsb_cluster.train.pixels.crop import eval_crop, random_box, resize
-from rsb_cluster.train.pixels.decode import BadImageError, decode
+from rsb_cluster.train.pixels.decode import BadImageError, Source
 from rsb_cluster.train.pixels.draws import draws_of
+from rsb_cluster.train.pixels.jpeg import cut_to_rows
 from rsb_cluster.train.pixels.randaugment import AFFINE, COLOUR, LEVELS, RandAugment
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 
@@ -79,8 +81,13 @@ def by_timm(transform: TrainTransform | EvalTransform, data: bytes, seed: int) -
 
 def fast(transform: FastTrain | FastEval, data: bytes | memoryview, seed: int, side: int) -> Pixels:
     out = np.zeros((side, side, 3), np.uint8)
-    transform(data, seed, out)
+    transform(Source(data), seed, out)
     return out
+
+
+def decode(data: bytes | memoryview) -> Pixels:
+    source = Source(data)
+    return source.rows(source.height)
 
 
 def difference(one: Pixels, other: Pixels) -> NDArray[np.int64]:
@@ -321,7 +328,7 @@ def test_bytes_and_memoryviews_and_any_strides_of_the_output_will_do() -> None:
     view = memoryview(b"xx" + jpegs()[0] + b"yyy")[2:-3]
     assert np.array_equal(fast(ours, view, 5, 224), want)
     planar = np.zeros((3, 224, 224), np.uint8)
-    ours(jpegs()[0], 5, planar.transpose(1, 2, 0))
+    ours(Source(jpegs()[0]), 5, planar.transpose(1, 2, 0))
     assert np.array_equal(planar.transpose(1, 2, 0), want)
     png = encoded(photographs()[0], "PNG")
     assert np.array_equal(fast(ours, memoryview(png), 5, 224), fast(ours, png, 5, 224))
@@ -435,7 +442,7 @@ def test_what_pil_refuses_is_a_bad_image(data: bytes) -> None:
     for transform in transforms:
         out = np.full((224, 224, 3), 7, np.uint8)
         with pytest.raises(BadImageError, match=r"\w"):
-            transform(data, 0, out)
+            transform(Source(data), 0, out)
         assert (out == 7).all()
 
 
@@ -454,7 +461,47 @@ def test_damage_inside_a_jpeg_is_read_or_refused_as_by_pil() -> None:
         else:
             assert np.array_equal(decode(bytes(data)), want)
             counts["read"] += 1
-    assert min(counts["read"], counts["refused"]) > 0
+            rows = int(rng.integers(1, 150))
+            assert np.array_equal(Source(bytes(data)).rows(rows)[:rows], want[:rows])
+            counts["read in part"] += cut_to_rows(bytes(data), rows) is not None
+    assert min(counts["read"], counts["refused"], counts["read in part"]) > 0
+
+
+def test_damage_that_pil_refuses_is_refused_whatever_part_is_read() -> None:
+    """A stray marker may lie below the rows that are asked for."""
+    data = bytearray(jpegs()[0])
+    data[-300:-298] = b"\xff\xc4"
+    with pytest.raises(Exception):  # noqa: B017 - whatever PIL raises
+        by_pil(bytes(data))
+    with pytest.raises(BadImageError):
+        Source(bytes(data)).rows(10)
+
+
+PLAIN = {
+    "4:2:0": encoded(photographs()[0].resize((101, 150)), quality=95),
+    "4:2:2": encoded(photographs()[0].resize((101, 150)), subsampling=1),
+    "4:4:4": encoded(photographs()[0].resize((101, 150)), subsampling=0),
+    "grey": encoded(photographs()[0].resize((101, 150)).convert("L")),
+    "4:4:0": simplejpeg.encode_jpeg(np.asarray(photographs()[0].resize((101, 150))), colorsubsampling="440"),
+    "with a profile": encoded(photographs()[0].resize((101, 150)), icc_profile=bytes(1500)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_the_topmost_rows_are_those_of_the_whole_image(kind: str) -> None:
+    want, saved = np.asarray(by_pil(PLAIN[kind])), 0
+    for rows in range(1, 151):
+        got = Source(PLAIN[kind]).rows(rows)
+        assert np.array_equal(got[:rows], want[:rows])
+        saved += len(got) < 150
+    assert saved > 120
+
+
+def test_what_is_decoded_is_kept_and_more_is_decoded_when_asked_for() -> None:
+    source = Source(PLAIN["4:2:0"])
+    few = source.rows(20)
+    assert len(few) < 150 and source.rows(10) is few
+    assert np.array_equal(source.rows(150), np.asarray(by_pil(PLAIN["4:2:0"])))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -36,6 +36,7 @@ def everything(index):
     return np.arange(index.num_samples)
 
 
+SHELL = ("$(touch owned)", "a; rm -rf b", "`id`", "-rf", "a|b>c", "%s{0}", "a'b\"c", "*?[x]")
 ODD = {
     "plain": samples_of(9),
     "class first": [m for i in range(5) for m in reversed(pair(f"k{i}", image(i), i))],
@@ -43,6 +44,7 @@ ODD = {
     "long names": [m for i in range(4) for m in pair(f"{'folder/' * 20}{i}", image(i), i)],
     "names around 100 bytes": [m for n in range(88, 104) for m in pair("k" * n + str(n), image(n), 1)],
     "names of other scripts": [m for i in range(4) for m in pair(f"фото/ünï {i}😀", image(i), i)],
+    "names for a shell": [m for name in SHELL for m in pair(name, image(len(name)), 1)],
     "several extensions": [
         m
         for i in range(4)

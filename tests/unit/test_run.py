@@ -1,6 +1,8 @@
 """Runs are found by what a user types, and their small files are read back as they were written."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -238,3 +240,12 @@ def test_a_name_that_means_a_sweep_and_the_same_runs_is_the_sweep(runs):
     add_sweep(runs, "a1-more", *IDS)
     with pytest.raises(ConfigError, match=r"'a1' is the beginning of a1-\w+ and a1-more-\w+, and of"):
         found(runs, "a1")
+
+
+def test_a_run_is_readable_by_its_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        run, _ = make(tmp_path / "runs", IDS[0])
+    finally:
+        os.umask(before)
+    assert Path(run.url).stat().st_mode & 0o777 == 0o700

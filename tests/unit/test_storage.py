@@ -45,6 +45,18 @@ def test_files_and_names_are_listed_in_order(anywhere):
     assert anywhere.child("a").url == anywhere.locate("a") == f"{anywhere.url}/a"
 
 
+def test_many_files_come_in_the_order_asked_for_and_errors_in_place(anywhere):
+    for number in range(40):
+        anywhere.write_bytes(f"many/{number}", str(number).encode() * number)
+    asked = [f"many/{number}" for number in (39, *range(39), 39, 700)] * 8  # more than one batch
+    found = list(anywhere.read_many(asked))
+    assert [c for c in found if isinstance(c, bytes)] == [str(n).encode() * n for n in (39, *range(39), 39)] * 8
+    assert [type(c) for c in found[41::42]] == [MissingError] * 8
+    assert "many/700" in str(found[41])
+    assert list(anywhere.read_many([])) == []
+    assert next(anywhere.read_many(asked)) == b"39" * 39, "not all are read before the first is given"
+
+
 def test_ranges_are_exact(anywhere):
     anywhere.write_bytes("f", bytes(range(256)))
     assert anywhere.read_range("f", 0, 1) == b"\0"
@@ -354,4 +366,13 @@ def test_signatures_are_taken_out_of_messages():
     assert redact(url) == (
         "GET https://h/k?X-Amz-Credential=***&X-Amz-Signature=***&partNumber=1 AWSAccessKeyId=*** Signature=***"
     )
-    assert redact("nothing to hide") == "nothing to hide"
+    for text, hidden in {
+        "x-amz-security-token: FwoG/+=": "x-amz-security-token: ***",
+        "aws_session_token = 'FwoG'": "aws_session_token = '***'",
+        "{'aws_secret_access_key': 'wJalr'}": "{'aws_secret_access_key': '***'}",
+        "AWS4-HMAC-SHA256 Credential=AKIA/2026, Signed=h": "AWS4-HMAC-SHA256 Credential=***, Signed=h",
+        "proxy http://user:secret@proxy:3128/": "proxy http://***@proxy:3128/",
+    }.items():
+        assert redact(text) == hidden
+    for text in ("nothing to hide", "a signature of 3 files", "s3://bucket/key", "10:30@noon"):
+        assert redact(text) == text

@@ -1,24 +1,29 @@
 """The training loop in this process: resuming at any step leaves no trace, with every option that has state."""
 
 import dataclasses
+import io
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rsb_cluster import checkpoint
+from rsb_cluster import checkpoint, claim
 from rsb_cluster.catalog import load_job, load_recipe
+from rsb_cluster.checkpoint import Saved
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.metrics import MetricsWriter, Row, read_rows
+from rsb_cluster.errors import CheckpointError
+from rsb_cluster.metrics import Row, read_rows
 from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store
 from rsb_cluster.train.distributed import Group, Ranks
 from rsb_cluster.train.state import from_files
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trainer import DivergedError, Trainer
+from rsb_cluster.train.watchdog import Watchdog
 
 CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "attempt")
 SMALL = (
@@ -37,7 +42,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """420 of the digits to train on, 120 to evaluate: enough for the machinery."""
     folder = tmp_path_factory.mktemp("few-digits")
     sizes = {"train": 420, "val": 120}
-    sources = {name: dataclasses.replace(s, num_samples=sizes[name]) for name, s in open_set("digits").items()}
+    sources = {name: dataclasses.replace(s, entries=s.entries[: sizes[name]]) for name, s in open_set("digits").items()}
     make_set(sources, Store(folder), shard_samples=50)
     return folder
 
@@ -74,30 +79,21 @@ class Lab:
     def attempt(self, flag: StopFlag | None = None) -> Cause:
         """Train until finished or stopped."""
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
-        number = len(self.run.attempts()) + 1
-        ranks = Ranks(0, 0, 1, "test", number)
+        ranks = Ranks(0, 0, 1, "test", 0, 1)
         group = Group(ranks, self.run.store, wait_s=10, collective_s=10)
-        metrics = MetricsWriter(self.run.store, number)
-        trainer = Trainer(self.run, self.spec, self.recipe, self.job, group, flag or StopFlag(), metrics)
+        draft = Attempt(number=0, job_id="test", world_size=1, hosts=(), started=time.time(), start_step=0)
+        claimed = claim.take(self.run, draft)
+        watchdog = Watchdog(group, 0, lambda suspects: None, lambda: None)
+        trainer = Trainer(self.run, self.spec, self.recipe, self.job, group, flag or StopFlag(), watchdog, claimed)
         start = trainer.progress.step
         cause = trainer.train()
         end = trainer.progress.step
         group.close()
-        attempt = Attempt(
-            number=number,
-            job_id="test",
-            world_size=1,
-            hosts=(),
-            started=0,
-            start_step=start,
-            end_step=end,
-            cause=cause,
-        )
-        self.run.write_attempt(attempt)
+        self.run.write_attempt(claimed.record.model_copy(update={"start_step": start, "end_step": end, "cause": cause}))
         return cause
 
     def state(self) -> dict[str, Any]:
-        found = checkpoint.read_latest(self.run.store.child("checkpoints"))
+        found = checkpoint.read_latest(self.run.store.child("checkpoints"), {})
         assert found is not None
         return from_files(found, torch.device("cpu"))[1]
 
@@ -170,13 +166,13 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_used(tmp_path: Pat
     unbroken.attempt()
     lab.attempt(StopAfter(5))
     lab.attempt(StopAfter(1 + EVALUATION + 4))
-    newest = tmp_path / "run" / "checkpoints" / checkpoint.folder_name(STEPS + 4) / "model.pt"
+    newest = tmp_path / "run" / "checkpoints" / Saved(STEPS + 4, 2).folder / "model.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     assert lab.attempt() == "finished"
-    assert lab.run.attempts()[-1].start_step == 5
-    assert (tmp_path / "run" / "checkpoints" / f"damaged-{checkpoint.folder_name(STEPS + 4)}").is_dir()
+    assert lab.run.attempts()[-1].start_step == STEPS  # saved as the best so far
+    assert (tmp_path / "run" / "checkpoints" / f"damaged-{Saved(STEPS + 4, 2).folder}").is_dir()
     assert_bit_equal(lab.state(), unbroken.state())
     steps = [row["step"] for row in lab.rows() if row["kind"] == "train"]
     assert steps == list(range(1, 3 * STEPS + 1))
@@ -191,3 +187,18 @@ def test_loader_workers_do_not_change_a_bit(tmp_path: Path, digits: Path) -> Non
         )
         assert lab.attempt() == "finished"
     assert_bit_equal(one.state(), other.state())
+
+
+def test_nothing_is_unpickled_that_could_run(tmp_path: Path) -> None:
+    """A checkpoint whose checksums fit, by somebody who may write into the run's folder."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "owned",))
+
+    buffer = io.BytesIO()
+    torch.save({"weight": Evil()}, buffer)
+    files = {"progress.json": b"{}", "model.pt": buffer.getvalue()}
+    with pytest.raises(CheckpointError, match="the checkpoint of step 3 was not written by this version"):
+        from_files(checkpoint.Checkpoint(Saved(3, 1), files), torch.device("cpu"))
+    assert not (tmp_path / "owned").exists()

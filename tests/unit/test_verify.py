@@ -10,10 +10,12 @@ from PIL import Image
 
 from rsb_cluster.data.index import INDEX_NAME, build_index, load_index
 from rsb_cluster.data.make import make_shards
-from rsb_cluster.data.sources import as_png
-from rsb_cluster.data.verify import Stats, stats, verify
+from rsb_cluster.data.sources import Source
+from rsb_cluster.data.sources.source import as_png
+from rsb_cluster.data.verify import Stats, shared_images, stats, verify
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage import Store
+from tests.unit.test_index import pair, tar_of
 
 
 def images(n=9):
@@ -21,11 +23,15 @@ def images(n=9):
     return [(f"k{i}", as_png(Image.fromarray(noise[i])), "png", i % 3) for i in range(n)]
 
 
+def made_of(samples, folder, classes=(), **how):
+    store = Store(folder)
+    make_shards(Source("given", tuple(classes), range(len(samples)), samples.__getitem__), store, **how)
+    return store
+
+
 @pytest.fixture
 def store(tmp_path):
-    made = Store(tmp_path)
-    make_shards(images(), made, shard_samples=3, classes=["a", "b", "c"])
-    return made
+    return made_of(images(), tmp_path, "abc", shard_samples=3)
 
 
 @pytest.mark.parametrize("decode", [False, True])
@@ -33,7 +39,35 @@ def test_an_untouched_set_has_no_problems(store, decode):
     steps = []
     report = verify(store, decode=decode, progress=lambda *step: steps.append(step))
     assert (report.shards, report.samples, report.problems) == (3, 9, [])
+    assert report.notes == ["3 classes, with 3 to 3 images (mean 3.0)"]
     assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_several_processes_find_the_same(store):
+    content = bytearray(store.read_bytes("shard-000001.tar"))
+    content[2000] ^= 1  # in its first image
+    store.write_bytes("shard-000001.tar", content)
+    store.delete("shard-000000.tar")
+    alone, together = verify(store, decode=True), verify(store, decode=True, workers=2)
+    assert alone.problems == together.problems
+    assert len(alone.problems) == 3
+    assert alone.images.tolist() == together.images.tolist()
+
+
+def test_images_that_come_twice_are_noted_with_their_classes(tmp_path):
+    first, *others = images(6)
+    again = [(f"again{i}", first[1], "png", label) for i, label in enumerate((0, 2))]
+    report = verify(made_of([first, *others, *again], tmp_path / "1", "abcd", shard_samples=2))
+    assert report.problems == []
+    same, other_class, balance, empty = report.notes
+    assert same.startswith("images that come again: 2 ('")
+    assert other_class.startswith("images that come again with another class: 1 ('")
+    assert "again1" in other_class
+    assert balance == "4 classes, with 0 to 3 images (mean 2.0)"
+    assert empty == "classes without an image: 1 (d)"
+    other = verify(made_of([*again, *images(8)[6:]], tmp_path / "2"))
+    assert shared_images(report, other) == 1
+    assert shared_images(report, verify(made_of(images(8)[6:], tmp_path / "3"))) == 0
 
 
 @pytest.mark.parametrize("decode", [False, True])
@@ -83,11 +117,10 @@ def test_a_cut_shard_is_reported_by_its_size_and_the_samples_that_are_lost(store
 
 
 def test_an_image_that_was_bad_from_the_start_is_found_by_decoding_only(tmp_path):
-    store = Store(tmp_path)
     cut = images()[1][1][:300]
-    make_shards([*images(1), ("bad", cut, "png", 0), ("text", b"no image", "jpg", 1)], store)
+    store = made_of([*images(1), ("bad", cut, "png", 0), ("text", b"no image", "jpg", 1)], tmp_path)
     assert verify(store).problems == []
-    bad, text = verify(store, decode=True).problems
+    text, bad = sorted(verify(store, decode=True).problems, key=lambda problem: "bad" in problem)
     assert "shard-000000.tar: the image of sample 'bad' cannot be decoded" in bad
     assert "'text' cannot be decoded" in text
 
@@ -121,12 +154,13 @@ def test_without_an_index_nothing_is_verified(store):
 
 def test_stats_count_what_is_there(tmp_path):
     store = Store(tmp_path)
-    samples = [
-        (f"k{i}", b"x" * size, "jpg", label)
-        for i, (size, label) in enumerate([(10, 0), (20, 0), (30, 1), (40, 0), (50, 1)])
-    ]
-    make_shards(samples, store, shard_samples=2, classes=["a", "b", "named only"])
+    for number, labels in enumerate([(0, 0), (1, 0), (1,)]):
+        content = tar_of([m for i, label in enumerate(labels) for m in pair(f"{number}{i}", b"x" * 30, label)])
+        store.write_bytes(f"shard-00000{number}.tar", content)
+    build_index(store, classes=["a", "b", "named only"])
     assert stats(store) == Stats(
+        data_set="",
+        label_sets=(),
         shards=3,
         samples=5,
         total_bytes=sum(store.size(f"shard-00000{i}.tar") for i in range(3)),

@@ -5,6 +5,7 @@ The reference is PIL's ``Image.open(...).convert("RGB")``. An EXIF orientation i
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 
@@ -12,6 +13,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from rsb_cluster.train.pixels.jpeg import cut_to_rows
 
 Pixels = NDArray[np.uint8]
 
@@ -28,22 +31,59 @@ def max_pixels() -> float:
     return Image.MAX_IMAGE_PIXELS or math.inf
 
 
-def decode(encoded: bytes | memoryview) -> Pixels:
-    """Return the pixels, shape (H, W, 3), RGB, writeable and contiguous.
+class Source:
+    """An encoded image: its size is known at once, its pixels are decoded as far down as they are asked for.
+
+    For one thread.
+
+    Attributes:
+        encoded: The file's bytes.
+        height: In px.
+        width: In px.
 
     Raises:
-        BadImageError: PIL cannot decode it either.
+        BadImageError: PIL cannot read it either.
     """
+
+    def __init__(self, encoded: bytes | memoryview) -> None:
+        self.encoded = encoded
+        self._pixels: Pixels | None = None
+        size = _jpeg_size(encoded)
+        if size is None:
+            self._pixels = decode_with_pil(encoded)
+            size = self._pixels.shape[:2]
+        self.height, self.width = size
+
+    def rows(self, stop: int) -> Pixels:
+        """Return the rows above ``stop`` and maybe more: shape (H, W, 3), RGB, writeable and contiguous.
+
+        What has been decoded is kept: who needs several parts of an image asks for its whole height first.
+
+        Raises:
+            BadImageError: PIL cannot decode it either.
+        """
+        if self._pixels is None or len(self._pixels) < stop:
+            self._pixels = _decode_jpeg(self.encoded, stop)
+        return self._pixels
+
+
+def _jpeg_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
+    """Return height and width of a JPEG that needs no PIL; None for all else."""
     if encoded[:3] == b"\xff\xd8\xff":
-        try:
+        with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
             if colours in _DIRECT and height * width <= max_pixels():
-                # Strict: libjpeg only warns of a truncated file and fills the rest with grey.
-                pixels: Pixels = simplejpeg.decode_jpeg(encoded, colorspace="RGB", strict=True)
-                return pixels
-        except ValueError:
-            pass  # PIL decides: it accepts most damage inside a file, and refuses a truncated one
-    return decode_with_pil(encoded)
+                return int(height), int(width)
+    return None
+
+
+def _decode_jpeg(encoded: bytes | memoryview, rows: int) -> Pixels:
+    cut = cut_to_rows(encoded, rows)
+    with contextlib.suppress(ValueError):
+        # Strict: libjpeg only warns of a truncated file and fills the rest with grey.
+        pixels: Pixels = simplejpeg.decode_jpeg(cut or encoded, colorspace="RGB", strict=cut is None)
+        return pixels
+    return decode_with_pil(encoded)  # PIL decides: it accepts most damage inside a file, and refuses a truncated one
 
 
 def decode_with_pil(encoded: bytes | memoryview) -> Pixels:

@@ -14,11 +14,11 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.train.augment import EvalTransform
 from rsb_cluster.train.pixels.crop import eval_crop, random_box, resize
-from rsb_cluster.train.pixels.decode import Pixels, decode, open_with_pil
+from rsb_cluster.train.pixels.decode import Pixels, Source, open_with_pil
 from rsb_cluster.train.pixels.draws import draws_of
 from rsb_cluster.train.pixels.randaugment import RandAugment
 
-Transform = Callable[[bytes | memoryview, int, Pixels], None]
+Transform = Callable[[Source, int, Pixels], None]
 
 _INTERPOLATIONS = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
 
@@ -43,11 +43,11 @@ class FastTrain:
         self._interpolations = _INTERPOLATIONS[a.interpolation]
         self._rand_augment = RandAugment(recipe) if a.rand_augment else None
 
-    def __call__(self, encoded: bytes | memoryview, seed: int, out: Pixels) -> None:
+    def __call__(self, source: Source, seed: int, out: Pixels) -> None:
         """Write the augmented image of a seed.
 
         Args:
-            encoded: A JPEG, or whatever else PIL reads.
+            source: The image; nothing that was asked of it before changes the result.
             seed: Decides all that is random, together with nothing else.
             out: uint8, shape (resolution, resolution, 3), any strides; RGB.
 
@@ -56,13 +56,11 @@ class FastTrain:
         """
         a, side = self._augment, self._augment.resolution
         _check(out, side)
-        pixels = decode(encoded)
         draws = draws_of(seed)
-        height, width = pixels.shape[:2]
-        box = random_box(height, width, draws.python, scale=a.crop_scale, ratio=a.crop_ratio)
+        box = random_box(source.height, source.width, draws.python, scale=a.crop_scale, ratio=a.crop_ratio)
         several = len(self._interpolations) > 1
         interpolation = draws.python.choice(self._interpolations) if several else self._interpolations[0]
-        image = resize(box.of(pixels), side, side, interpolation)
+        image = resize(box.of(source.rows(box.top + box.height)), side, side, interpolation)
         if draws.flips(a.hflip):
             image = cv2.flip(image, 1)  # type: ignore[assignment]
         if self._rand_augment is not None:
@@ -82,7 +80,7 @@ class FastEval:
         self._eval = recipe.eval
         self._stock = EvalTransform(recipe) if exact else None
 
-    def __call__(self, encoded: bytes | memoryview, seed: int, out: Pixels) -> None:
+    def __call__(self, source: Source, seed: int, out: Pixels) -> None:
         """Write the image; ``seed`` is not used. See ``FastTrain`` for the rest.
 
         Raises:
@@ -91,9 +89,9 @@ class FastEval:
         e = self._eval
         _check(out, e.resolution)
         if self._stock is not None:
-            np.copyto(out, self._stock(open_with_pil(encoded), seed).permute(1, 2, 0).numpy())
+            np.copyto(out, self._stock(open_with_pil(source.encoded), seed).permute(1, 2, 0).numpy())
         else:
-            np.copyto(out, eval_crop(decode(encoded), e.resolution, e.crop, e.interpolation))
+            np.copyto(out, eval_crop(source.rows(source.height), e.resolution, e.crop, e.interpolation))
 
 
 def _check(out: Pixels, side: int) -> None:

@@ -8,14 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
-from rsb_cluster.data.sources import Sample, Source, as_png, extension_of
+from rsb_cluster.data.sources.source import Sample, Source, as_png, extension_of
 from rsb_cluster.errors import ConfigError, did_you_mean
 
 # Where Debian's package dataset-fashion-mnist puts it.
@@ -59,26 +58,46 @@ def torchvision_dataset(name: str, root: Path | None, split: str) -> Source:
     Raises:
         ConfigError: There is no such data set or part, its files are not there, or it is not one of images and classes.
     """
-    from torchvision import datasets
-
     if name not in data_set_names():
         raise ConfigError(f"torchvision has no data set '{name}'.{did_you_mean(name, data_set_names())}")
     if root is None and name == "FashionMNIST" and DEBIAN_FASHION_MNIST.is_dir():
         root = DEBIAN_FASHION_MNIST
     if root is None:
         raise ConfigError(f"where does {name} lie? Say so with --root FOLDER (nothing is downloaded).")
-    kind = getattr(datasets, name)
-    parts = _open_parts(kind, root.expanduser(), split)
-    ends = list(accumulate(len(part) for part in parts))
-
-    def read(i: int) -> Sample:
-        part = int(np.searchsorted(ends, i, side="right"))
-        image, label = parts[part][i - (ends[part - 1] if part else 0)]
-        content, extension = _encoded(image)
-        return f"{name}-{split}-{i:07d}", content, extension, int(label)
-
+    parts = _parts(name, root.expanduser(), split)
     _check_sample(name, parts[0])
-    return Source(f"torchvision's {name} in {root}, {split}", _class_names(parts[0]), ends[-1], read)
+    return Source(
+        f"torchvision's {name} in {root}, {split}",
+        _class_names(parts[0]),
+        range(sum(len(part) for part in parts)),
+        _ReadItem(name, root.expanduser(), split),
+    )
+
+
+@dataclass(frozen=True)
+class _ReadItem:
+    """Reads entries that are the numbers of items. A process opens the data set when it reads its first one."""
+
+    name: str
+    root: Path
+    split: str
+
+    def __call__(self, entry: int) -> Sample:
+        position = entry
+        for part in _parts(self.name, self.root, self.split):
+            if position < len(part):
+                image, label = part[position]
+                content, extension = _encoded(image)
+                return f"{self.name}-{self.split}-{entry:07d}", content, extension, int(label)
+            position -= len(part)
+        raise IndexError(entry)
+
+
+@cache
+def _parts(name: str, root: Path, split: str) -> list[Any]:
+    from torchvision import datasets
+
+    return _open_parts(getattr(datasets, name), root, split)
 
 
 def _open_parts(kind: Any, root: Path, split: str) -> list[Any]:

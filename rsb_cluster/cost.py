@@ -1,0 +1,91 @@
+"""What a run cost: time on machines, starts, and steps that were computed twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rsb_cluster.errors import StorageError
+from rsb_cluster.run import Attempt, Run
+
+
+@dataclass(frozen=True)
+class Span:
+    """An attempt, and the end that is known of it.
+
+    An attempt that was killed could not write its end. What it last said stands for it: its sign of life, else its last
+    metrics row, else its start. The same holds for one that still runs.
+
+    Attributes:
+        ended: Unix time.
+        end_step: Steps done by then.
+    """
+
+    attempt: Attempt
+    ended: float
+    end_step: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it held its machines, as far as known."""
+        return max(0.0, self.ended - self.attempt.started)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What all attempts of a run took.
+
+    Attributes:
+        gpu_hours: Hours times GPUs held.
+        rank_hours: Hours times processes; on GPUs the same, on CPUs the only measure there is.
+        wall_s: Seconds in which an attempt was on.
+        attempts: Starts.
+        preemptions: Attempts that ended because the scheduler took the machine back.
+        steps_repeated: Steps computed again: they came after the checkpoint from which the next attempt went on.
+    """
+
+    gpu_hours: float
+    rank_hours: float
+    wall_s: float
+    attempts: int
+    preemptions: int
+    steps_repeated: int
+
+
+def spans(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Span]:
+    """Return a run's attempts with their ends, oldest first; files are read only for those that did not write it."""
+    attempts = run.attempts() if attempts is None else attempts
+    return [Span(a, a.ended, a.end_step) if a.ended else Span(a, *_last_sign(run, a)) for a in attempts]
+
+
+def cost(found: Sequence[Span]) -> Cost:
+    """Add up the attempts of a run."""
+    computed = sum(max(0, span.end_step - span.attempt.start_step) for span in found)
+    return Cost(
+        gpu_hours=sum(span.seconds * span.attempt.gpus for span in found) / 3600,
+        rank_hours=sum(span.seconds * span.attempt.world_size for span in found) / 3600,
+        wall_s=sum(span.seconds for span in found),
+        attempts=len(found),
+        preemptions=sum(span.attempt.cause == "preempted" for span in found),
+        steps_repeated=max(0, computed - max((span.end_step for span in found), default=0)),
+    )
+
+
+def _last_sign(run: Run, attempt: Attempt) -> tuple[float, int]:
+    signs = [(attempt.started, attempt.start_step)]
+    try:
+        alive = run.store.read_json(f"attempts/{attempt.number:04d}-alive.json")
+        signs.append((float(alive["time"]), int(alive["step"])))
+    except (StorageError, KeyError, TypeError, ValueError):  # missing, or damaged
+        signs += _last_row(run, attempt.number)
+    return max(time for time, _ in signs), max(step for _, step in signs)
+
+
+def _last_row(run: Run, number: int) -> list[tuple[float, int]]:
+    chunks = [name for name in run.store.files("metrics") if name.startswith(f"metrics/{number:04d}-")]
+    try:
+        row = json.loads(run.store.read_bytes(chunks[-1]).splitlines()[-1])
+        return [(float(row["time"]), int(row["step"]))]
+    except (IndexError, KeyError, TypeError, ValueError, StorageError):
+        return []  # it wrote none, or none that can be read

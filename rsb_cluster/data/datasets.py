@@ -1,0 +1,67 @@
+"""The data sets that are known by name: how many images they have, where they are, and how they are scored.
+
+All of it is data, in datasets.toml. ``metric`` is what the literature compares; ``also`` is reported beside it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Metric = Literal[
+    "top1",  # right images among all images
+    "mean_per_class",  # mean over classes of the share of right images (macro recall)
+    "label_set_top1",  # images whose prediction is in their label set, among images that have one
+    "macro_f1",  # mean over classes of F1
+    "macro_precision",  # mean over classes of TP / (TP + FP)
+    "macro_specificity",  # mean over classes of TN / (TN + FP)
+    "recall",  # TP / (TP + FN) of class 1, of two
+    "precision",  # TP / (TP + FP) of class 1, of two
+]
+
+
+class DataSet(BaseModel):
+    """A data set that `rsb-cluster shards make` knows by name.
+
+    Attributes:
+        name: As it is called on the command line and in recipes (``data.set``).
+        title: As it is called in prose.
+        samples: Number of images of each part, ``train`` and ``val``.
+        classes: Number of classes.
+        metric: What is compared with published results.
+        also: What is reported beside it.
+        default_labels: The label sets by which it is scored (`rsb_cluster.data.labels`); empty for the index's labels.
+        reader: Which function opens it, and its argument.
+        files: What has to lie in ``--root``; empty where nothing is needed.
+        download: Where to get it.
+        licence: What its use is bound to, in short; no legal advice.
+        note: What one should know; may be empty.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    samples: Mapping[Literal["train", "val"], int]
+    classes: int
+    metric: Metric
+    also: tuple[Metric, ...] = ()
+    default_labels: str = ""
+    reader: str
+    files: str = ""
+    download: str
+    licence: str
+    note: str = ""
+
+
+@cache
+def known_data_sets() -> Mapping[str, DataSet]:
+    """Return the data sets of datasets.toml by name, in its order."""
+    content = tomllib.loads((files("rsb_cluster.data") / "datasets.toml").read_text(encoding="utf-8"))
+    return MappingProxyType({name: DataSet(name=name, **fields) for name, fields in content.items()})

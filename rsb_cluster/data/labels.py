@@ -1,0 +1,165 @@
+"""Label sets: more than one right answer for an image, or none that is public.
+
+The labels in an index are one class per image. ImageNet's ReaL labels and VizWiz-Classification have a *set* of classes
+for each image, of which any is right; an image with an empty set is not scored. A part of a data set keeps such labels
+in a file next to its index, ``labels-<name>.json``:
+
+    {"format": 1, "about": "...", "among": [291, ...] or null,
+     "labels": {"<key>": [970, 795], ...}, "groups": {"Blur": ["<key>", ...], ...}}
+
+They are joined by key and not by number: the file fits the same images in any order, in other shards, and in a part
+that lacks some of them. ``among`` are the classes that a prediction may be (its logits are restricted to them);
+``groups`` are subsets that are also scored for themselves.
+
+``rsb-cluster evaluate --labels NAME`` finds them so: `load_label_sets` with the store of the part (``<set>/val``) and
+its index. Without ``--labels`` the name is that in the ``default_labels`` of the data set in datasets.toml, which is
+looked up by the ``data_set`` in the part's source.json (`rsb_cluster.data.make.source_of`); where that is empty too,
+the index's own labels are right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rsb_cluster.data.index import ShardIndex
+from rsb_cluster.errors import ConfigError, DataError, MissingError
+from rsb_cluster.storage import Store
+
+REAL = "real"
+_REAL_IMAGES = 50_000
+_VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+class LabelFile(BaseModel):
+    """What a ``labels-<name>.json`` holds; see the head of this module."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    about: str
+    among: tuple[int, ...] | None = None
+    labels: Mapping[str, Sequence[int]]
+    groups: Mapping[str, Sequence[str]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSets:
+    """The label sets of the N samples of an index.
+
+    Attributes:
+        starts: Where each sample's classes start in ``classes``, and the end of the last, shape (N + 1,).
+        classes: The classes of all samples, one after the other.
+        among: The classes that a prediction may be, ascending; None for all.
+        groups: For each named group whether a sample is in it, shape (N,).
+    """
+
+    starts: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    among: NDArray[np.int64] | None = None
+    groups: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """Whether a sample has any label, shape (N,)."""
+        return np.diff(self.starts) > 0
+
+    def of(self, sample: int) -> NDArray[np.int64]:
+        """Return the classes that are right for a sample."""
+        return self.classes[self.starts[sample] : self.starts[sample + 1]]
+
+
+def label_file_name(name: str) -> str:
+    """Return the file, next to an index, that holds the label sets of a name."""
+    return f"labels-{name}.json"
+
+
+def label_files(store: Store) -> dict[str, str]:
+    """Return the files with label sets in a folder, and the names of these."""
+    pattern = re.compile(re.escape(label_file_name("*")).replace(r"\*", "(.+)"))
+    return {name: found[1] for name in store.names() if (found := pattern.fullmatch(name))}
+
+
+def write_labels(store: Store, name: str, content: LabelFile) -> None:
+    """Write label sets next to an index."""
+    lines = ",\n".join(f"{json.dumps(key)}: {list(classes)}" for key, classes in sorted(content.labels.items()))
+    rest = content.model_dump_json(exclude={"labels"})
+    store.write_bytes(label_file_name(name), f'{rest[:-1]},"labels":{{\n{lines}\n}}}}\n'.encode())
+
+
+def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:
+    """Read the label sets that lie next to an index.
+
+    Raises:
+        DataError: There are none of that name, they are damaged, or a sample of the index is not in them.
+        StorageError: The folder could not be read.
+    """
+    url = store.locate(label_file_name(name))
+    try:
+        content = LabelFile.model_validate_json(store.read_bytes(label_file_name(name)))
+    except MissingError as error:
+        raise DataError(
+            f"there are no labels '{name}' for {store.url}: no {url}. "
+            f"Make ReaL's with: rsb-cluster shards labels {REAL} {store.url}"
+        ) from error
+    except ValidationError as error:
+        raise DataError(f"{url} is damaged: {error.errors()[0]['msg']}. Make it again.") from error
+    keys = [index.key(i) for i in range(index.num_samples)]
+    missing = [key for key in keys if key not in content.labels]
+    if missing:
+        raise DataError(f"{url} has no entry for {len(missing)} images, '{missing[0]}' among them. Make it again.")
+    sets = [content.labels[key] for key in keys]
+    if any(not 0 <= label < index.num_classes for classes in sets for label in classes):
+        raise DataError(f"{url} names classes that the index does not have ({index.num_classes}). Make it again.")
+    return LabelSets(
+        starts=np.cumsum([0, *map(len, sets)], dtype=np.int64),
+        classes=np.array([label for classes in sets for label in classes], dtype=np.int64),
+        among=None if content.among is None else np.array(sorted(content.among), dtype=np.int64),
+        groups={group: np.isin(keys, sorted(members)) for group, members in content.groups.items()},
+    )
+
+
+def real_labels(keys: Iterable[str], file: Path | None = None) -> LabelFile:
+    """Join the ReaL labels (Beyer et al. 2020, arXiv:2006.07159) to images of ImageNet's validation set.
+
+    Args:
+        keys: Each with the image's number in it, as in ``ILSVRC2012_val_00000001``, which is where the join is made.
+        file: The authors' real.json: a list of 50,000 lists of classes, by that number. None takes the copy that
+            timm ships.
+
+    Raises:
+        ConfigError: The file is not theirs, or a key has no number.
+    """
+    path = file or timm_info("imagenet_real_labels.json")
+    try:
+        by_number = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the ReaL labels {path}: {error}. Give the authors' real.json.") from error
+    if not isinstance(by_number, list) or len(by_number) != _REAL_IMAGES:
+        held = f"{len(by_number):,} entries" if isinstance(by_number, list) else "no list"
+        raise ConfigError(f"{path} holds {held}; real.json is a list of {_REAL_IMAGES:,}. Give the authors' file.")
+    joined = {}
+    for key in keys:
+        found = _VAL_NUMBER.search(key)
+        if found is None or not 1 <= int(found[1]) <= _REAL_IMAGES:
+            raise ConfigError(
+                f"the key '{key}' does not name an image of ImageNet's validation set (ILSVRC2012_val_00000001 to "
+                f"ILSVRC2012_val_{_REAL_IMAGES:08d}), so it has no ReaL label. Use shards of ImageNet's val."
+            )
+        joined[key] = by_number[int(found[1]) - 1]
+    return LabelFile(about="ReaL: Beyer et al. 2020, arXiv:2006.07159", labels=joined)
+
+
+def timm_info(name: str) -> Path:
+    """Return a file of facts about ImageNet that timm ships; timm is not imported, for it imports torch."""
+    found = find_spec("timm")
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0], "data", "_info", name)

@@ -1,0 +1,132 @@
+"""Where samples come from before they are shards: data sets known by name, folders of images, parquet files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rsb_cluster.data.datasets import DataSet, known_data_sets
+from rsb_cluster.data.sources.digits import digits
+from rsb_cluster.data.sources.folder import class_folders, image_folder
+from rsb_cluster.data.sources.illusions import indl
+from rsb_cluster.data.sources.imagenet import imagenet_1k, imagenet_v2
+from rsb_cluster.data.sources.lists import inat_2019, indl_folder, vizwiz
+from rsb_cluster.data.sources.parquet import is_parquet, parquet, parquet_splits
+from rsb_cluster.data.sources.source import SPLITS, Sample, Source
+from rsb_cluster.errors import ConfigError, did_you_mean
+
+__all__ = ["SPLITS", "Sample", "Source", "open_set"]
+
+
+def open_set(
+    source: str, *, root: Path | None = None, split: str | None = None, any_count: bool = False
+) -> dict[str, Source]:
+    """Find what a user means by a source, and open it.
+
+    Args:
+        source: A name in datasets.toml (``imagenet-1k``, ``digits``); the name of a torchvision data set; or a folder
+            (with a ``/`` in it where its name is also one of those), of images or of parquet files. A folder with
+            ``train/`` and ``val/`` in it is both; of any other, ``split`` says which one it is.
+        root: Where a data set with a name lies.
+        split: ``train`` or ``val`` for one of them; both where not given.
+        any_count: Take a known data set with another number of images or classes than it should have.
+
+    Returns:
+        What goes into ``train`` and ``val``, for `rsb_cluster.data.make.make_set`.
+
+    Raises:
+        ConfigError: There is no such source, or it is not as it should be.
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"the split '{split}' is none of: {', '.join(SPLITS)}.")
+    splits = (split,) if split else SPLITS
+    known = known_data_sets()
+    # A name wins over a folder: torchvision itself puts a folder FashionMNIST into the current one.
+    if source in known:
+        return _open_known(known[source], root, split, any_count)
+    path = Path(source).expanduser()
+    if "/" not in source and source not in (".", ".."):
+        from rsb_cluster.data.sources.vision import data_set_names, torchvision_dataset
+
+        others = data_set_names()
+        if source in others:
+            return {name: torchvision_dataset(source, root, name) for name in splits}
+        if not path.is_dir():
+            hint = did_you_mean(source, (*known, *others)) or " A folder is written with a slash: ./folder"
+            raise ConfigError(
+                f"'{source}' is neither a data set that is known (rsb-cluster shards list), nor one of torchvision, "
+                f"nor a folder.{hint}"
+            )
+    return _open_folder(path, split)
+
+
+def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_count: bool) -> dict[str, Source]:
+    missing = [] if split is None or split in data_set.samples else [split]
+    if missing:
+        raise ConfigError(f"{data_set.name} has no {missing[0]}: it has {', '.join(data_set.samples)} only.")
+    if root is None and data_set.files:
+        raise ConfigError(
+            f"where does {data_set.name} lie? Say so with --root FOLDER, which holds {data_set.files} "
+            f"(nothing is downloaded; it is at {data_set.download})."
+        )
+    opened: dict[str, Source] = {}
+    for name, expected in data_set.samples.items():
+        if split in (None, name):
+            part = replace(_open_part(data_set, root and root.expanduser(), name), data_set=data_set.name)
+            opened[name] = part
+            for what, there, right in (
+                ("images", len(part), expected),
+                # Where torchvision does not know the names of the classes, only images are counted.
+                ("classes", len(part.classes) or data_set.classes, data_set.classes),
+            ):
+                if there != right and not any_count:
+                    raise ConfigError(
+                        f"{part.description}: there are {there:,} {what}, and {name} of {data_set.name} has {right:,}. "
+                        "Was a download or an unpacking cut short? To take what there is, pass --any-count."
+                    )
+    return opened
+
+
+def _open_part(data_set: DataSet, root: Path | None, split: str) -> Source:
+    """Call the function that the data set's ``reader`` in datasets.toml names, with what stands behind the colon."""
+    reader, _, argument = data_set.reader.partition(":")
+    if reader == "digits":
+        return digits(split)
+    if reader == "indl":
+        return indl_folder(root, split) if root else indl(argument, split)
+    if reader == "torchvision":
+        from rsb_cluster.data.sources.vision import torchvision_dataset
+
+        return torchvision_dataset(argument, root, split)
+    assert root is not None  # whoever has files has been asked for it
+    if reader == "folders":
+        return _two_folders(root, argument.split(","), split)
+    return _READERS[reader](root, split)
+
+
+_READERS = {"imagenet": imagenet_1k, "imagenet-v2": imagenet_v2, "inat-2019": inat_2019, "vizwiz": vizwiz}
+
+
+def _two_folders(root: Path, folders: list[str], split: str) -> Source:
+    train, val = folders
+    classes = class_folders(root / train) if (root / train).is_dir() else ()
+    return image_folder(root / (train if split == "train" else val), classes=classes)
+
+
+def _open_folder(path: Path, split: str | None) -> dict[str, Source]:
+    splits = (split,) if split else SPLITS
+    parts = {name: path / name for name in SPLITS}
+    if is_parquet(path):
+        named = parquet_splits(path)
+        if split is None and not named:
+            raise ConfigError(f"the .parquet files in {path} do not say which split they are. Say it with --split.")
+        return {name: parquet(path, name) for name in splits if split or name in named}
+    if all(part.is_dir() for part in parts.values()):
+        # One list of names for both: a class that val lacks must not shift the numbers of the others.
+        classes = class_folders(parts["train"])
+        return {name: image_folder(parts[name], classes=classes) for name in splits}
+    if split is None:
+        raise ConfigError(
+            f"{path} has no train/ and val/ in it, so it is one part of a set. Say which: --split train or --split val."
+        )
+    return {split: image_folder(path)}

@@ -1,0 +1,216 @@
+"""ImageNet-1k as it is downloaded, and ImageNet-V2.
+
+The tars and the unpacked class folders give the same shards, to the byte: the keys, the order and the image files are
+the same. torchvision's ``ImageNet`` is not used: it unpacks the 150 GB next to the tars before it reads anything.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from rsb_cluster.data.labels import REAL, real_labels, timm_info
+from rsb_cluster.data.sources.folder import class_folders, image_folder, images, listed_files
+from rsb_cluster.data.sources.source import Sample, Source, extension_of, safe_keys
+from rsb_cluster.errors import ConfigError
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12"
+
+_VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_V2_FOLDER = "imagenetv2-"
+
+
+def imagenet_1k(root: Path, split: str) -> Source:
+    """Open ImageNet-1k, from folders where they are there, else from the tars. ReaL's labels come with val.
+
+    Args:
+        root: Holds ``train/`` and ``val/`` with a folder per class (``n01440764``), or the two tars. A ``val`` that is
+            not sorted into class folders, or is a tar, needs the devkit beside it, packed or not.
+        split: ``train`` or ``val``.
+
+    Raises:
+        ConfigError: What is needed is not there, or damaged.
+    """
+    source = _train(root) if split == "train" else _val(root)
+    if split == "val":
+        source = replace(source, labels={REAL: real_labels(entry[0] for entry in source.entries)})
+    return source
+
+
+def imagenet_v2(root: Path, split: str) -> Source:
+    """Open a variant of ImageNet-V2: 1,000 folders that are named by the number of the class.
+
+    Sorted as text, as torchvision's ``ImageFolder`` would, "10" comes before "2" and nearly all labels are wrong.
+
+    Args:
+        root: The folder of a variant, or one that holds a single ``imagenetv2-...`` folder.
+        split: ``val``; it is for evaluation only.
+    """
+    variants = sorted(path for path in root.glob(f"{_V2_FOLDER}*") if path.is_dir())
+    if len(variants) > 1:
+        raise ConfigError(
+            f"{root} holds {len(variants)} variants of ImageNet-V2: {', '.join(path.name for path in variants)}. "
+            "Give one of these folders as --root; the paper and timm use matched-frequency."
+        )
+    folder = variants[0] if variants else root
+    odd = [name for name in class_folders(folder) if not name.isdecimal()]
+    if odd:
+        raise ConfigError(f"{folder} has the folder '{odd[0]}'; ImageNet-V2's are called 0 to 999. Check --root.")
+    return image_folder(folder, classes=[str(i) for i in range(1000)], names=imagenet_synsets())
+
+
+def imagenet_synsets() -> tuple[str, ...]:
+    """Return the WordNet ids of ImageNet's classes in the order of their numbers, from a list that timm ships."""
+    return tuple(timm_info("imagenet_synsets.txt").read_text().split())
+
+
+def _train(root: Path) -> Source:
+    if (root / "train").is_dir():
+        return image_folder(root / "train")
+    tar = _existing(root / TRAIN_TAR, f"{root / 'train'} with a folder per class")
+    with _tar_errors(tar), tar.open("rb") as file:
+        found = [
+            (f"{wnid}/{name}", wnid, offset, size)
+            for wnid, start in sorted((Path(name).stem, offset) for name, offset, _ in _members(file, 0))
+            for name, offset, size in sorted(_members(file, start))
+        ]
+    classes = tuple(sorted({wnid for _, wnid, _, _ in found}))
+    return _in_tar(tar, classes, found)
+
+
+def _val(root: Path) -> Source:
+    folder = root / "val"
+    if folder.is_dir():
+        if any(path.is_dir() for path in folder.iterdir()):
+            known = class_folders(root / "train") if (root / "train").is_dir() else ()
+            return image_folder(folder, classes=known)
+        truth = _Devkit.open(root)
+        files = sorted((truth.wnid_of(file.name), file.name) for file in images(folder))
+        # The key says the class folder in which others have it.
+        flat = listed_files(f"images in {folder}", truth.classes, folder, [(n, truth.label[w]) for w, n in files])
+        keys = safe_keys([f"{wnid}/{name}" for wnid, name in files])
+        return replace(flat, entries=[(key, *entry[1:]) for key, entry in zip(keys, flat.entries, strict=True)])
+    tar = _existing(root / VAL_TAR, f"{folder} with the images")
+    truth = _Devkit.open(root)
+    with _tar_errors(tar), tar.open("rb") as file:
+        found = sorted((truth.wnid_of(name), name, offset, size) for name, offset, size in _members(file, 0))
+    return _in_tar(tar, truth.classes, [(f"{wnid}/{name}", wnid, offset, size) for wnid, name, offset, size in found])
+
+
+@dataclass(frozen=True)
+class _Devkit:
+    """The classes, and those of the validation images."""
+
+    classes: tuple[str, ...]  # WordNet ids
+    truth: tuple[str, ...]  # that of ILSVRC2012_val_00000001.JPEG, ...
+
+    @property
+    def label(self) -> dict[str, int]:
+        return {wnid: i for i, wnid in enumerate(self.classes)}
+
+    def wnid_of(self, name: str) -> str:
+        found = _VAL_FILE.fullmatch(name)
+        if found is None or not 1 <= int(found[1]) <= len(self.truth):
+            raise ConfigError(
+                f"'{name}' is none of the {len(self.truth):,} validation images of the devkit. Remove it."
+            )
+        return self.truth[int(found[1]) - 1]
+
+    @classmethod
+    def open(cls, root: Path) -> _Devkit:
+        """Read meta.mat and the ground truth.
+
+        The truth is in numbers of ILSVRC, 1 to 1,000, in another order than the sorted WordNet ids which all models
+        are trained with; meta.mat translates.
+        """
+        from scipy.io import loadmat
+
+        read = _devkit_reader(root)
+        synsets = loadmat(io.BytesIO(read("data/meta.mat")), squeeze_me=True)["synsets"]
+        leaves = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
+        numbers = read("data/ILSVRC2012_validation_ground_truth.txt").split()
+        return cls(tuple(sorted(leaves.values())), tuple(leaves[int(number)] for number in numbers))
+
+
+def _devkit_reader(root: Path) -> Callable[[str], bytes]:
+    """Return a function that reads a file of the devkit."""
+    if (root / DEVKIT).is_dir():
+        return lambda name: (root / DEVKIT / name).read_bytes()
+    packed = _existing(
+        root / f"{DEVKIT}.tar.gz",
+        f"{root / 'val'} sorted into class folders; the devkit says the classes of the validation images",
+    )
+
+    def read(name: str) -> bytes:
+        with _tar_errors(packed), tarfile.open(packed) as tar:
+            content = tar.extractfile(f"{DEVKIT}/{name}")
+            assert content is not None
+            return content.read()
+
+    return read
+
+
+@dataclass(frozen=True)
+class _ReadMember:
+    """Reads entries of (key, extension, class, first byte, size) in a tar."""
+
+    tar: Path
+
+    def __call__(self, entry: tuple[str, str, int, int, int]) -> Sample:
+        key, extension, label, offset, size = entry
+        with self.tar.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) != size:
+            raise ConfigError(f"{self.tar} ends inside of '{key}': it was cut short. Download it again.")
+        return key, content, extension, label
+
+
+def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int, int]]) -> Source:
+    label = {wnid: i for i, wnid in enumerate(classes)}
+    keys = safe_keys([name for name, *_ in found])
+    entries = [
+        (key, sys.intern(extension_of(name)), label[wnid], offset, size)
+        for key, (name, wnid, offset, size) in zip(keys, found, strict=True)
+    ]
+    return Source(f"images in {tar}", classes, entries, _ReadMember(tar))
+
+
+def _members(file: BinaryIO, start: int) -> Iterator[tuple[str, int, int]]:
+    """Yield name, first byte and size of the files in the tar that begins at a byte of a file."""
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+            if member.isreg():
+                yield member.name, member.offset_data, member.size
+
+
+def _existing(path: Path, otherwise: str) -> Path:
+    if not path.is_file():
+        there = (
+            sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else ["no such folder"]
+        )
+        raise ConfigError(
+            f"there is neither {path} nor {otherwise}. There is: {', '.join(there) or 'nothing'}. "
+            "Download it from https://image-net.org (after registering), or give another --root."
+        )
+    return path
+
+
+@contextmanager
+def _tar_errors(tar: Path) -> Iterator[None]:
+    """Turn tarfile's errors into ours."""
+    try:
+        yield
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise ConfigError(f"{tar} is not a whole tar: {error}. Download it again.") from error

@@ -1,0 +1,124 @@
+"""What samples come from before they are shards, and what all such sources share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from rsb_cluster.data.labels import LabelFile
+from rsb_cluster.data.order import Ints, permutation
+
+Sample = tuple[str, bytes, str, int]  # key, image file, its extension, class
+
+SHUFFLE_SEED = 2110_00476  # "ResNet strikes back" is arXiv:2110.00476
+SPLITS = ("train", "val")
+
+# Blocks of a source whose samples are shuffled together: a shard reads from so many at most.
+_WINDOW_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples that can be read one by one; iterating gives them shuffled, in the same order each time.
+
+    Args:
+        description: What it is and where it lies, to be shown.
+        classes: Names of the classes 0, 1, ...; may be empty.
+        entries: One plain value (a number, or a tuple of numbers and strings) per sample, in the order in which the
+            samples are stored.
+        read: Gives the sample that an entry stands for. Other processes can be given it only if it can be pickled.
+        block_samples: Where samples can only be read in blocks (a parquet's row groups): how many are in each.
+        labels: Label sets to be written next to the index, by their name.
+        data_set: Its name in datasets.toml; empty for the user's own.
+    """
+
+    description: str
+    classes: tuple[str, ...]
+    entries: Sequence[Any]
+    read: Callable[[Any], Sample]
+    block_samples: tuple[int, ...] = ()
+    labels: Mapping[str, LabelFile] = field(default_factory=dict)
+    data_set: str = ""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.sample(int(i)) for i in self.order())
+
+    def sample(self, i: int) -> Sample:
+        """Return sample number ``i``, in the order in which they are stored."""
+        return self.read(self.entries[i])
+
+    def order(self) -> Ints:
+        """Return the numbers of the samples as they are to be written: shuffled, so that classes are mixed.
+
+        Blocks are shuffled as a whole first, and then the samples of some dozen of them: a full permutation of samples
+        would read a block of hundreds for each one.
+        """
+        if not self.block_samples:
+            return permutation(len(self), SHUFFLE_SEED)
+        starts = np.concatenate([[0], np.cumsum(self.block_samples)])
+        blocks = permutation(len(self.block_samples), SHUFFLE_SEED)
+        windows = []
+        for number, first in enumerate(range(0, len(blocks), _WINDOW_BLOCKS)):
+            chosen = blocks[first : first + _WINDOW_BLOCKS]
+            samples = np.concatenate([np.arange(starts[block], starts[block + 1]) for block in chosen])
+            windows.append(samples[permutation(len(samples), SHUFFLE_SEED, number)])
+        return np.concatenate(windows) if windows else np.empty(0, dtype=np.int64)
+
+    def listing(self) -> str:
+        """Return a SHA-256 (hex) of the entries: another one means other samples."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(repr(entry).encode("utf-8", "surrogateescape") + b"\n")
+        return digest.hexdigest()
+
+
+def safe_keys(files: Sequence[str]) -> list[str]:
+    """Return a key for each file that survives a tar and webdataset, and tells the file it came from.
+
+    All but ``A-Za-z0-9_-~/`` is percent-encoded: webdataset ends the key at the first dot of the base name, and other
+    readers stumble over spaces, quotes and line breaks. ``urllib.parse.unquote`` gives the path back.
+
+    Args:
+        files: Relative paths with an extension, all different. Two that differ in the extension only get it appended
+            with a ``+``, which is nowhere else in a key.
+    """
+    stems = Counter(file.rpartition(".")[0] for file in files)
+    keys = []
+    for file in files:
+        stem, _, extension = file.rpartition(".")
+        key = _quoted(stem) + ("+" + _quoted(extension) if stems[stem] > 1 else "")
+        # webdataset takes what is below a folder like `__x__` for metadata and passes over it.
+        keys.append(re.sub(r"^_(?=_[^/]*__(/|$))", "%5F", key))
+    return keys
+
+
+def extension_of(file: str) -> str:
+    """Return a file's extension, in lower case and without the dot."""
+    return PurePosixPath(file).suffix[1:].lower()
+
+
+def as_png(image: Any) -> bytes:
+    """Return a PIL image as a PNG file, without loss where PNG knows the mode (else it becomes RGB)."""
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _quoted(text: str) -> str:
+    """Percent-encode a path; by its bytes, for a name on disk need not be UTF-8."""
+    return quote(os.fsencode(text), safe="/").replace(".", "%2E")

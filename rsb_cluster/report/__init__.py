@@ -1,0 +1,9 @@
+"""A report on runs: one HTML file that opens anywhere, without a network.
+
+It carries its data, its style and Plotly, and a content policy that lets it ask nobody for anything. The tables are
+plain HTML; scripts sort and filter them, and draw the charts from the same data.
+"""
+
+from rsb_cluster.report.page import report
+
+__all__ = ["report"]

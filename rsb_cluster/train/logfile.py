@@ -1,0 +1,72 @@
+"""A rank's log: on standard error, which the scheduler keeps while it runs, and in the run's folder when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from rsb_cluster.errors import StorageError
+from rsb_cluster.storage import Store, redact
+from rsb_cluster.train.distributed import Ranks
+
+
+class LogFile:
+    """A local file that is copied into the run's folder, which may be an object store.
+
+    Attributes:
+        name: Where to in the run's folder; empty: nowhere, as the attempt has no number yet.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.name = ""
+        self.path = Path(tempfile.mkstemp(prefix="rsb-", suffix=".log")[1])
+
+    def copy(self) -> None:
+        """Copy it, and remove the local one."""
+        if self.name:
+            self._store.write_bytes(self.name, self.path.read_bytes())
+        self.path.unlink(missing_ok=True)
+
+
+class _Redacting(logging.Formatter):
+    """Keeps what foreign errors may quote, such as a signed URL, out of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+@contextlib.contextmanager
+def logging_to(store: Store, ranks: Ranks) -> Iterator[LogFile]:
+    """Log what the package says while the block runs.
+
+    Args:
+        store: The run's folder.
+        ranks: Who this process is.
+    """
+    log_file = LogFile(store)
+    formatter = _Redacting(f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(log_file.path)]
+    root = logging.getLogger("rsb_cluster")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    warnings.filterwarnings("ignore", message=".*Palette images with Transparency.*")
+    try:
+        yield log_file
+    finally:
+        for handler in handlers:
+            handler.flush()
+            root.removeHandler(handler)
+        handlers[1].close()
+        try:
+            log_file.copy()
+        except StorageError as error:
+            sys.stderr.write(f"could not keep the log: {error}\n")

@@ -1,0 +1,40 @@
+"""What each micro-batch held, as a file a rank: the proof that a resumed run saw what an unbroken one would have."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+from rsb_cluster.claim import Claim
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.storage import Store
+from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.loader import Batch
+
+
+class SampleLog:
+    """Appends a line per micro-batch to ``samples/<attempt>-rank<rank>.jsonl`` in the run's folder.
+
+    A line holds the step, the virtual rank, the numbers of the samples in the index, and a CRC-32 of their pixels. It
+    is there before the step is computed, so that a rank that is killed leaves no gap.
+
+    Args:
+        folder: The run's folder; it must be local, as an object store cannot append.
+        group: The processes.
+        claim: The attempt; on rank 0 only.
+    """
+
+    def __init__(self, folder: Store, group: Group, claim: Claim | None) -> None:
+        if not folder.is_local:
+            raise ConfigError(f"job.log_samples appends to files, and {folder.url} is not a folder. Leave it out.")
+        attempt = group.share("samples of attempt", f"{claim.record.number:04d}" if claim is not None else "")
+        self._path = Path(folder.locate(f"samples/{attempt}-rank{group.rank:05d}.jsonl"))
+        self._path.parent.mkdir(exist_ok=True)
+
+    def add(self, step: int, virtual_rank: int, batch: Batch) -> None:
+        """Note a micro-batch."""
+        pixels = zlib.crc32(batch.images.contiguous().numpy().data)
+        line = {"step": step, "virtual_rank": virtual_rank, "samples": batch.samples.tolist(), "pixels": pixels}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

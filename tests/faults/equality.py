@@ -1,0 +1,42 @@
+"""Whether two runs are the same mathematics, to the last bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rsb_cluster import checkpoint
+from rsb_cluster.metrics import Row, read_rows
+from rsb_cluster.run import Run
+from rsb_cluster.train.state import from_files
+
+# What two runs of the same mathematics may differ in: the clock, and who did it.
+CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "attempt")
+
+
+def rows_of(run: Run) -> list[Row]:
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run)]
+
+
+def final_state(run: Run) -> dict[str, Any]:
+    """All tensors of the last checkpoint."""
+    starts = {attempt.number: attempt.start_step for attempt in run.attempts()}
+    found = checkpoint.read_latest(run.store.child("checkpoints"), starts)
+    assert found is not None
+    return from_files(found, torch.device("cpu"))[1]
+
+
+def assert_bit_equal(one: Any, other: Any, where: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_bit_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_bit_equal(a, b, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where

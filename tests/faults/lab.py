@@ -1,0 +1,100 @@
+"""Attempts of a run in this process, from the shards to the record of how they ended: all of a rank but its exit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from rsb_cluster.catalog import load_job, load_recipe
+from rsb_cluster.data.index import load_index
+from rsb_cluster.data.sources import Source, open_set
+from rsb_cluster.run import Attempt, Run, Spec
+from rsb_cluster.storage import Store
+from rsb_cluster.train import worker
+from rsb_cluster.train.distributed import Ranks
+from rsb_cluster.train.logfile import logging_to
+from rsb_cluster.train.stopping import StopFlag
+
+# 18 steps of some 10 ms: the machinery, and nothing else. In an epoch: 96 // 16.
+TINY = (
+    "model.name=test_resnet", "data.train_samples=96", "data.val_samples=32", "data.shuffle_samples=30",
+    "augment.resolution=16", "eval.resolution=16", "schedule.epochs=3", "schedule.warmup_epochs=1",
+    "eval.every_epochs=1", "train.global_batch=16",
+)  # fmt: skip
+SAMPLES = {"train": 96, "val": 32}
+STEPS = 18
+PACE = ("log_every_steps=1", "checkpoint.every_steps=3")
+
+
+def few_digits() -> dict[str, Source]:
+    """As many of scikit-learn's digits as are needed."""
+    return {name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()}
+
+
+class StopAfter(StopFlag):
+    """Is set when it has been asked so many times: once a step, and once a batch of an evaluation."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def counts(self) -> list[float]:
+        self._left -= 1
+        if self._left == 0:
+            self.cause = "preempted"
+        return super().counts()
+
+
+class AtStep(StopFlag):
+    """Does something when a run has made so many steps; never stops it.
+
+    Args:
+        actions: What to do, by the number of questions to the flag: one a step, and one a batch of an evaluation.
+    """
+
+    def __init__(self, actions: Mapping[int, Callable[[], object]]) -> None:
+        super().__init__()
+        self._asked, self._actions = 0, actions
+
+    def counts(self) -> list[float]:
+        self._asked += 1
+        self._actions.get(self._asked, lambda: None)()
+        return super().counts()
+
+
+class Lab:
+    """One run.
+
+    Args:
+        folder: The run's, local or on S3.
+        data: Its shards'.
+        assignments: To the recipe's fields.
+    """
+
+    def __init__(self, folder: str | Path, data: str | Path, *assignments: str) -> None:
+        self.store = Store(folder)
+        self.run = Run(self.store, self.store.url.rsplit("/", 1)[1])
+        self.job, _ = load_job("local", assignments=list(PACE))
+        digests = {name: load_index(Store(data).child(name)).digest for name in SAMPLES}
+        spec = Spec(
+            run_id=self.run.run_id, seed=0, virtual_ranks=4, data=Store(data).url,
+            train_digest=digests["train"], val_digest=digests["val"],
+        )  # fmt: skip
+        self.run.create(load_recipe("digits", assignments=[*TINY, *assignments]).recipe, spec)
+        self._starts = 0
+
+    def attempt(self, flag: StopFlag | None = None) -> Attempt:
+        """Start the run once, and return how that ended."""
+        torch.set_num_threads(1)  # as many as the job's cpus_per_task
+        self._starts += 1
+        ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="lab", restart=self._starts, held=1)
+        with logging_to(self.store, ranks) as log_file:
+            worker._Attempt(self.run, self.job, ranks, flag or StopFlag(), log_file).run()
+        return self.run.attempts()[-1]
+
+    @property
+    def checkpoints(self) -> Store:
+        return self.store.child("checkpoints")

@@ -1,0 +1,92 @@
+"""Faults on this machine, one after the other, to one run of two processes.
+
+The tests are stations of that run and stand in its order: each waits for the attempt that the one before left behind.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.run import Run
+from tests.command import RsbCluster
+from tests.faults.victim import EVERY_STEPS, PACE, SCIENCE, Victim, on_this_machine, submit
+from tests.servers.daemons import kill_all
+
+
+@pytest.fixture(scope="module")
+def rsb(tmp_path_factory: pytest.TempPathFactory) -> RsbCluster:
+    folder = tmp_path_factory.mktemp("local")
+    return RsbCluster(folder, {"VICTIM": str(folder)})
+
+
+@pytest.fixture(scope="module")
+def victim(rsb: RsbCluster, digits: Path) -> Iterator[Victim]:
+    found = on_this_machine(rsb, submit(rsb, digits, "--job", "local"))
+    yield found
+    kill_all(None, [f"\0VICTIM={rsb.cwd}\0"])
+
+
+def test_a_rank_killed_by_kill_9_costs_the_steps_since_the_last_checkpoint(victim: Victim) -> None:
+    reached = victim.wait_for_steps(1)
+    victim.kill(rank=1)
+    victim.wait_for_steps(2, 0)
+    assert victim.attempt(1).cause == "lost peer"
+    assert victim.steps_lost(1, reached) <= EVERY_STEPS
+
+
+def foreground(rsb: RsbCluster, data: Path) -> subprocess.Popen[str]:
+    """``submit --wait`` as in a terminal: a second submit of a run that is under way only follows it."""
+    command = [sys.executable, "-m", "rsb_cluster", "submit", *SCIENCE, *PACE, "--job", "local", "--data", str(data)]
+    return subprocess.Popen([*command, "--wait"], cwd=rsb.cwd, env=rsb.env, stderr=subprocess.PIPE, text=True)
+
+
+def until_it_says(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"it never said {text!r}, but: {said}")
+
+
+def test_ctrl_c_once_saves_and_stops(victim: Victim, rsb: RsbCluster, digits: Path) -> None:
+    number = len(victim.run.attempts())
+    reached = victim.wait_for_steps(number)
+    with foreground(rsb, digits) as process:
+        until_it_says(process, ": running")
+        process.send_signal(signal.SIGINT)
+        until_it_says(process, "Saving and stopping; press Ctrl-C again to end at once.")
+        process.communicate(timeout=120)
+    ended = victim.wait_for_end(number)
+    assert ended.cause == "stopped" and ended.end_step >= reached
+    assert victim.wait_for_state("stopped")["step"] == ended.end_step
+
+
+def test_ctrl_c_twice_stops_now(victim: Victim, rsb: RsbCluster, digits: Path) -> None:
+    """It went on where the last one had saved, and ends without a save, even if its ranks do not answer."""
+    number = len(victim.run.attempts()) + 1
+    with foreground(rsb, digits) as process:
+        until_it_says(process, "submitted")
+        reached = victim.wait_for_steps(number)
+        assert victim.attempt(number).start_step == victim.attempt(number - 1).end_step, "nothing was lost"
+        for rank in (0, 1):
+            victim.kill(rank, signal.SIGSTOP)  # so that they cannot save between the two
+        process.send_signal(signal.SIGINT)
+        until_it_says(process, "Saving and stopping; press Ctrl-C again to end at once.")
+        process.send_signal(signal.SIGINT)
+        until_it_says(process, "Ending at once.")
+        process.communicate(timeout=120)
+    assert victim.attempt(number).cause == ""
+    assert reached > victim.attempt(number).start_step
+
+
+def test_in_the_end_nothing_has_happened(victim: Victim, rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
+    submit(rsb, digits, "--job", "local", "--wait")
+    victim.assert_as_if_nothing_had_been(unbroken)

@@ -1,0 +1,60 @@
+"""Stopped anywhere, any number of times, with any option that has state: the end is that of an unbroken run."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from rsb_cluster.metrics import Row
+from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.faults.lab import STEPS, Lab, StopAfter
+
+# One of each: what keeps state, draws random numbers, or changes how gradients are added up.
+CHOICES = {
+    "optimizer": [(), ("optimizer.name=adamw", "optimizer.lr=1e-3"), ("optimizer.name=sgd", "optimizer.lr=0.05")],
+    "average": [(), ("train.ema_decay=0.9",)],
+    "precision": [(), ("train.amp=fp16",), ("optimizer.clip_grad_norm=0.5",)],  # bf16 is in tests/unit/test_trainer.py
+    "repeats": [(), ("augment.repeats=3",)],
+    "noise": [(), ("model.drop_rate=0.2",)],
+    "pixels": [(), ("augment.erase_prob=0.5", "augment.rand_augment=rand-m7-mstd0.5-inc1"), ("augment.cutmix=1.0",)],
+}
+options = st.tuples(*map(st.sampled_from, CHOICES.values())).map(lambda chosen: sum(chosen, ()))
+# So many questions to the stop flag until it is set: steps, and batches of the three evaluations.
+stops = st.lists(st.integers(1, STEPS), min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_digits: Path):  # type: ignore[no-untyped-def]
+    @cache
+    def result(chosen: tuple[str, ...]) -> tuple[dict[str, Any], list[Row]]:
+        with tempfile.TemporaryDirectory() as folder:
+            lab = Lab(Path(folder, "run"), tiny_digits, *chosen)
+            assert lab.attempt().cause == "finished"
+            return final_state(lab.run), rows_of(lab.run)
+
+    return result
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.explicit, Phase.generate])
+@given(options, stops, st.sampled_from([0, 2]))
+@example((), [1, 1, 1], 0)
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(unbroken, tiny_digits, chosen, after, workers) -> None:  # type: ignore[no-untyped-def]
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder, "run"), tiny_digits, *chosen)
+        lab.job = lab.job.model_copy(update={"loader_workers": workers})
+        for times in after:
+            if lab.attempt(StopAfter(times)).cause == "finished":
+                break
+        if lab.run.result() is None:
+            assert lab.attempt().cause == "finished"
+        state, rows = unbroken(chosen)
+        assert_bit_equal(final_state(lab.run), state)
+        assert rows_of(lab.run) == rows
+        starts = [(a.start_step, a.end_step) for a in lab.run.attempts()]
+        assert [end for _, end in starts[:-1]] == [start for start, _ in starts[1:]], "no step is done twice"

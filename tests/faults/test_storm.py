@@ -1,0 +1,155 @@
+"""A run of 200 steps on Slurm that is preempted, killed and moved at twenty moments, and ends as if it had not been.
+
+``python -m pytest -m long tests/faults/test_storm.py -s`` prints what was done to it; some fifteen minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.metrics import read_rows
+from rsb_cluster.run import Run
+from rsb_cluster.storage import Store
+from tests.command import RsbCluster
+from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.faults.victim import Victim, on_slurm
+from tests.servers.hosts import SlurmHosts
+
+pytestmark = [pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(5400)]
+
+# Plain SGD: what another number of ranks rounds otherwise in one step is not amplified in the next.
+SCIENCE = (
+    "--recipe", "digits", "--set", "data.train_samples=1280", "--set", "schedule.epochs=10",
+    "--set", "eval.every_epochs=10", "--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.01",
+    "--set", "job.log_every_steps=1", "--set", "job.log_samples=true", "--set", "job.checkpoint.every_steps=4",
+)  # fmt: skip
+STEPS, VIRTUAL_RANKS = 200, 4
+NODES = (1, 2, 4)
+
+Samples = dict[tuple[int, int], tuple[tuple[int, ...], int]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps' worth of the digits."""
+    folder = tmp_path_factory.mktemp("storm-data")
+    sources = open_set("digits")
+    make_set(
+        {**sources, "train": dataclasses.replace(sources["train"], entries=sources["train"].entries[:1280])},
+        Store(folder),
+    )
+    return folder
+
+
+def samples_of(run: Run) -> Samples:
+    """What each micro-batch held that became part of the run: the sample numbers, and a checksum of the pixels."""
+    kept: Samples = {}
+    for attempt in run.attempts():
+        kept = {key: held for key, held in kept.items() if key[0] < attempt.start_step}
+        for name in run.store.files("samples"):
+            if name.startswith(f"samples/{attempt.number:04d}-"):
+                for line in run.store.read_bytes(name).decode().splitlines():
+                    row = json.loads(line)
+                    kept[row["step"], row["virtual_rank"]] = (tuple(row["samples"]), row["pixels"])
+    return kept
+
+
+class Storm:
+    """What is done to a run, drawn from a seed."""
+
+    def __init__(self, hosts: SlurmHosts, data: Path, folder: Path, seed: int, nodes: tuple[int, ...]) -> None:
+        self.hosts, self.data, self.draw, self.nodes = hosts, data, random.Random(seed), nodes
+        folder.mkdir()
+        self.rsb = RsbCluster(folder, hosts.env)
+        self.now_on = self.draw.choice(nodes)
+        self.victim: Victim = self.submit()
+        dying: list[Callable[[], object]] = [*[self.preempt] * 4, *[self.requeue] * 3, *[self.kill_rank] * 4]
+        more = [self.move] * 7 if len(nodes) > 1 else [self.preempt, self.requeue, self.kill_rank] * 2 + [self.requeue]
+        self.plan = [*dying, *more, *[self.kill_host] * 2]
+        self.draw.shuffle(self.plan)
+
+    def submit(self) -> Victim:
+        options = ("--job", "slurm-cpu", "--nodes", str(self.now_on), "--set", "job.slurm.partition=spot")
+        printed = self.rsb("submit", *SCIENCE, *options, "--data", str(self.data))
+        return on_slurm(self.rsb, Run.at(self.rsb.cwd / "runs", printed.split()[-1]))
+
+    def rage(self) -> None:
+        """Do all that is planned, each at a moment when some new steps have been made."""
+        for moment, action in enumerate(self.plan, 1):
+            step = self.victim.wait_for_steps(moment, self.draw.randint(1, 8))
+            name = getattr(action, "__name__", "")
+            print(f"{moment:2d}. attempt {moment} on {self.now_on} nodes, step {step}: {name}", flush=True)
+            action()
+
+    def preempt(self) -> None:
+        urgent = self.hosts.run(
+            "sbatch", "--parsable", "-N4", "--exclusive", "-p", "main", "--wrap=true", "-o", "/dev/null"
+        )
+        self.hosts.wait_for_state(urgent.strip(), "COMPLETED", timeout=120)
+
+    def requeue(self) -> None:
+        self.hosts.run("scontrol", "requeue", self.victim.job_id)
+
+    def kill_rank(self) -> None:
+        self.victim.kill(self.draw.randrange(self.now_on))
+
+    def kill_host(self) -> None:
+        lost = self.draw.choice(self.victim.run.attempts()[-1].hosts)
+        self.hosts.kill_node(lost)
+        self.hosts.wait_until_down(lost)
+        self.hosts.start_node(lost)
+
+    def move(self) -> None:
+        self.rsb("cancel", self.victim.run.run_id)
+        self.victim.wait_for_state("stopped")
+        self.now_on = self.draw.choice([n for n in self.nodes if n != self.now_on])
+        self.submit()
+
+
+def unbroken(hosts: SlurmHosts, data: Path, folder: Path, nodes: int) -> Run:
+    quiet = Storm(hosts, data, folder, 0, (nodes,))
+    quiet.victim.wait_for_state("finished")
+    assert len(quiet.victim.run.attempts()) == 1
+    return quiet.victim.run
+
+
+def report(run: Run) -> None:
+    for a in run.attempts():
+        print(f"attempt {a.number:2d}: {a.world_size} ranks, steps {a.start_step}..{a.end_step}, {a.cause or 'killed'}")
+
+
+def test_a_storm_that_moves_a_run_between_one_two_and_four_nodes(hosts: SlurmHosts, data: Path, tmp_path: Path) -> None:
+    calm = unbroken(hosts, data, tmp_path / "calm", 2)
+    storm = Storm(hosts, data, tmp_path / "storm", 2026, NODES)
+    storm.rage()
+    storm.victim.wait_for_state("finished")
+    run = storm.victim.run
+    report(run)
+    held = samples_of(run)
+    assert sorted(held) == [(step, rank) for step in range(STEPS) for rank in range(VIRTUAL_RANKS)]
+    assert held == samples_of(calm)
+    losses, calm_losses = ([r["loss"] for r in read_rows(r) if r["kind"] == "train"] for r in (run, calm))
+    largest = max(abs(a - b) for a, b in zip(losses, calm_losses, strict=True))
+    print(f"final loss {losses[-1]:.8f}, unbroken {calm_losses[-1]:.8f}; largest difference of any step {largest:.1e}")
+    assert losses[-1] == pytest.approx(calm_losses[-1], abs=1e-5)
+    assert {a.world_size for a in run.attempts()} == set(NODES)
+    assert len(run.attempts()) >= 20
+
+
+def test_a_storm_on_the_same_number_of_nodes_changes_no_bit(hosts: SlurmHosts, data: Path, tmp_path: Path) -> None:
+    calm = unbroken(hosts, data, tmp_path / "calm", 2)
+    storm = Storm(hosts, data, tmp_path / "storm", 7, (2,))
+    storm.rage()
+    storm.victim.wait_for_state("finished")
+    report(storm.victim.run)
+    assert samples_of(storm.victim.run) == samples_of(calm)
+    assert rows_of(storm.victim.run) == rows_of(calm)
+    assert_bit_equal(final_state(storm.victim.run), final_state(calm))

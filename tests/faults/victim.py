@@ -1,0 +1,138 @@
+"""A run that faults are done to: where it is, who its processes are, and whether the end is as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from rsb_cluster import scheduler
+from rsb_cluster.metrics import read_rows
+from rsb_cluster.run import Attempt, Run
+from tests.command import RsbCluster
+from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.servers.daemons import poll, processes_with
+
+T = TypeVar("T")
+
+# Two ranks, 440 steps of some 40 ms, a checkpoint every ten; the smallest model that timm has for tests.
+SCIENCE = (
+    "--recipe",
+    "digits",
+    "--model",
+    "test_resnet",
+    "--set",
+    "schedule.epochs=20",
+    "--set",
+    "eval.every_epochs=20",
+)
+PACE = ("--set", "job.tasks_per_node=2", "--set", "job.log_every_steps=1", "--set", "job.checkpoint.every_steps=10")
+TOTAL_STEPS, EVERY_STEPS = 440, 10
+
+_BEGIN = re.compile(r"rank0 attempt (\d+), rank 0 ")
+_STEP = re.compile(r"rank0 step (\d+)/")
+
+
+class Victim:
+    """A submitted run.
+
+    Args:
+        rsb: The command line.
+        run: The run.
+        rank_env: What the environment of the rank of a number holds, besides the job's id.
+    """
+
+    def __init__(self, rsb: RsbCluster, run: Run, rank_env: Callable[[str, int], list[str]]) -> None:
+        self.rsb, self.run, self._rank_env = rsb, run, rank_env
+
+    @property
+    def job_id(self) -> str:
+        return self.run.submissions()[-1].job_id
+
+    def log(self) -> str:
+        """What rank 0 says, all attempts of the last submission together."""
+        paths = scheduler.log_paths(self.run.submissions()[-1])
+        return paths[0].read_text(errors="replace") if paths else ""
+
+    def progress(self) -> tuple[int, int]:
+        """Number of the attempt that rank 0 last began, and the last step that it logged since; 0 where none."""
+        begun = list(_BEGIN.finditer(text := self.log()))
+        if not begun:
+            return 0, 0
+        steps = _STEP.findall(text, begun[-1].end())
+        return int(begun[-1][1]), int(steps[-1]) if steps else 0
+
+    def wait(self, what: str, predicate: Callable[[], T | None], timeout: float = 240) -> T:
+        result = poll(predicate, timeout)
+        assert result is not None, f"not within {timeout} s: {what}\n{self.run.attempts()}{self.rsb.logs()}"
+        return result
+
+    def wait_for_steps(self, attempt: int, count: int = EVERY_STEPS + 5) -> int:
+        """Wait until an attempt has made so many steps of its own, one checkpoint's worth at least; return the last."""
+
+        def reached() -> int | None:
+            number, step = self.progress()
+            if number < attempt or not step:  # what it began with is noted before its first step
+                return None
+            return step if step >= self.attempt(attempt).start_step + count else None
+
+        return self.wait(f"{count} steps of attempt {attempt}", reached)
+
+    def attempt(self, number: int) -> Attempt:
+        return next(a for a in self.run.attempts() if a.number == number)
+
+    def wait_for_end(self, attempt: int) -> Attempt:
+        """Wait until an attempt has noted why it ended."""
+
+        def ended() -> Attempt | None:
+            found = self.attempt(attempt)
+            return found if found.cause else None
+
+        return self.wait(f"the end of attempt {attempt}", ended)
+
+    def wait_for_state(self, *states: str) -> dict[str, object]:
+        def reached() -> dict[str, object] | None:
+            (status,) = self.rsb.json("status", self.run.run_id, "--json")
+            return status if status["state"] in states else None
+
+        return self.wait(" or ".join(states), reached)
+
+    def pid(self, rank: int) -> int:
+        """The process of a rank that runs now."""
+        (pid,) = processes_with(self._rank_env(self.job_id, rank))
+        return pid
+
+    def kill(self, rank: int, signal_: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.pid(rank), signal_)
+
+    def steps_lost(self, attempt: int, reached: int) -> int:
+        """Steps of one attempt that the next had to do again, given how far it is known to have come."""
+        return max(0, reached - self.attempt(attempt + 1).start_step)
+
+    def assert_as_if_nothing_had_been(self, unbroken: Run) -> None:
+        """Every weight, all of the optimizer's state, and every row are those of an unbroken run, to the last bit."""
+        steps = [row["step"] for row in read_rows(self.run) if row["kind"] == "train"]
+        assert steps == list(range(1, TOTAL_STEPS + 1))
+        assert rows_of(self.run) == rows_of(unbroken)
+        assert_bit_equal(final_state(self.run), final_state(unbroken))
+
+
+def submit(rsb: RsbCluster, data: Path, *options: str) -> Run:
+    printed = rsb("submit", *SCIENCE, *PACE, "--data", str(data), *options)
+    return Run.at(rsb.cwd / "runs", printed.split()[-1])
+
+
+def on_slurm(rsb: RsbCluster, run: Run) -> Victim:
+    # A task's environment and not the batch script's, which has a rank, too.
+    return Victim(
+        rsb, run, lambda job, rank: [f"\0SLURM_JOB_ID={job}\0", "\0SLURM_STEP_ID=0\0", f"\0SLURM_PROCID={rank}\0"]
+    )
+
+
+def on_this_machine(rsb: RsbCluster, run: Run) -> Victim:
+    return Victim(
+        rsb, run, lambda job, rank: [f"\0SUBMITIT_LOCAL_JOB_ID={job}\0", f"\0SUBMITIT_LOCAL_GLOBALID={rank}\0"]
+    )

@@ -1,0 +1,41 @@
+"""Shards made straight into a real S3 server, by several processes, with a kill on the way."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.data.verify import verify
+from rsb_cluster.storage import Store
+from tests.command import RsbCluster
+from tests.unit import formats
+
+pytestmark = pytest.mark.s3
+
+
+def test_a_make_into_s3_that_is_killed_ends_as_one_on_a_disk(s3, s3_bucket, tmp_path, monkeypatch):
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    for part, count in (("train", 60), ("val", 2)):
+        formats.class_folders(tmp_path / "in" / part, ("cat", "dog"), count, seed=count, suffix="png")
+    rsb = RsbCluster(tmp_path, s3.env)
+    dest = Store(f"s3://{s3_bucket}/a set")
+    command = [sys.executable, "-m", "rsb_cluster", "shards", "make", "./in", dest.url]
+    options = ["--shard-samples", "1", "--workers", "2"]
+    process = subprocess.Popen([*command, *options], cwd=tmp_path, env=rsb.env)
+    while len(dest.names("train")) < 9 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not dest.exists("train/index.npz")
+    sources = open_set(f"{tmp_path}/in")
+    made = make_set(sources, dest, shard_samples=1)
+    assert {part: index.num_samples for part, index in made.items()} == {"train": 120, "val": 4}
+    local = Store(tmp_path / "out")
+    make_set(sources, local, shard_samples=1)
+    assert {name: dest.read_bytes(name) for name in dest.files()} == {n: local.read_bytes(n) for n in local.files()}
+    assert verify(dest.child("val"), decode=True).problems == []

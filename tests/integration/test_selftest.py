@@ -1,0 +1,73 @@
+"""``selftest resume`` on a real Slurm: it says that all is well where it is, and finds what is not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster import selftest
+from rsb_cluster.run import Run
+from tests.command import RsbCluster
+from tests.servers.slurm import SlurmCluster
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.mark.timeout(900)
+def test_a_preempted_run_ends_as_an_unbroken_one_and_a_difference_would_be_found(
+    tmp_path: Path, slurm: SlurmCluster
+) -> None:
+    rsb = RsbCluster(tmp_path, slurm.env)
+    shown = rsb("selftest", "resume", "--job", "slurm-cpu", "--set", "job.nodes=2", timeout=800)
+    lines = [line.split()[0] for line in shown.splitlines()[1:]]
+    assert lines == ["ok"] * 6, shown
+    assert "2 in 3 attempts" in shown and "bit-equal" in shown
+    assert "is not empty" in rsb.error("selftest", "resume", "--job", "slurm-cpu")
+
+    unbroken, broken = (Run(r.store, r.run_id) for r in _runs(tmp_path / "selftest"))
+    assert all(finding.holds for finding in selftest.compare(unbroken, broken))
+    for harm, what in HARMS.items():
+        copy = tmp_path / what.split()[0]
+        shutil.copytree(broken.url, copy)
+        harm(copy)
+        wrong = [f.what for f in selftest.compare(unbroken, Run.at(tmp_path, copy.name)) if not f.holds]
+        assert wrong == [what]
+
+
+def _runs(folder: Path) -> list[Run]:
+    return [Run.at(folder / name, next((folder / name).glob("digits-*")).name) for name in ("unbroken", "preempted")]
+
+
+def _edit(path: Path, line: int, **update: object) -> None:
+    lines = path.read_text().splitlines()
+    lines[line] = json.dumps(json.loads(lines[line]) | update)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _other_pixels(run: Path) -> None:
+    _edit(run / "samples" / "0002-rank00001.jsonl", 7, pixels=0)
+
+
+def _other_loss(run: Path) -> None:
+    _edit(run / "metrics" / "0003-000000.jsonl", 3, loss=1.5)
+
+
+def _other_weights(run: Path) -> None:
+    manifest = max(run.glob("checkpoints/step-*/manifest.json"))
+    value = json.loads(manifest.read_text())
+    value["files"]["ema.pt"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(value))
+
+
+def _gap(run: Path) -> None:
+    path = run / "attempts" / "0001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"end_step": 3}))
+
+
+HARMS = {
+    _other_pixels: "samples and pixels of each micro-batch",
+    _other_loss: "metric rows",
+    _other_weights: "weights, optimizer, statistics, average",
+    _gap: "resumed at the next step",
+}

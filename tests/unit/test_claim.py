@@ -1,0 +1,159 @@
+"""A run belongs to one attempt at a time: who asks, who waits, who gives way."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rsb_cluster import claim
+from rsb_cluster.checkpoint import Saved, write
+from rsb_cluster.claim import HistoryError, SupersededError, TakenError
+from rsb_cluster.job import Job
+from rsb_cluster.run import Attempt, Heartbeat, Run
+
+JOB = Job(name="test", backend="local")
+
+
+def draft(job_id="7"):
+    return Attempt(number=0, job_id=job_id, world_size=1, hosts=("n1",), started=time.time(), start_step=0)
+
+
+def end(run, claimed, cause="preempted", **update):
+    run.write_attempt(claimed.record.model_copy(update={"cause": cause, **update}))
+
+
+@pytest.fixture
+def run(anywhere):
+    return Run(anywhere, "run")
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(claim, "BEAT_S", 0.2)
+    monkeypatch.setattr(claim, "SILENCE_S", 2.0)
+
+
+def test_attempts_are_numbered_and_start_at_the_newest_checkpoint(run):
+    first = claim.take(run, draft())
+    assert (first.record.number, first.record.start_step, first.starts) == (1, 0, {})
+    write(run.store.child("checkpoints"), Saved(12, 1), [("x", b"x")], before_manifest=first.check)
+    end(run, first)
+    second = claim.take(run, draft())
+    assert (second.record.number, second.record.start_step, second.starts) == (2, 12, {1: 0})
+    # What the first saved after the second began is not the run's.
+    write(run.store.child("checkpoints"), Saved(20, 1), [("x", b"x")], before_manifest=lambda: None)
+    assert claim.take(run, draft()).record.start_step == 12
+
+
+def test_of_many_that_claim_at_once_each_gets_a_number_of_its_own(run):
+    with ThreadPoolExecutor(8) as pool:
+        taken = [c.record.number for c in pool.map(lambda _: claim.take(run, draft()), range(8))]
+    assert sorted(taken) == list(range(1, 9))
+    assert run.attempt_numbers() == list(range(1, 9))
+
+
+def test_of_many_that_create_a_file_at_once_one_does(anywhere):
+    contents = [str(n).encode() for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda content: anywhere.create_bytes("file", content), contents))
+    assert sum(created) == 1
+    assert anywhere.read_bytes("file") == contents[created.index(True)]
+    assert not anywhere.create_bytes("file", b"later")
+
+
+def test_another_job_gives_up_where_the_holder_is_alive(run, fast):
+    first = claim.take(run, draft("7"))
+    first.keep_alive(lambda: 41, lambda: None)
+    try:
+        with pytest.raises(TakenError, match=r"job 7 is at work on this run \(attempt 1 on n1, step 41\)"):
+            claim.take(run, draft("8"))
+    finally:
+        first.release()
+    assert run.attempt_numbers() == [1]
+
+
+def test_another_job_takes_over_from_one_that_is_silent(run, fast):
+    first = claim.take(run, draft("7"))
+    first.keep_alive(lambda: 41, lambda: None)
+    first.release()
+    started = time.monotonic()
+    assert claim.take(run, draft("8")).record.number == 2
+    assert time.monotonic() - started >= 2.0
+
+
+def test_what_was_silent_for_long_or_has_ended_is_not_waited_for(run, monkeypatch):
+    monkeypatch.setattr(claim.time, "sleep", lambda seconds: pytest.fail("waits"))
+    first = claim.take(run, draft("7"))
+    run.write_heartbeat(1, Heartbeat(beats=3, step=5, time=time.time() - 3600))
+    second = claim.take(run, draft("8"))
+    run.write_heartbeat(2, Heartbeat(beats=3, step=5, time=time.time()))
+    end(run, second)
+    assert claim.take(run, draft("9")).record.number == 3
+    assert first.record.number == 1
+
+
+def test_a_job_that_is_started_again_takes_over_at_once_and_the_old_one_gives_way(run, fast):
+    told = threading.Event()
+    first = claim.take(run, draft("7"))
+    first.keep_alive(lambda: 41, told.set)
+    first.check()
+    second = claim.take(run, draft("7"))
+    assert second.record.number == 2
+    assert told.wait(5.0)
+    with pytest.raises(SupersededError, match="attempt 2 has taken this run over"):
+        first.check()
+    second.check()
+
+
+def history(run, *causes, steps=(0,), job_id="7"):
+    """Write attempts that ended so, and claim another."""
+    for number, cause in enumerate(causes, 1):
+        step = steps[min(number, len(steps)) - 1]
+        attempt = draft(job_id).model_copy(update={"number": number, "start_step": step, "cause": cause})
+        assert run.claim_attempt(attempt.model_copy(update={"message": f"attempt {number}"}))
+    return claim.take(run, draft("7"))
+
+
+@pytest.mark.parametrize(
+    ("causes", "refused"),
+    [
+        (("crashed",), ""),
+        (("crashed", "crashed"), "the last 2 attempts crashed without one new step after step 0 (attempt 2)"),
+        (("lost peer", "stuck"), "the last 2 attempts crashed"),
+        (("crashed", "preempted"), ""),
+        (("crashed", "failed"), ""),  # it was told so; submitted again, it may try
+        (("crashed", "crashed", "timed out"), ""),
+        (("",) * 4, ""),
+        (("",) * 5, "the last 5 attempts were killed without a word"),
+        (("crashed", *("",) * 4), ""),
+    ],
+)
+def test_crashes_in_a_row_end_a_run_and_preemptions_do_not(tmp_path, causes, refused):
+    claimed = history(Run.at(tmp_path, "run"), *causes)
+    if refused:
+        with pytest.raises(HistoryError) as caught:
+            claim.check_history(claimed, JOB)
+        assert str(caught.value).startswith(refused)
+    else:
+        claim.check_history(claimed, JOB)
+
+
+def test_crashes_between_which_there_was_progress_are_no_loop(tmp_path):
+    run = Run.at(tmp_path, "run")
+    checkpoints = run.store.child("checkpoints")
+    write(checkpoints, Saved(30, 1), [("x", b"x")], before_manifest=lambda: None)
+    claim.check_history(history(run, "crashed", "crashed", steps=(0, 30)), JOB)
+
+
+def test_preemptions_are_unlimited_unless_the_job_says_otherwise(tmp_path):
+    claimed = history(Run.at(tmp_path, "run"), *("preempted",) * 20)
+    claim.check_history(claimed, JOB)
+    claim.check_history(claimed, JOB.model_copy(update={"max_preemptions": 20}))
+    with pytest.raises(HistoryError, match=r"job 7 was preempted 20 times, job\.max_preemptions allows 19"):
+        claim.check_history(claimed, JOB.model_copy(update={"max_preemptions": 19}))
+
+
+def test_preemptions_of_earlier_jobs_do_not_count(tmp_path):
+    claimed = history(Run.at(tmp_path, "run"), "preempted", "preempted", job_id="6")
+    claim.check_history(claimed, JOB.model_copy(update={"max_preemptions": 1}))

@@ -224,7 +224,7 @@ def table(found: Sequence[Status], width: int) -> Table:
             s.state,
             str(s.attempt or "–"),
             f"{s.epoch:.1f}",
-            f"{s.step}/{s.total_steps}",
+            f"{s.step}/{s.total_steps}" if s.total_steps else "–",
             f"{s.images_per_s:,.0f}" if s.images_per_s else "–",
             duration(s.eta_s),
             f"{s.top1:.2f}" if s.top1 is not None else "–",

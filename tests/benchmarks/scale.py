@@ -167,7 +167,6 @@ def main() -> None:
             command = [sys.executable, "-m", "tests.benchmarks.scale", "--stage", name, "--folder", str(root)]
             done = subprocess.run([*command, "--workers", str(options.workers)], check=True, stdout=subprocess.PIPE)
             found = json.loads(done.stdout.splitlines()[-1])
-            worker = f"{found['worker_mib']:,.0f} MiB" if found["worker_mib"] else ""
             cells = (
                 name,
                 f"{found['seconds']:.1f} s",

@@ -171,7 +171,9 @@ def test_v2_is_numbered_by_number_and_not_as_text(tmp_path):
     assert len(source.classes) == 1000 and source.classes[:4] == formats.WNIDS
     assert {content: label for _, content, _, label in source} == wanted
     (tmp_path / "imagenetv2-top-images-format-val").mkdir()
-    with pytest.raises(ConfigError, match=r"2 variants .*imagenetv2-top-images-format-val.*timm use matched-frequency"):
+    with pytest.raises(
+        ConfigError, match=r"2 variants .*top-images-format-val.*timm's figures are on matched-frequency"
+    ):
         open_set("imagenet-v2", root=tmp_path, any_count=True)
     formats.class_folders(tmp_path / "wnids", formats.WNIDS, 1, seed=0, suffix="JPEG")
     with pytest.raises(ConfigError, match=r"has the folder 'n01440764'; ImageNet-V2's are called 0 to 999"):

@@ -59,7 +59,7 @@ def imagenet_v2(root: Path, split: str) -> Source:
     if len(variants) > 1:
         raise ConfigError(
             f"{root} holds {len(variants)} variants of ImageNet-V2: {', '.join(path.name for path in variants)}. "
-            "Give one of these folders as --root; the paper and timm use matched-frequency."
+            "Give one of these folders as --root; timm's figures are on matched-frequency."
         )
     folder = variants[0] if variants else root
     odd = [name for name in class_folders(folder) if not name.isdecimal()]
@@ -96,7 +96,8 @@ def _val(root: Path) -> Source:
         truth = _Devkit.open(root)
         files = sorted((truth.wnid_of(file.name), file.name) for file in images(folder))
         # The key says the class folder in which others have it.
-        flat = listed_files(f"images in {folder}", truth.classes, folder, [(n, truth.label[w]) for w, n in files])
+        label = {wnid: i for i, wnid in enumerate(truth.classes)}
+        flat = listed_files(f"images in {folder}", truth.classes, folder, [(name, label[w]) for w, name in files])
         keys = safe_keys([f"{wnid}/{name}" for wnid, name in files])
         return replace(flat, entries=[(key, *entry[1:]) for key, entry in zip(keys, flat.entries, strict=True)])
     tar = _existing(root / VAL_TAR, f"{folder} with the images")
@@ -112,10 +113,6 @@ class _Devkit:
 
     classes: tuple[str, ...]  # WordNet ids
     truth: tuple[str, ...]  # that of ILSVRC2012_val_00000001.JPEG, ...
-
-    @property
-    def label(self) -> dict[str, int]:
-        return {wnid: i for i, wnid in enumerate(self.classes)}
 
     def wnid_of(self, name: str) -> str:
         found = _VAL_FILE.fullmatch(name)

@@ -384,6 +384,12 @@ _HINTS = dict.fromkeys(
 ) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another folder.")
 
 
+def _access_hint(url: str) -> str:
+    if "://" not in url:
+        return "Check the folder's permissions."
+    return "Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy."
+
+
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
     """Turn what a file system or an S3 client raises into our errors, with the next thing to try."""
@@ -392,13 +398,11 @@ def _translated(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingError(f"there is nothing at {url}. Check the path (and, on S3, the bucket's name).") from error
     except PermissionError as error:
-        hint = (
-            "Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy."
-            if "://" in url
-            else "Check the folder's permissions."
-        )
-        raise AccessError(f"not allowed to use {url}: {redact(str(error))}. {hint}") from error
+        raise AccessError(f"not allowed to use {url}: {redact(str(error))}. {_access_hint(url)}") from error
     except OSError as error:
+        if "://" in url and error.errno == errno.EINVAL and "Bad Request" in str(error):
+            # S3's answer to HEAD has no body that could say ExpiredToken or InvalidToken.
+            raise AccessError(f"not allowed to use {url}: S3 says 400, Bad Request. {_access_hint(url)}") from error
         hint = _HINTS.get(error.errno or 0, "Try again later.")
         raise StorageError(f"cannot use {url}: {redact(str(error))}. {hint}") from error
     except Exception as error:

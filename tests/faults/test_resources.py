@@ -70,7 +70,7 @@ def test_too_little_memory_is_named(tmp_path: Path, tiny_digits: Path) -> None:
 
     def limit() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (4 << 20), before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (32 << 20), before[1]))
 
     try:
         attempt = lab.attempt(AtStep({1: limit}))

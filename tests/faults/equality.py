@@ -12,7 +12,7 @@ from rsb_cluster.run import Run
 from rsb_cluster.train.state import from_files
 
 # What two runs of the same mathematics may differ in: the clock, and who did it.
-CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "attempt")
+CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt")
 
 
 def rows_of(run: Run) -> list[Row]:

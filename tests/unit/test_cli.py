@@ -55,7 +55,7 @@ def test_help_goes_to_stdout(rsb):
         ("submit --recipe a1 --seed 1 --seeds 2", "--seed names one seed, --seeds counts from 0; give one of them."),
         ("submit --recipe a1 --seed -1", "Invalid value for '--seed': -1 is not in the range x>=0."),
         ("submit --recipe a1 --seeds 0", "Invalid value for '--seeds': 0 is not in the range x>=1."),
-        ("submit --recipe a1 --nodes four", "Invalid value for '--nodes': 'four' is not a valid integer range."),
+        ("submit --recipe a1 --nodes four", "'four' is neither a number of nodes nor a range such as 2-4"),
         ("submit --recipe a1 --images-per-s 0", "Invalid value for '--images-per-s': 0.0 is not in the range x>0."),
         ("submit --recipe a1 --nods 4", "Error: No such option"),
         ("submit --recipe a1 --dry-run --set data.trian_samples=1",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rsb_cluster.errors import StorageError
+from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.run import Attempt, Run
 
 
@@ -74,11 +75,10 @@ def cost(found: Sequence[Span]) -> Cost:
 
 def _last_sign(run: Run, attempt: Attempt) -> tuple[float, int]:
     signs = [(attempt.started, attempt.start_step)]
-    try:
-        alive = run.store.read_json(f"attempts/{attempt.number:04d}-alive.json")
-        signs.append((float(alive["time"]), int(alive["step"])))
-    except (StorageError, KeyError, TypeError, ValueError):  # missing, or damaged
-        signs += _last_row(run, attempt.number)
+    with contextlib.suppress(RsbError):  # damaged
+        if heartbeat := run.heartbeat(attempt.number):
+            return max(attempt.started, heartbeat.time), max(attempt.start_step, heartbeat.step)
+    signs += _last_row(run, attempt.number)
     return max(time for time, _ in signs), max(step for _, step in signs)
 
 

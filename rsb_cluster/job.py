@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rsb_cluster.recipe import Count, Section
 
@@ -48,6 +49,7 @@ class Job(Section):
     submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")
     data: str = Field("", description="root of the data sets where --data is not given")
     runs: str = Field("", description="folder of the runs where --runs is not given")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="who gets the metrics too")
     checkpoint: Checkpoint = Checkpoint()
 
     @property
@@ -71,6 +73,14 @@ class Job(Section):
     def is_elastic(self) -> bool:
         """Whether an attempt may get fewer nodes than the job asks for."""
         return 0 < self.min_nodes < self.nodes
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_are_installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"trackers: {name} is not installed. Use pip install 'rsb-cluster[{name}]'")
+        return names
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rsb_cluster.run import Attempt, Run
@@ -22,6 +22,9 @@ class MetricsWriter:
     Args:
         store: The run's folder.
         attempt: Number of the attempt, from 1.
+
+    Attributes:
+        forward: Called with the rows that were written, if anyone wants to know.
     """
 
     def __init__(self, store: Store, attempt: int) -> None:
@@ -30,22 +33,25 @@ class MetricsWriter:
         self._chunk = 0
         self._lines: list[str] = []
         self._bytes = 0
-        self._flushed = True
+        self._new: list[Row] = []
+        self.forward: Callable[[list[Row]], None] | None = None
 
     def add(self, row: Row) -> None:
         """Keep a row; it is written at the next flush."""
         line = json.dumps(row)
         self._lines.append(line)
         self._bytes += len(line) + 1
-        self._flushed = False
+        self._new.append(row)
 
     def flush(self) -> None:
         """Write the rows that were added since the last flush."""
-        if self._flushed:
+        new, self._new = self._new, []
+        if not new:
             return
         name = f"metrics/{self._attempt:04d}-{self._chunk:06d}.jsonl"
         self._store.write_bytes(name, ("\n".join(self._lines) + "\n").encode())
-        self._flushed = True
+        if self.forward is not None:
+            self.forward(new)
         if self._bytes >= CHUNK_BYTES:
             self._chunk, self._lines, self._bytes = self._chunk + 1, [], 0
 

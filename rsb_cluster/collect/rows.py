@@ -256,7 +256,8 @@ class Reader:
             heard = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found[-1].ended))
             state = "killed" if self.now - found[-1].ended > SILENT_S else "running"
             return state, f"{where}; last heard of at step {found[-1].end_step}, {heard}"
-        states = {"preempted": "waiting", "timed out": "waiting", "lost peer": "waiting", "finished": "no result"}
+        states = dict.fromkeys(("preempted", "timed out", "lost peer", "stuck", "superseded"), "waiting")
+        states["finished"] = "no result"
         said = last.message or last.cause
         return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
 

@@ -27,6 +27,7 @@ from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_p
 from rsb_cluster.train.logfile import LogFile, logging_to
 from rsb_cluster.train.result import write_result
 from rsb_cluster.train.stopping import StopFlag
+from rsb_cluster.train.trackers import Trackers
 from rsb_cluster.train.trainer import Trainer
 from rsb_cluster.train.watchdog import Suspect, Watchdog
 
@@ -87,6 +88,7 @@ class _Attempt:
         self._claim: Claim | None = None
         self._number = 0
         self._trainer: Trainer | None = None
+        self._trackers: Trackers | None = None
         self._watchdog: Watchdog | None = None
         self._oom_kills = _oom_kills()
 
@@ -109,6 +111,8 @@ class _Attempt:
                 self._trainer.saver.close()
         with contextlib.suppress(StorageError):
             self._close(cause, message)
+        if self._trackers is not None:
+            self._trackers.close(finished=cause == "finished")
         return cause
 
     def _train(self) -> Cause:
@@ -136,6 +140,8 @@ class _Attempt:
         trainer = self._trainer = Trainer(
             self._run, spec, recipe, self._job, group, self._flag, self._watchdog, self._claim
         )
+        if trainer.saver is not None and self._job.trackers:
+            self._trackers = Trackers(self._job.trackers, self._run, recipe, trainer.saver.metrics, self._number)
         if self._claim is not None and trainer.progress.step != self._claim.record.start_step:
             self._write_record(start_step=trainer.progress.step)  # the newest checkpoint was damaged
         cause = trainer.train()

@@ -1,0 +1,189 @@
+"""Experiment trackers: each run is one experiment in TensorBoard, W&B or MLflow, over all its attempts.
+
+Rank 0 forwards metrics rows when they have been written to the run's folder. So the rows of earlier attempts that lie
+there were forwarded by them: a step that is computed again after a kill is not sent a second time.
+
+A tracker works on a thread of its own and is given up when it fails: training and saving never wait for a server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rsb_cluster.metrics import MetricsWriter, Row
+from rsb_cluster.recipe import Recipe, flatten
+from rsb_cluster.run import Run
+
+log = logging.getLogger(__name__)
+
+PROJECT = "rsb-cluster"
+CLOSING_S = 20.0
+NOT_VALUES = ("kind", "step", "time")
+
+
+class Tracker(Protocol):
+    """One library."""
+
+    def log(self, step: int, when: float, values: dict[str, float]) -> None:
+        """Keep the values of a step, at a unix time."""
+
+    def close(self, *, finished: bool) -> None:
+        """End this attempt's part."""
+
+
+class TensorBoard:
+    """Writes event files to ``<run>/tensorboard``; an object store gets none, as events are appended to a file."""
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not run.store.is_local:
+            raise ValueError("TensorBoard's files need a folder, and the runs are in an object store")
+        self._writer = SummaryWriter(str(Path(run.store.url) / "tensorboard"))
+        self._writer.add_text("recipe", f"```\n{recipe.model_dump_json(indent=2)}\n```")
+
+    def log(self, step: int, when: float, values: dict[str, float]) -> None:
+        """Keep the values of a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step, walltime=when)
+        self._writer.flush()
+
+    def close(self, *, finished: bool) -> None:
+        """End the file."""
+        self._writer.close()
+
+
+class WandB:
+    """One W&B run, whose id is the run's; ``WANDB_MODE=offline`` works too, with one folder for each attempt."""
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        import wandb
+
+        settings = wandb.Settings(console="off", silent=True)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=run.run_id,
+            name=run.run_id,
+            resume="allow",
+            config=flatten(recipe),
+            settings=settings,
+        )
+
+    def log(self, step: int, when: float, values: dict[str, float]) -> None:
+        """Keep the values of a step."""
+        self._run.log(values | {"_timestamp": when}, step=step)
+
+    def close(self, *, finished: bool) -> None:
+        """Hand over what is left; an attempt that will be followed by another is no failure."""
+        self._run.finish(exit_code=0)
+
+
+class MLflow:
+    """One MLflow run, found again by its tag."""
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        known = self._client.search_runs([experiment], f"tags.rsb_run = '{run.run_id}'", max_results=1)
+        if known:
+            self._id = known[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        tags = {"mlflow.runName": run.run_id, "rsb_run": run.run_id}
+        self._id = self._client.create_run(experiment, tags=tags).info.run_id
+        self._client.log_batch(self._id, params=[Param(key, str(value)) for key, value in flatten(recipe).items()])
+
+    def log(self, step: int, when: float, values: dict[str, float]) -> None:
+        """Keep the values of a step."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, round(when * 1000), step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def close(self, *, finished: bool) -> None:
+        """Say that it ended; otherwise it goes on in the next attempt."""
+        if finished:
+            self._client.set_terminated(self._id, "FINISHED")
+
+
+OPEN: dict[str, Callable[[Run, Recipe], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+class Trackers:
+    """Forwards an attempt's rows to all trackers of a job.
+
+    Args:
+        names: Of the trackers.
+        run: The run.
+        recipe: What it trains.
+        metrics: The attempt's rows.
+        attempt: Its number.
+    """
+
+    def __init__(self, names: Sequence[str], run: Run, recipe: Recipe, metrics: MetricsWriter, attempt: int) -> None:
+        self._run, self._recipe = run, recipe
+        self._seen = _forwarded(run, attempt)
+        # None ends a thread, after the rows before it; what it should say of the run is in _finished.
+        self._queues: list[queue.SimpleQueue[list[Row] | None]] = []
+        self._threads: list[threading.Thread] = []
+        self._finished = False
+        for name in names:
+            rows: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._follow, args=(name, rows), name=f"tracker-{name}", daemon=True)
+            thread.start()
+            self._queues.append(rows)
+            self._threads.append(thread)
+        metrics.forward = self._forward
+
+    def close(self, *, finished: bool) -> None:
+        """Let the trackers end, and wait for them a while."""
+        self._finished = finished
+        for rows in self._queues:
+            rows.put(None)
+        deadline = time.monotonic() + CLOSING_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _forward(self, rows: list[Row]) -> None:
+        new = [row for row in rows if _key(row) not in self._seen]
+        for waiting in self._queues:
+            waiting.put(new)
+
+    def _follow(self, name: str, rows: queue.SimpleQueue[list[Row] | None]) -> None:
+        try:
+            tracker = OPEN[name](self._run, self._recipe)
+            while (batch := rows.get()) is not None:
+                for row in batch:
+                    values = {f"{row['kind']}/{k}": float(v) for k, v in row.items() if _is_value(k, v)}
+                    tracker.log(row["step"], row["time"], values)
+            tracker.close(finished=self._finished)
+        except Exception as error:  # of any library, and none of them is worth a training
+            log.warning("%s is given up for this attempt: %s: %s", name, type(error).__name__, error)
+
+
+def _forwarded(run: Run, attempt: int) -> set[tuple[str, int]]:
+    """Return what earlier attempts forwarded: all that they wrote."""
+    earlier = [name for name in run.store.files("metrics") if int(name.split("/")[1].split("-")[0]) < attempt]
+    contents = (content for content in run.store.read_many(earlier) if isinstance(content, bytes))
+    return {_key(json.loads(line)) for content in contents for line in content.splitlines()}
+
+
+def _key(row: Row) -> tuple[str, int]:
+    return row["kind"], row["step"]
+
+
+def _is_value(key: str, value: Any) -> bool:
+    return key not in NOT_VALUES and isinstance(value, int | float) and not isinstance(value, bool)

@@ -147,6 +147,24 @@ def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Sub
     ]
 
 
+def launch_after(job: Job, submissions: Sequence[Submission], command: Sequence[str], folder: Path, name: str) -> str:
+    """Have Slurm run a command once when all these jobs have ended, however they did; return its job's id.
+
+    It asks for one CPU, with the account and the partition of the job. A requeue is no end.
+
+    Raises:
+        SubmitError: The scheduler refused.
+    """
+    check_available(job)
+    arrays = dict.fromkeys(submission.job_id.partition("_")[0] for submission in submissions)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    where = [f"--{key}={value}" for key, value in job.slurm.items() if key in ("account", "partition", "qos")]
+    options = [*where, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1", "--mem=4G"]
+    lines = "\n".join([*job.setup, shlex.join(command)])
+    answer = _slurm("sbatch", "--parsable", f"--dependency=afterany:{':'.join(arrays)}", *options, "--wrap", lines)
+    return answer.strip().partition(";")[0]
+
+
 def _launch_slurm(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[str]:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError

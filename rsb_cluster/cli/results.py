@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from rsb_cluster.cli.terminal import find_with_sweeps, run_arguments, runs_option, say
+from rsb_cluster.cli.terminal import find_with_sweeps, run_arguments, runs_option, runs_url, say
+from rsb_cluster.errors import ConfigError
 
 
 @click.command()
@@ -22,17 +23,30 @@ from rsb_cluster.cli.terminal import find_with_sweeps, run_arguments, runs_optio
     help="How to print it.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
-def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None) -> None:
+@click.option("--publish", is_flag=True, help="Write collect.json and report.html next to each sweep that is named.")
+def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None, publish: bool) -> None:
     """Make a table of runs: final top-1, mean ± std over seeds, against the paper's number."""
     from rsb_cluster.collect import collect as verb
     from rsb_cluster.collect import render
 
+    if publish:
+        _publish(names, runs)
+        return
     collected = verb(*find_with_sweeps(names, runs))
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:
         output.write_text(render(collected, format_, terminal=False), encoding="utf-8")
         say(f"wrote {output}")
+
+
+def _publish(names: tuple[str, ...], runs: str) -> None:
+    from rsb_cluster.report import publish
+
+    if not names:
+        raise ConfigError("--publish writes next to a sweep: name one.")
+    for name in names:
+        say(f"wrote collect.json and report.html to {publish(runs_url(runs), name).url}")
 
 
 @click.command()

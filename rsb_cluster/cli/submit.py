@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from rsb_cluster.grid import SweepFile
     from rsb_cluster.plan import Plan
-    from rsb_cluster.run import Run
+    from rsb_cluster.run import Run, Submission
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -130,6 +131,7 @@ def submit(
     metavar="[MODEL=]N",
     help="Training images/s of one GPU, for the estimate; MODEL may be a glob.",
 )
+@click.option("--collect", is_flag=True, help="Add a Slurm job that writes table and report when all have ended.")
 @_shared_options
 def sweep(
     name: str | None,
@@ -139,6 +141,7 @@ def sweep(
     called: str,
     seeds: int | None,
     rates: tuple[str, ...],
+    collect: bool,
     dry_run: bool,
     wait: bool,
     as_json: bool,
@@ -171,8 +174,12 @@ def sweep(
         raise ConfigError("name a sweep file ('rsb-cluster sweeps list'), or give --recipe.")
     request = Request(seeds=parse_seeds(None, seeds) if seeds else (), **options)
     plan = _plan(file, path, request, is_sweep=True, dry_run=dry_run)
+    if collect and any(planned.point.job.backend != "slurm" for planned in plan.runs):
+        raise ConfigError("--collect is a job of Slurm. Use --wait here, then 'rsb-cluster collect SWEEP --publish'.")
     if not dry_run:
-        _submit(plan)
+        sent = _submit(plan)
+        if collect and sent:
+            _collect_after(plan, sent)
     if as_json:
         click.echo(json.dumps(preview.sweep_as_dict(plan, known_rates), indent=2))
     elif dry_run:
@@ -197,12 +204,23 @@ def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, d
     return made
 
 
-def _submit(plan: Plan) -> None:
+def _submit(plan: Plan) -> list[Submission]:
     from rsb_cluster.submit import submit as verb
 
     for note in plan.notes:
         say(f"note: {note}")
-    verb(plan)
+    return verb(plan)
+
+
+def _collect_after(plan: Plan, sent: list[Submission]) -> None:
+    from rsb_cluster import scheduler
+
+    assert plan.sweep is not None
+    one = plan.sweep.sweep_id
+    command = [sys.executable, "-m", "rsb_cluster", "collect", one, "--publish", "--runs", plan.runs_url]
+    array = plan.arrays[0]
+    job_id = scheduler.launch_after(array.job, sent, command, array.folder.parent / "collect", f"collect-{one}")
+    say(f"job {job_id} will write collect.json and report.html to {plan.runs_url}/sweeps/{one} when all have ended")
 
 
 def _split(text: str) -> list[str]:

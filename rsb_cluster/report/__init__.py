@@ -5,5 +5,6 @@ plain HTML; scripts sort and filter them, and draw the charts from the same data
 """
 
 from rsb_cluster.report.page import report
+from rsb_cluster.report.publish import publish
 
-__all__ = ["report"]
+__all__ = ["publish", "report"]

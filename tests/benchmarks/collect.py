@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rsb_cluster.run import Run, list_folders
@@ -80,8 +81,10 @@ def main() -> None:
         with S3Server() as server:
             os.environ.update(server.env)
             url = f"s3://{server.make_bucket('benchmark-collect')}/runs"
-            for run in list_folders(str(folder)):
-                Store(url).write_bytes(f"{run.run_id}/result.json", run.store.read_bytes("result.json"))
+            store = Store(url)
+            with ThreadPoolExecutor(32) as pool:
+                for run in list_folders(str(folder)):
+                    pool.submit(store.write_bytes, f"{run.run_id}/result.json", run.store.read_bytes("result.json"))
             report(url, arguments.runs)
 
 

@@ -1,0 +1,62 @@
+"""The job that collects a sweep when its arrays have ended, on a real Slurm."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster import scheduler
+from rsb_cluster.job import Job
+from rsb_cluster.run import Submission
+from rsb_cluster.sweep import Member, Sweep, write_sweep
+from tests.command import ROOT
+from tests.integration.conftest import MODELS, RECIPES, FinishedSweep
+from tests.made_runs import make_runs
+from tests.servers.slurm import SlurmCluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
+
+
+def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+    (run,) = make_runs(tmp_path, 1, rows=5, endings=("finished",))
+    member = Member(run_id=run.run_id, recipe="a1", model="resnet18", seed=0)
+    write_sweep(str(tmp_path), Sweep(sweep_id="deep-1", file="", created=0.0, members=(member,)))
+    gate = tmp_path / "gate"
+    waiting = f"while [ ! -e {gate} ]; do sleep 0.2; done; exit 3"
+    sent = [
+        Submission(backend="slurm", job_id=f"{slurm.run('sbatch', '--parsable', '--wrap', what).strip()}{task}",
+                   folder="", shape="", time=0.0)
+        for what, task in (("exit 0", ""), (waiting, "_0"))
+    ]  # fmt: skip
+    job = Job(name="x", backend="slurm", slurm={"partition": "main"}, setup=(f"cd {ROOT}",))
+    command = [sys.executable, "-m", "rsb_cluster", "collect", "deep-1", "--publish", "--runs", str(tmp_path)]
+    job_id = scheduler.launch_after(job, sent, command, tmp_path / "logs", "collect-deep-1")
+    assert slurm.run("squeue", "-h", "-j", job_id, "-o", "%T").strip() == "PENDING"
+    assert not (tmp_path / "sweeps" / "deep-1").exists()
+    gate.touch()
+    written = tmp_path / "sweeps" / "deep-1" / "report.html"
+    slurm.wait_for("the report", written.exists, timeout=90)
+    assert (tmp_path / "sweeps" / "deep-1" / "collect.json").exists()
+
+
+def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: FinishedSweep) -> None:
+    rsb, one = finished_sweep.rsb, finished_sweep.sweep_id
+    found = rsb.json("collect", one, "--format", "json", "--runs", str(finished_sweep.before))
+    assert [(run["run_id"], run["state"]) for run in found["unfinished"]] == [(finished_sweep.failed, "failed")]
+    assert len(found["groups"]) == len(RECIPES) * len(MODELS)
+    for group in found["groups"]:
+        assert group["n"] == 2 - (finished_sweep.failed in group["unfinished"])
+        assert group["n"] + len(group["unfinished"]) == 2
+        for run in group["runs"]:
+            preempted = run["run_id"] == finished_sweep.preempted
+            assert (run["attempts"], run["preemptions"]) == ((2, 1) if preempted else (1, 0))
+            assert 0 < run["goodput"] <= 1 and run["rank_hours"] > 0 == run["steps_repeated"]
+    after = rsb.json("collect", one, "--format", "json")
+    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 12
+    rsb.run("report", one, "-o", "report.html")
+    page = (rsb.cwd / "report.html").read_text()
+    assert all(member["run_id"] in page for member in finished_sweep.sent["runs"])

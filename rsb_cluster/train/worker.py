@@ -98,6 +98,8 @@ class _Attempt:
         try:
             cause = self._train()
         except Exception as error:
+            # Lets go of what the step has computed: without memory not even a thread starts, and those below wait.
+            traceback.clear_frames(error.__traceback__)
             cause, message = _classify(error)
             log.error("%s: %s", cause, message)
             with contextlib.suppress(StorageError):

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.saving still [--rounds 5] [--s3]
     python -m tests.benchmarks.saving back
 
-``still``: ResNet-50 and ResNet-152 with LAMB's state. ``torch.save`` in the loop, as most training scripts do it, against
-the copy that training waits for here; the two take turns in one run. ``back``: a run on two hosts of a real Slurm is
-requeued, and watched from outside. Both need no GPU; root, for the servers.
+``still``: ResNet-50 and ResNet-152 with LAMB's state. ``torch.save`` in the loop, as most training scripts do it,
+against the copy that training waits for here; the two take turns in one run. ``back``: a run on two hosts of a real
+Slurm is requeued, and watched from outside. Both need no GPU; the servers need root.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def state_of(model: str) -> dict[str, Any]:
     return {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
 
 
-def timed(action: Callable[[], object]) -> float:
+def timed(action: Callable[..., object], *arguments: Any, **named: Any) -> float:
     started = time.perf_counter()
-    action()
+    action(*arguments, **named)
     return time.perf_counter() - started
 
 
@@ -103,16 +103,16 @@ def still(url: str, where: str, rounds: int) -> None:
         saver = Saver(run.store, Checkpoint(), Claim(run, record, []))
         theirs, ours, behind, peaks = [], [], [], []
         for step in range(1, rounds + 1):
-            theirs.append(timed(lambda: in_the_loop(store, state)))
+            theirs.append(timed(in_the_loop, store, state))
             with peak_memory() as peak:
-                ours.append(timed(lambda step=step: saver.save(Progress(step=step), state)))  # type: ignore[misc]
-                behind.append(timed(lambda: saver._wait(raise_errors=True)))
+                ours.append(timed(saver.save, Progress(step=step), state))
+                behind.append(timed(saver._wait, raise_errors=True))
             peaks.append(peak[0])
         saver.close()
         one, other = statistics.median(theirs), statistics.median(ours)
         print(
-            f"{model:10s} {where:6s} {size / MIB:6.0f} MiB   torch.save in the loop {one:6.2f} s   here {other:6.3f} s   "
-            f"{one / other:5.1f} times less   in the background {statistics.median(behind):5.2f} s   "
+            f"{model:10s} {where:6s} {size / MIB:6.0f} MiB   torch.save in the loop {one:6.2f} s   here {other:6.3f} s"
+            f"   {one / other:5.1f} times less   in the background {statistics.median(behind):5.2f} s   "
             f"memory at most +{max(peaks) / size:.2f} of the state",
             flush=True,
         )

@@ -40,6 +40,19 @@ def test_a_rank_killed_by_kill_9_costs_the_steps_since_the_last_checkpoint(victi
     assert victim.steps_lost(1, reached) <= EVERY_STEPS
 
 
+def test_a_rank_that_is_stopped_is_named_and_costs_the_steps_since_the_last_checkpoint(victim: Victim) -> None:
+    """By SIGSTOP; all other ranks wait for it in a collective, and look just as stuck."""
+    reached, pid = victim.wait_for_steps(2), victim.pid(rank=1)
+    victim.kill(1, signal.SIGSTOP)
+    stuck = victim.wait_for_end(2)
+    assert stuck.cause == "stuck"
+    assert f"rank 1 on {stuck.hosts[0]} made no step" in stuck.message
+    assert f"is stopped (SIGSTOP, process {pid})" in stuck.message
+    assert victim.run.rank_failures(2)[1]["cause"] == "stuck"
+    victim.wait_for_steps(3)
+    assert victim.steps_lost(2, reached) <= EVERY_STEPS
+
+
 def foreground(rsb: RsbCluster, data: Path) -> subprocess.Popen[str]:
     """``submit --wait`` as in a terminal: a second submit of a run that is under way only follows it."""
     command = [sys.executable, "-m", "rsb_cluster", "submit", *SCIENCE, *PACE, "--job", "local", "--data", str(data)]

@@ -97,6 +97,7 @@ def test_credentials_that_expire_end_the_run_with_a_message(
     assert "failed: not allowed to use s3://" in capfd.readouterr().err, "it does not ask for another attempt"
     proxy.always = Fault()
     attempt = lab.attempt()
-    assert (attempt.cause, attempt.start_step) == ("finished", 6)
+    assert attempt.cause == "finished"
+    assert attempt.start_step in (3, 6)  # the save of step 6 may have been under way
     assert rows_of(lab.run) == rows_of(tiny_unbroken)
     assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))

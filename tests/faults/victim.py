@@ -29,7 +29,10 @@ SCIENCE = (
     "--set",
     "eval.every_epochs=20",
 )
-PACE = ("--set", "job.tasks_per_node=2", "--set", "job.log_every_steps=1", "--set", "job.checkpoint.every_steps=10")
+PACE = (
+    "--set", "job.tasks_per_node=2", "--set", "job.log_every_steps=1", "--set", "job.checkpoint.every_steps=10",
+    "--set", "job.watchdog_s=30",
+)  # fmt: skip
 TOTAL_STEPS, EVERY_STEPS = 440, 10
 
 _BEGIN = re.compile(r"rank0 attempt (\d+), rank 0 ")

@@ -339,7 +339,7 @@ def test_wrong_credentials_are_named_and_not_shown(s3, s3_bucket, wrong):
     env = s3.env | {wrong: "wrongXYZZY"}
     said = s3_script(env, f"s3://{s3_bucket}/x", "read_bytes", "write_bytes", "check_writable", "exists", "names")
     for line in said:
-        assert f" StorageError not allowed to use s3://{s3_bucket}/x" in line, line
+        assert f" AccessError not allowed to use s3://{s3_bucket}/x" in line, line
         assert line.endswith("Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy.")
     text = "\n".join(said)
     assert env["AWS_SECRET_ACCESS_KEY"] not in text and "Signature=" not in text

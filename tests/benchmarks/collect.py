@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,9 +38,15 @@ def loop(url: str) -> int:
 
 
 def measure(url: str, what: str) -> dict[str, float]:
-    """Run one of them in a process of its own: seconds, and MB at the peak above what the imports took."""
+    """Run one of them in a process of its own: seconds, and MB at the peak above what it began with."""
     command = [sys.executable, "-m", "tests.benchmarks.collect", "--only", what, url]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def memory(what: str) -> float:
+    """Return a line of this process's status, MB. Not getrusage: its peak begins with that of the parent."""
+    text = Path("/proc/self/status").read_text()
+    return float(text.split(f"{what}:")[1].split()[0]) / 1024
 
 
 def copies(folder: Path, number: int) -> None:
@@ -65,11 +70,11 @@ def main() -> None:
     parser.add_argument("url", nargs="?", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = memory("VmRSS")
         start = time.perf_counter()
         runs = {"ours": ours, "loop": loop}[arguments.only](arguments.url)
         seconds = time.perf_counter() - start
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        peak = memory("VmHWM") - before
         print(json.dumps({"runs": runs, "s": seconds, "mb": peak}))
         return
     with tempfile.TemporaryDirectory() as name:
@@ -90,11 +95,12 @@ def main() -> None:
 
 def report(url: str, number: int) -> None:
     """Measure both in turn, and print."""
-    found = {what: measure(url, what) for what in ("loop", "ours")}
-    assert found["ours"]["runs"] == found["loop"]["runs"] == number, found
-    for what, values in found.items():
-        ratio = values["s"] / found["loop"]["s"]
-        print(f"{what:5} {values['runs']:6.0f} runs  {values['s']:6.2f} s  ratio {ratio:4.2f}  {values['mb']:6.0f} MB")
+    found: dict[str, dict[str, float]] = {}
+    for what in ("ours", "loop"):
+        values = found[what] = measure(url, what)
+        assert values["runs"] == number, values
+        print(f"{what:5} {values['runs']:6.0f} runs  {values['s']:7.2f} s  {values['mb']:5.0f} MB", flush=True)
+    print(f"ours / loop: {found['ours']['s'] / found['loop']['s']:.2f}")
 
 
 if __name__ == "__main__":

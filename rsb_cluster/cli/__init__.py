@@ -27,7 +27,7 @@ class ErrorGroup(click.Group):
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="rsb-cluster")
 def main() -> None:
-    r"""Train the recipes of "ResNet strikes back" on a laptop, on Slurm or on preemptible machines.
+    """Train the recipes of "ResNet strikes back" on a laptop, on Slurm or on preemptible machines.
 
     \b
     rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes

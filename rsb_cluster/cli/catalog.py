@@ -43,7 +43,7 @@ def recipes_list() -> None:
 @click.option("--model", default="", help="Any timm model, as in submit.")
 @click.option("--json", "as_json", is_flag=True, help="The resolved recipe as JSON.")
 def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: bool) -> None:
-    r"""Show a recipe's values with their sources; what the paper leaves open is marked.
+    """Show a recipe's values with their sources; what the paper leaves open is marked.
 
     \b
     rsb-cluster recipes show a1
@@ -78,7 +78,7 @@ def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: b
 @click.argument("other")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def recipes_diff(one: str, other: str, as_json: bool) -> None:
-    r"""Print the fields in which two recipes differ.
+    """Print the fields in which two recipes differ.
 
     \b
     rsb-cluster recipes diff a1 a2

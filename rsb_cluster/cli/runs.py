@@ -18,7 +18,7 @@ needed_arguments = click.argument("names", nargs=-1, required=True, metavar="RUN
 @click.option("-w", "--watch", "watching", is_flag=True, help="Live, until all have ended or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> None:
-    r"""Show how runs are, one line each.
+    """Show how runs are, one line each.
 
     RUN is an id, its beginning, a glob or a path; SWEEP is an id or its beginning. All runs without one.
 
@@ -91,7 +91,7 @@ def preempt(names: tuple[str, ...], runs: str) -> None:
 @runs_option
 @click.option("--failed", "failed_only", is_flag=True, help="Not those that you stopped.")
 def retry(names: tuple[str, ...], runs: str, failed_only: bool) -> None:
-    r"""Submit again what has ended without a result, with the nodes, limits and options it had.
+    """Submit again what has ended without a result, with the nodes, limits and options it had.
 
     Finished, queued and running runs are left alone.
 

@@ -27,7 +27,7 @@ def selftest() -> None:
 @click.option("--set", "assignments", multiple=True, metavar="job.KEY=VALUE", help="Change a field of the job.")
 @click.option("--timeout", default=60.0, show_default=True, help="Minutes that it may take, queueing included.")
 def selftest_resume(job: str, folder: Path, assignments: tuple[str, ...], timeout: float) -> None:
-    r"""Preempt a small run twice, and compare it with one that was left alone. On CPUs, in minutes.
+    """Preempt a small run twice, and compare it with one that was left alone. On CPUs, in minutes.
 
     \b
     rsb-cluster selftest resume

@@ -76,7 +76,7 @@ def shards_make(
     rsb-cluster shards make imagenet-1k s3://bucket/imagenet-1k --root /data/ilsvrc
     rsb-cluster shards make ./my-images data/my-images --max-side 512
     rsb-cluster shards make ./hub/beans data/beans
-    """  # noqa: D301  # Click's mark for lines that are not to be wrapped is the character, not its name
+    """
     from rsb_cluster.data.make import make_set
     from rsb_cluster.data.recode import QUALITY, Recode
     from rsb_cluster.data.sources import open_set

@@ -83,7 +83,7 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Package a recipe as a job and hand it to the back end.
+    """Package a recipe as a job and hand it to the back end.
 
     Submitted again, a finished run is left alone, and an unfinished one goes on where it was.
 
@@ -147,7 +147,7 @@ def sweep(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Submit a sweep: a sweep file by name or path, or recipes × models × values × seeds.
+    """Submit a sweep: a sweep file by name or path, or recipes × models × values × seeds.
 
     Runs that need the same resources go into one job array. Submitted again, a sweep sends only what is neither
     finished nor queued. Its id stands for all its runs in status, cancel, retry, preempt and collect.

@@ -5,6 +5,7 @@ import shutil
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from rsb_cluster.catalog import load_recipe
 from rsb_cluster.cli import main
@@ -235,3 +236,18 @@ def test_a_message_with_brackets_does_not_break_the_table(rsb, tmp_path):
         )
     )
     assert message in rsb("status")
+
+
+def _all_commands(group=main, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name)
+        yield from _all_commands(command, (*path, name)) if hasattr(command, "commands") else ()
+
+
+@pytest.mark.parametrize("command", [(), *_all_commands()], ids=" ".join)
+def test_help_shows_examples_line_by_line(command):
+    shown = CliRunner().invoke(main, [*command, "--help"])
+    assert shown.exit_code == 0
+    assert "\\b" not in shown.output and "\b" not in shown.output
+    # An example that was wrapped would have a second command in its line.
+    assert not [line for line in shown.output.splitlines() if line.count("rsb-cluster ") > 1]

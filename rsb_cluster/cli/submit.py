@@ -111,7 +111,7 @@ def submit(
             planned.state, planned.state
         )
         say(f"{planned.run.run_id}: {done}")
-    if not as_json and not wait:
+    if not as_json:
         click.echo("\n".join(planned.run.run_id for planned in plan.runs))
     if wait:
         _wait([planned.run for planned in plan.runs])
@@ -188,8 +188,7 @@ def sweep(
     else:
         say(preview.sweep_summary(plan, known_rates))
         assert plan.sweep is not None
-        if not wait:
-            click.echo(plan.sweep.sweep_id)
+        click.echo(plan.sweep.sweep_id)
     if wait and not dry_run:
         _wait([planned.run for planned in plan.runs])
 

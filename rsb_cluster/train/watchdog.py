@@ -92,6 +92,7 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Watch until closed."""
+        self._try_tell()
         last = time.monotonic()
         while not self._closed.wait(PULSE_S):
             now = time.monotonic()

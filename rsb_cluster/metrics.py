@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 class MetricsWriter:
-    """Writes the rows of one attempt.
+    """Writes the rows of one attempt. Rows are added by the training loop while another thread flushes.
 
     Args:
         store: The run's folder.
@@ -31,29 +32,33 @@ class MetricsWriter:
         self._store = store
         self._attempt = attempt
         self._chunk = 0
-        self._lines: list[str] = []
-        self._bytes = 0
-        self._new: list[Row] = []
+        self._lock = threading.Lock()
+        self._lines: list[str] = []  # of the present chunk, written ones first
+        self._new: list[Row] = []  # not written yet
         self.forward: Callable[[list[Row]], None] | None = None
 
     def add(self, row: Row) -> None:
         """Keep a row; it is written at the next flush."""
         line = json.dumps(row)
-        self._lines.append(line)
-        self._bytes += len(line) + 1
-        self._new.append(row)
+        with self._lock:
+            self._lines.append(line)
+            self._new.append(row)
 
     def flush(self) -> None:
-        """Write the rows that were added since the last flush."""
-        new, self._new = self._new, []
+        """Write the rows that were added since the last flush that worked."""
+        with self._lock:
+            new, lines = self._new[:], self._lines[:]
         if not new:
             return
         name = f"metrics/{self._attempt:04d}-{self._chunk:06d}.jsonl"
-        self._store.write_bytes(name, ("\n".join(self._lines) + "\n").encode())
+        content = ("\n".join(lines) + "\n").encode()
+        self._store.write_bytes(name, content)
+        del self._new[: len(new)]
         if self.forward is not None:
             self.forward(new)
-        if self._bytes >= CHUNK_BYTES:
-            self._chunk, self._lines, self._bytes = self._chunk + 1, [], 0
+        if len(content) >= CHUNK_BYTES:
+            self._chunk += 1
+            del self._lines[: len(lines)]
 
 
 def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rsb_cluster import metrics
+from rsb_cluster.errors import StorageError
 from rsb_cluster.metrics import MetricsWriter, read_rows
 from rsb_cluster.run import Attempt, Run
 from rsb_cluster.storage import Store
@@ -118,6 +120,23 @@ def test_every_file_is_whole_lines_of_json_at_any_time(tmp_path):
         text = store.read_bytes("metrics/0001-000000.jsonl").decode()
         assert text.endswith("\n")
         assert [json.loads(line)["step"] for line in text.split("\n")[:-1]] == list(range(step + 1))
+
+
+def test_rows_whose_flush_failed_are_written_by_the_next_even_without_new_ones(tmp_path):
+    run = Run.at(tmp_path, "run")
+    writer = MetricsWriter(run.store, 1)
+    sent = []
+    writer.forward = sent.extend
+    writer.add({"kind": "train", "step": 1})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics").write_text("in the way")
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            writer.flush()
+    (tmp_path / "run" / "metrics").unlink()
+    writer.flush()
+    assert run.store.read_bytes("metrics/0001-000000.jsonl") == b'{"kind": "train", "step": 1}\n'
+    assert sent == [{"kind": "train", "step": 1}]
 
 
 def test_a_flush_without_new_rows_writes_nothing(tmp_path):

@@ -60,7 +60,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
     flag = StopFlag(limit_s=job.time_min * 60 - job.signal_delay_s - SIGNAL_SLACK_S)
     flag.install()
     run = Run(Store(run_url), run_id)
-    ranks = Ranks.from_environment().sharing(run.spec().virtual_ranks)
+    ranks = Ranks.from_environment()
     torch.set_num_threads(job.cpus_per_task)
     with logging_to(run.store, ranks) as log_file:
         cause = _Attempt(run, job, ranks, flag, log_file).run()
@@ -122,6 +122,7 @@ class _Attempt:
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
+        self._ranks = self._ranks.sharing(spec.virtual_ranks)
         if self._ranks.is_spare:
             log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
             Group.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)

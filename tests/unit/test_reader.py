@@ -412,7 +412,8 @@ def test_a_cancelled_transfer_reads_no_more(two_shards):
 
 
 STUCK = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 import numpy as np
 from rsb_cluster.data.ahead import ReadAhead
 from rsb_cluster.data.index import load_index

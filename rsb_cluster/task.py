@@ -22,6 +22,11 @@ class Task:
 
     def __call__(self) -> None:
         """Train until the run is finished; any other end leaves the process with one of the codes in ``exits``."""
+        from rsb_cluster.train.stopping import SIGNAL_SLACK_S, StopFlag
+
+        # First of all: importing torch takes seconds, and submitit's own handlers would end the run for good.
+        flag = StopFlag(limit_s=self.job["time_min"] * 60 - self.job["signal_delay_s"] - SIGNAL_SLACK_S)
+        flag.install()
         from rsb_cluster.train.worker import work
 
-        work(self.run_url, self.run_id, self.job)
+        work(self.run_url, self.run_id, self.job, flag)

@@ -21,6 +21,10 @@ _CAUSE_OF: dict[signal.Signals, Cause] = {
 }
 
 
+# Slurm may send the signal ahead of a time limit up to 60 s early (sbatch --signal); the rest is for Python's start.
+SIGNAL_SLACK_S = 90
+
+
 class StopFlag:
     """Set by the first of SIGTERM, SIGUSR2 and SIGINT; later signals change nothing.
 

@@ -44,21 +44,17 @@ EXIT_OF: dict[Cause, int] = {
     "superseded": EXIT_STOPPED,
 }
 
-# Slurm may send the signal ahead of a time limit up to 60 s early (sbatch --signal); the rest is for Python's start.
-SIGNAL_SLACK_S = 90
 
-
-def work(run_url: str, run_id: str, job_values: dict[str, Any]) -> None:
+def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) -> None:
     """Train as one rank until the run is finished. Any other end leaves the process.
 
     Args:
         run_url: The run's folder.
         run_id: The run.
         job_values: The job's fields.
+        flag: Is set by signals already.
     """
     job = validate(Job, job_values, "the submitted job")
-    flag = StopFlag(limit_s=job.time_min * 60 - job.signal_delay_s - SIGNAL_SLACK_S)
-    flag.install()
     run = Run(Store(run_url), run_id)
     ranks = Ranks.from_environment()
     torch.set_num_threads(job.cpus_per_task)

@@ -57,7 +57,8 @@ class Progress:
 def to_files(progress: Progress, tensors: dict[str, Any]) -> Iterator[tuple[str, memoryview]]:
     """Serialise plain numbers and state dicts, one file each.
 
-    A state dict is taken out of ``tensors`` when its turn comes, so that the memory of both is never needed at once.
+    A state dict is taken out of ``tensors`` when its turn comes, so that only
+    the one that is being written is in memory twice.
     """
     yield "progress.json", memoryview(json.dumps(asdict(progress)).encode())
     for name in list(tensors):

@@ -28,15 +28,15 @@ SIGNAL_SLACK_S = 90
 class StopFlag:
     """Set by the first of SIGTERM, SIGUSR2 and SIGINT; later signals change nothing.
 
-    Attributes:
-        cause: Why to stop, or None.
-        since: When the signal came, by the monotonic clock.
-
     Installing it replaces submitit's handlers, which ignore SIGTERM and save in the middle of whatever runs.
 
     Args:
         limit_s: Seconds after which SIGUSR2 can announce the time limit. A site may also send SIGUSR2 for a preemption
             (``preempt_send_user_signal``); before this time it is only that.
+
+    Attributes:
+        cause: Why to stop, or None.
+        since: When the signal came, by the monotonic clock.
     """
 
     def __init__(self, limit_s: float = 0.0) -> None:

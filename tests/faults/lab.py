@@ -65,6 +65,19 @@ class AtStep(StopFlag):
         return super().counts()
 
 
+def new_run(folder: str | Path, data: str | Path, *assignments: str) -> Run:
+    """A run of the digits recipe that was never started, with four virtual ranks."""
+    store = Store(folder)
+    digests = {name: load_index(Store(data).child(name)).digest for name in SAMPLES}
+    spec = Spec(
+        run_id=store.url.rsplit("/", 1)[1], seed=0, virtual_ranks=4, data=Store(data).url,
+        train_digest=digests["train"], val_digest=digests["val"],
+    )  # fmt: skip
+    run = Run(store, spec.run_id)
+    run.create(load_recipe("digits", assignments=assignments).recipe, spec)
+    return run
+
+
 class Lab:
     """One run.
 
@@ -75,15 +88,9 @@ class Lab:
     """
 
     def __init__(self, folder: str | Path, data: str | Path, *assignments: str) -> None:
-        self.store = Store(folder)
-        self.run = Run(self.store, self.store.url.rsplit("/", 1)[1])
+        self.run = new_run(folder, data, *TINY, *assignments)
+        self.store = self.run.store
         self.job, _ = load_job("local", assignments=list(PACE))
-        digests = {name: load_index(Store(data).child(name)).digest for name in SAMPLES}
-        spec = Spec(
-            run_id=self.run.run_id, seed=0, virtual_ranks=4, data=Store(data).url,
-            train_digest=digests["train"], val_digest=digests["val"],
-        )  # fmt: skip
-        self.run.create(load_recipe("digits", assignments=[*TINY, *assignments]).recipe, spec)
         self._starts = 0
 
     def attempt(self, flag: StopFlag | None = None) -> Attempt:

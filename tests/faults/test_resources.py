@@ -14,7 +14,7 @@ from rsb_cluster import checkpoint
 from rsb_cluster.data.make import make_set
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
-from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab, few_digits
 
 

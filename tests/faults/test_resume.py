@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from rsb_cluster.metrics import Row
-from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, Lab, StopAfter
 
 # One of each: what keeps state, draws random numbers, or changes how gradients are added up.

@@ -16,7 +16,7 @@ import pytest
 
 from rsb_cluster.errors import AccessError
 from rsb_cluster.run import Run
-from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import S3Server

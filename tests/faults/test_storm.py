@@ -19,7 +19,7 @@ from rsb_cluster.metrics import read_rows
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
-from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.victim import Victim, on_slurm
 from tests.servers.hosts import SlurmHosts
 

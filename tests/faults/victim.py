@@ -13,7 +13,7 @@ from rsb_cluster import scheduler
 from rsb_cluster.metrics import read_rows
 from rsb_cluster.run import Attempt, Run
 from tests.command import RsbCluster
-from tests.faults.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.servers.daemons import poll, processes_with
 
 T = TypeVar("T")

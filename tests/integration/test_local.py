@@ -5,50 +5,18 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from rsb_cluster import checkpoint
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.metrics import Row, read_rows
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
-from rsb_cluster.train.state import from_files
 from tests.command import RsbCluster
-
-# What two runs of the same mathematics may differ in: the clock.
-CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt")
-
-
-def rows_of(run: Run) -> list[Row]:
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run)]
-
-
-def final_state(run: Run) -> dict[str, object]:
-    """All tensors of the last checkpoint."""
-    found = checkpoint.read_latest(run.store.child("checkpoints"), {})
-    assert found is not None
-    return from_files(found, torch.device("cpu"))[1]
+from tests.equality import assert_bit_equal, final_state, rows_of
 
 
 def run_of(rsb: RsbCluster, printed: str, runs: str = "runs") -> Run:
     return Run.at(str(rsb.cwd / runs), printed.split()[-1])
-
-
-def flat(value: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{prefix}/{i}").items()}
-    return {prefix: value}
-
-
-def assert_bit_equal(one: object, other: object) -> None:
-    left, right = flat(one), flat(other)
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        same = torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]  # type: ignore[arg-type]
-        assert same, key
 
 
 SHORT_DIGITS = ("--recipe", "digits", "--job", "local", "--set", "schedule.epochs=4", "--set", "job.log_every_steps=1")

@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from rsb_cluster import checkpoint, claim
-from rsb_cluster.catalog import load_job, load_recipe
+from rsb_cluster.catalog import load_job
 from rsb_cluster.checkpoint import Saved
-from rsb_cluster.data.index import load_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.errors import CheckpointError
-from rsb_cluster.metrics import Row, read_rows
-from rsb_cluster.run import Attempt, Cause, Run, Spec
+from rsb_cluster.metrics import Row
+from rsb_cluster.run import Attempt, Cause
 from rsb_cluster.storage import Store
 from rsb_cluster.train.distributed import Group, Ranks
 from rsb_cluster.train.state import from_files
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trainer import DivergedError, Trainer
 from rsb_cluster.train.watchdog import Watchdog
+from tests.equality import assert_bit_equal, final_state, rows_of
+from tests.faults.lab import StopAfter, new_run
 
-CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt")
 SMALL = (
     "data.train_samples=420",
     "data.val_samples=120",
@@ -47,34 +47,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class StopAfter(StopFlag):
-    """Is set when it has been asked so many times: once a step, and once a batch of an evaluation."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self._left = times
-
-    def counts(self) -> list[float]:
-        self._left -= 1
-        if self._left == 0:
-            self.cause = "preempted"
-        return super().counts()
-
-
 class Lab:
     """Runs attempts of one run in this process."""
 
     def __init__(self, folder: Path, data: Path, *assignments: str) -> None:
-        resolved = load_recipe("digits", assignments=[*SMALL, *assignments])
-        self.recipe = resolved.recipe
+        self.run = new_run(folder, data, *SMALL, *assignments)
+        self.recipe, self.spec = self.run.recipe(), self.run.spec()
         self.job, _ = load_job("local", assignments=["log_every_steps=1"])
-        self.run = Run(Store(folder), folder.name)
-        index = {name: load_index(Store(data / name)).digest for name in ("train", "val")}
-        self.spec = Spec(
-            run_id=folder.name, seed=0, virtual_ranks=4, data=str(data),
-            train_digest=index["train"], val_digest=index["val"],
-        )  # fmt: skip
-        self.run.create(self.recipe, self.spec)
 
     def attempt(self, flag: StopFlag | None = None) -> Cause:
         """Train until finished or stopped."""
@@ -93,27 +72,10 @@ class Lab:
         return cause
 
     def state(self) -> dict[str, Any]:
-        found = checkpoint.read_latest(self.run.store.child("checkpoints"), {})
-        assert found is not None
-        return from_files(found, torch.device("cpu"))[1]
+        return final_state(self.run)
 
     def rows(self) -> list[Row]:
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(self.run)]
-
-
-def assert_bit_equal(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_bit_equal(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_bit_equal(a, b, f"{where}/{i}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
+        return rows_of(self.run)
 
 
 OPTIONS = {

@@ -191,4 +191,4 @@ def _final_state(run: Run) -> dict[str, str]:
     store = run.store.child("checkpoints")
     saved = checkpoint.listed(store, {a.number: a.start_step for a in run.attempts()})[-1]
     files = store.read_json(f"{saved.folder}/{checkpoint.MANIFEST}")["files"]
-    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".pt")}
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}

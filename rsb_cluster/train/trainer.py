@@ -282,17 +282,17 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns its loss, on the device."""
-        if self._samples is not None:
-            self._samples.add(step, virtual_rank, batch)
         seed_everything(seed_of(self.spec.seed, step, virtual_rank, 3))
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        images, weights = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        images, shares = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        if self._samples is not None:
+            self._samples.add(step, virtual_rank, batch, shares)
         # Gradients travel with the last micro-batch only.
         wait = isinstance(self.network, DistributedDataParallel) and not last
         with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast():
                 logits = self.network(images)
-            loss: torch.Tensor = self.loss(logits, weights)
+            loss: torch.Tensor = self.loss(logits, shares)
             self.scaler.scale(loss / len(self.mine)).backward()
         return loss.detach()
 

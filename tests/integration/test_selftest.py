@@ -66,7 +66,7 @@ def _gap(run: Path) -> None:
 
 
 HARMS = {
-    _other_pixels: "samples and pixels of each micro-batch",
+    _other_pixels: "samples, pixels and mix of each micro-batch",
     _other_loss: "metric rows",
     _other_weights: "weights, optimizer, statistics, average",
     _gap: "resumed at the next step",

@@ -32,7 +32,7 @@ from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import Cause, Run, Spec
 from rsb_cluster.storage import Store
-from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything
+from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group, lost_peers_named
 from rsb_cluster.train.evaluate import Score, Stopped, evaluate
@@ -282,7 +282,7 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns its loss, on the device."""
-        seed_everything(seed_of(self.spec.seed, step, virtual_rank, 3))
+        seed_micro_batch(self.spec.seed, step, virtual_rank)
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
         images, shares = self.mix(images, batch.labels.to(self.device, non_blocking=True))
         if self._samples is not None:

@@ -99,7 +99,7 @@ class Staging:
         for name, file in files.items():
             place = self._memory[start : start + file.size]
             file.copy_to(place)
-            placed[name] = memoryview(place.numpy())
+            placed[name] = place.numpy().data
             start += file.space
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

@@ -116,7 +116,7 @@ def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(victim: Vict
     reached, (lost, _) = victim.wait_for_steps(7), where(victim)
     hosts.kill_node(lost)
     victim.wait_for_steps(8)
-    assert victim.attempt(7).cause == ""
+    assert victim.attempt(7).cause == "lost peer" and f"rank 0 on {lost} does not answer" in victim.attempt(7).message
     assert lost not in where(victim)
     assert victim.steps_lost(7, reached) <= EVERY_STEPS
     hosts.start_node(lost)

@@ -41,9 +41,9 @@ def check(recipe: Recipe) -> dict[str, int]:
     build_optimizer(model, recipe.optimizer)
     LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch).at(0)
     try:
-        TrainTransform(recipe), EvalTransform(recipe)
+        TrainTransform(recipe), EvalTransform(recipe.eval)
         if recipe.data.pipeline == "fast":
-            FastTrain(recipe), FastEval(recipe)
+            FastTrain(recipe), FastEval(recipe.eval)
     except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(
             f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}."

@@ -35,7 +35,7 @@ from rsb_cluster.storage import Store
 from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group, lost_peers_named
-from rsb_cluster.train.evaluate import Score, Stopped, evaluate
+from rsb_cluster.train.evaluate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.exchange import Local, StepExchange, Summary
 from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.losses import criterion
@@ -140,7 +140,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.train.amp == "fp16")
         self.statistics = RunningStatistics(self.model, self.spec.virtual_ranks)
         self.loss = criterion(recipe.loss)
-        self.normalise = Normalise(recipe, self.device)
+        self.normalise = Normalise(
+            recipe.data.mean, recipe.data.std, self.device, channels_last=recipe.train.channels_last
+        )
         self.mix = Mix(recipe, self.device)
 
     def _load(self, folder: Store, claim: Claim | None) -> None:
@@ -370,25 +372,25 @@ class Trainer:
         stream = EvalStream(
             reader, self.val_index, rank=self.group.rank, world_size=self.group.world_size, batch=max(size, 64)
         )
-        return evaluate(
+        answers = logits_of(
             model,
             self._batches(stream),
             stream,
-            total=self.val_index.num_samples,
-            group=self.group,
+            device=self.device,
             normalise=self.normalise,
             autocast=self._autocast,
             agree=self._agree_now,
         )
+        return add_up(answers, total=self.val_index.num_samples, group=self.group)
 
     def _batches(self, stream: TrainStream | EvalStream) -> Iterable[Batch]:
         """Return a stream's batches, by the recipe's pipeline."""
         recipe, workers, pin = self.recipe, self.job.loader_workers, self.device.type == "cuda"
         training = isinstance(stream, TrainStream)
         if recipe.data.pipeline == "timm":
-            stock = TrainTransform(recipe) if training else EvalTransform(recipe)
+            stock = TrainTransform(recipe) if training else EvalTransform(recipe.eval)
             return process_batches(stream, stock, workers=workers, pin=pin)
-        fast = FastTrain(recipe) if training else FastEval(recipe, recipe.eval.exact)
+        fast = FastTrain(recipe) if training else FastEval(recipe.eval)
         side = recipe.augment.resolution if training else recipe.eval.resolution
         return ThreadedBatches(stream, fast, side=side, threads=workers, pin=pin)
 

@@ -233,7 +233,7 @@ def _from_timm(name: str) -> Weights:
     config = cast(dict[str, Any], made.pretrained_cfg)
     architecture, tag = config["architecture"], str(config.get("tag") or "")
     full = f"{architecture}.{tag}" if tag else architecture
-    return _as_timm(full, architecture, made.state_dict(), int(made.num_classes), config, tag=tag)
+    return _as_timm(full, architecture, made.state_dict(), int(cast(Any, made).num_classes), config, tag=tag)
 
 
 def _as_timm(name: str, model: str, tensors: Mapping[str, Tensor], outputs: int, config: Any, **known: Any) -> Weights:

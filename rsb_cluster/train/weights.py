@@ -1,61 +1,57 @@
-"""Weights from anywhere: a run, a checkpoint, a file, a folder of timm's, or a name that timm downloads.
-
-All become the same thing: a timm architecture, its tensors, and how images have to look for them.
-"""
+"""What is inside a file of weights, and how it gets into a model. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
-import hashlib
+import argparse
+import inspect
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any, Literal
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data import resolve_data_config
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, model_entrypoint
 from torch import Tensor, nn
 
-from rsb_cluster import checkpoint
-from rsb_cluster.checkpoint import MANIFEST, Saved
 from rsb_cluster.data.index import load_index
-from rsb_cluster.errors import CheckpointError, ConfigError, RsbError, StorageError, did_you_mean
+from rsb_cluster.errors import CheckpointError, ConfigError, RsbError, did_you_mean
 from rsb_cluster.recipe import Eval, Recipe
-from rsb_cluster.run import Run, find_runs, list_folders
+from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
-from rsb_cluster.train.state import from_files
+from rsb_cluster.train.hub import fetch
+from rsb_cluster.weights import Found, find_weights
 
-FILES = (".safetensors", ".pth", ".pt", ".bin")
-CONFIG = "config.json"
-_TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+Head = Literal["auto", "replace"]
+
+# Where training scripts put the weights in their checkpoints; timm's order.
+_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """Tensors, and what one must know to use them.
 
     Attributes:
-        name: What they are called: a run's id, timm's name, a file's or a folder's.
+        found: The file, and where it comes from.
         architecture: timm's name of the network, without a tag.
         tensors: Its state dict, on the CPU.
         num_classes: Outputs of its classifier.
-        eval: How timm, or the run's recipe, evaluates them.
+        eval: How the run's recipe, or timm, evaluates them.
         mean: Of the red, green and blue of the images they were trained on, of 1.
         std: Likewise.
         kwargs: Further arguments of ``timm.create_model``.
         classes: Names of the classes 0, 1, ...; empty where they are not known.
-        url: Where they come from; empty for what timm downloads.
         tag: timm's tag of pretrained weights, such as ``a1_in1k``.
         run: The run, where they are one's.
         recipe: Its recipe.
-        step: Its optimizer steps.
     """
 
-    name: str
+    found: Found
     architecture: str
     tensors: Mapping[str, Tensor]
     num_classes: int
@@ -64,115 +60,190 @@ class Weights:
     std: tuple[float, float, float]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    url: str = ""
     tag: str = ""
     run: Run | None = None
     recipe: Recipe | None = None
-    step: int = 0
+
+    @property
+    def name(self) -> str:
+        """What they are called: a run's id, timm's name, a file's or a folder's."""
+        return self.run.run_id if self.run else self.found.source.rpartition("/")[2]
+
+    @property
+    def url(self) -> str:
+        """Where they come from: a checkpoint, file or folder; a name where timm fetched them."""
+        return self.found.source
+
+    @property
+    def step(self) -> int:
+        """The run's optimizer steps; 0 for others."""
+        return self.found.step
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the tensors' names, types, shapes and bytes."""
-        found = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+        """SHA-256 (hex) of the file."""
+        return self.found.sha256
 
     def build(self) -> nn.Module:
-        """Return the network with these weights.
+        """Return the network with these weights, in evaluation mode.
 
         Raises:
             ConfigError: They are not those of the architecture.
         """
         try:
             model: nn.Module = timm.create_model(self.architecture, num_classes=self.num_classes, **self.kwargs)
-            model.load_state_dict(self.tensors)
-        except (TypeError, RuntimeError) as error:
-            lines = str(error).splitlines()
-            raise ConfigError(
-                f"{self.name}: these are no weights of {self.architecture}: {' '.join(lines[:2])[:300]} "
-                "Name the right architecture with --model."
-            ) from error
-        return model
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"timm cannot build {self.architecture} with {dict(self.kwargs)}: {error}.") from error
+        model.load_state_dict(fitted(model, self).tensors)
+        return model.eval()
 
 
-def load_weights(source: str, *, runs: str = "", model: str = "", ema: bool = False) -> Weights:
-    """Find and read weights.
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a model takes, made of weights and of what it has itself.
+
+    Attributes:
+        tensors: All of the model's.
+        new: Names of those that are the model's own: a new classifier's.
+        resized: Names of those that were interpolated for another resolution.
+    """
+
+    tensors: Mapping[str, Tensor]
+    new: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+
+
+def load_weights(
+    source: str, *, runs: str = "", model: str = "", ema: bool | None = False, which: str = "last"
+) -> Weights:
+    """Find and read weights; `rsb_cluster.weights` says what a source is.
 
     Args:
-        source: A run's id, folder or URL; a checkpoint's folder; a weight file (.safetensors, .pth); a folder of
-            timm's (config.json and model.safetensors); or a name of timm's, which is downloaded (``resnet50.a1_in1k``).
+        source: A run, checkpoint, file, folder, or a name of timm's.
         runs: The folder of runs, for ids.
         model: The architecture of a weight file; such a file does not say it.
-        ema: Take a run's moving average.
+        ema: Of a run: its moving average; None: where it has one.
+        which: Of a run: its ``last`` checkpoint, the ``best``, or that of a step.
 
     Raises:
         ConfigError: There is nothing of that name, or it is not said what it is.
         CheckpointError: A run has no weights yet, or they are damaged.
         StorageError: It could not be read.
     """
-    if source.endswith(FILES):
-        return _from_file(source, model)
-    store = Store(source)
-    if "/" in source or store.is_local:
-        for name, read in (
-            ("spec.json", lambda: _from_run(Run(store, store.url.rpartition("/")[2]), None, ema)),
-            (MANIFEST, lambda: _from_checkpoint(store, ema)),
-            (CONFIG, lambda: _from_timm_folder(store)),
-        ):
-            if store.exists(name):
-                return read()
-    if "/" not in source and any(run.run_id.startswith(source) for run in list_folders(runs)):
-        found = find_runs(runs, (source,))
-        if len(found) > 1:
-            raise ConfigError(f"'{source}' is the beginning of {len(found)} runs. Say more of the one you mean.")
-        return _from_run(found[0], None, ema)
-    if timm.is_model(source):
-        return _from_timm(source)
-    known = [run.run_id for run in list_folders(runs)] + timm.list_models(pretrained=True)
-    raise ConfigError(
-        f"'{source}' is no run in {Store(runs).url}, no file or folder with weights, and no model of timm's."
-        f"{did_you_mean(source, known)}"
-    )
+    return read_weights(find_weights(source, runs, which=which, ema=ema, fetch=fetch), model)
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------
+def read_weights(found: Found, model: str = "") -> Weights:
+    """Read a file of weights, and put together what is known of them.
+
+    Args:
+        found: The file.
+        model: The architecture, where nothing else says it.
+    """
+    name = found.architecture or model
+    if not name:
+        raise ConfigError(
+            f"{found.source} does not say what network its weights are for. Add --model, with timm's name of it."
+        )
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}")
+    tensors = parse(found.read(), found)
+    return _of_run(found, tensors) if found.run_url else _of_timm(found, name, tensors)
 
 
-def _from_run(run: Run, saved: Saved | None, ema: bool) -> Weights:
-    recipe, folder = run.recipe(), run.store.child("checkpoints")
-    if saved is None:
-        listed = checkpoint.listed(folder, {attempt.number: attempt.start_step for attempt in run.attempts()})
-        if not listed:
-            raise CheckpointError(f"{run.url} has no checkpoint yet. 'rsb-cluster status' tells how far it is.")
-        saved = listed[-1]
-    _, tensors = from_files(checkpoint.read(folder, saved), torch.device("cpu"))
-    if ema and "ema" not in tensors:
-        raise ConfigError(f"{run.run_id} keeps no moving average of its weights (train.ema_decay = 0).")
+def parse(content: bytes, found: Found) -> dict[str, Tensor]:
+    """Return the tensors in a file of weights, by name.
+
+    Raises:
+        CheckpointError: It holds something else, or more than tensors and plain values.
+    """
+    where = f"{found.url}/{found.file}"
+    try:
+        if found.file.endswith(".safetensors"):
+            return safetensors.torch.load(content)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in timm's own checkpoints; a plain container
+            loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        first = str(error).strip().partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{where} holds no weights that can be read without running what is in it: {first} "
+            "Save the state dict alone, as .safetensors."
+        ) from error
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict)), loaded)
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{where} holds no state dict, which is names and a tensor each.")
+    tensors: dict[str, Tensor] = clean_state_dict(loaded)
+    return tensors
+
+
+def fitted(model: nn.Module, weights: Weights, head: Head = "auto") -> Fitted:
+    """Return weights as a model takes them: converted by timm, and resized for another resolution.
+
+    Args:
+        model: Of the same architecture; it may be on torch's meta device.
+        weights: The weights.
+        head: ``auto``: a classifier of the same number of classes is kept; ``replace``: none is.
+
+    Raises:
+        ConfigError: A tensor is missing, too many, or of another shape; it is named.
+    """
+    own: dict[str, Tensor] = model.state_dict()
+    try:
+        given = _converted(weights.tensors, model, weights.architecture)
+    except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"{weights.url}: timm cannot read it as {weights.architecture}: {error!r}.") from error
+    classifiers = _classifiers(model)
+    given_head = {key for key in given if key.rpartition(".")[0] in classifiers}
+    own_head = {key for key in own if key.rpartition(".")[0] in classifiers}
+    same = given_head == own_head and all(given[key].shape == own[key].shape for key in own_head)
+    new = set() if same and head == "auto" else own_head
+    if new:
+        given = {key: value for key, value in given.items() if key not in given_head}
+    wrong = [f"{key} is missing" for key in own if key not in given and key not in new]
+    wrong += [f"{key} is not in the model" for key in given if key not in own]
+    wrong += [
+        f"{key} has the shape {tuple(value.shape)} and not {tuple(own[key].shape)}"
+        for key, value in given.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ConfigError(f"{weights.url} does not fit {weights.architecture}: {'; '.join(wrong[:5])}{more}.")
+    before = weights.tensors
+    resized = tuple(key for key in given if key in before and before[key].shape != given[key].shape)
+    return Fitted({key: own[key] if key in new else given[key] for key in own}, tuple(sorted(new)), resized)
+
+
+def _classifiers(model: Any) -> tuple[str, ...]:
+    """Return the names of a timm model's classifiers: one, or two where it was distilled."""
+    named = model.pretrained_cfg.get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _converted(tensors: Mapping[str, Tensor], model: nn.Module, architecture: str) -> dict[str, Tensor]:
+    """Do what timm does to weights that it fetches: old names, position embeddings for another number of patches."""
+    module = inspect.getmodule(model_entrypoint(architecture))
+    convert: Callable[..., dict[str, Tensor]] | None = getattr(module, "checkpoint_filter_fn", None)
+    return dict(tensors) if convert is None else convert(dict(tensors), model)
+
+
+def _of_run(found: Found, tensors: Mapping[str, Tensor]) -> Weights:
+    run = Run.at(*found.run_url.rsplit("/", 1))
+    recipe = run.recipe()
     return Weights(
-        name=run.run_id,
-        architecture=recipe.model.name,
-        tensors=tensors["ema" if ema else "model"],
-        num_classes=recipe.data.num_classes,
-        eval=recipe.eval,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
+        found,
+        recipe.model.name,
+        tensors,
+        recipe.data.num_classes,
+        recipe.eval,
+        recipe.data.mean,
+        recipe.data.std,
         kwargs=recipe.model.kwargs,
         classes=_classes_of(run),
-        url=folder.locate(saved.folder),
         run=run,
         recipe=recipe,
-        step=saved.step,
     )
-
-
-def _from_checkpoint(store: Store, ema: bool) -> Weights:
-    parent, _, name = store.url.rpartition("/")
-    saved, run_url = Saved.of(name), parent.removesuffix("/checkpoints")
-    if saved is None or run_url == parent:
-        raise ConfigError(f"{store.url} is not in a run's folder, which would say what it is. Name the run.")
-    return _from_run(Run(Store(run_url), run_url.rpartition("/")[2]), saved, ema)
 
 
 def _classes_of(run: Run) -> tuple[str, ...]:
@@ -185,101 +256,27 @@ def _classes_of(run: Run) -> tuple[str, ...]:
     return index.classes if index.digest == spec.train_digest else ()
 
 
-# --- files and names ----------------------------------------------------------------------------------------------
-
-
-def _from_file(url: str, model: str) -> Weights:
-    if not model:
-        raise ConfigError(f"{url} does not say what network its weights are for. Add --model, with timm's name of it.")
-    _check_name(model)
-    folder, _, name = Store(url).url.rpartition("/")
-    tensors = _tensors(Store(folder), name)
-    blank = _blank(model, {})
-    return _as_timm(name.rpartition(".")[0], model, tensors, _outputs(blank, tensors), blank.pretrained_cfg, url=url)
-
-
-def _from_timm_folder(store: Store) -> Weights:
-    try:
-        said = store.read_json(CONFIG)
-        architecture, config = str(said["architecture"]), dict(said["pretrained_cfg"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{store.locate(CONFIG)} is not one of timm's: {error!r}.") from error
-    _check_name(architecture)
-    file = next((name for name in _TIMM_FILES if store.exists(name)), None)
-    if file is None:
-        raise ConfigError(f"there is neither of {' and '.join(_TIMM_FILES)} in {store.url}.")
-    tensors, kwargs = _tensors(store, file), dict(said.get("model_args") or {})
-    return _as_timm(
-        store.url.rpartition("/")[2],
+def _of_timm(found: Found, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:
+    """Return weights with what their config.json says, or timm by default says, of the architecture."""
+    kwargs = dict(found.config.get("model_args") or {})
+    with torch.device("meta"):
+        blank: Any = timm.create_model(architecture, **kwargs)
+    stated = {key: value for key, value in found.config.get("pretrained_cfg", {}).items() if value is not None}
+    config = {**blank.pretrained_cfg, **stated}
+    seen = resolve_data_config(pretrained_cfg=config)
+    if seen["interpolation"] not in ("bicubic", "bilinear"):
+        seen["interpolation"] = "bicubic"
+    weight = tensors.get(f"{next(iter(_classifiers(blank)), '')}.weight")
+    names = found.config.get("label_names") or config.get("label_names") or ()
+    return Weights(
+        found,
         architecture,
         tensors,
-        int(said.get("num_classes") or _outputs(_blank(architecture, kwargs), tensors)),
-        config,
+        int(blank.num_classes if weight is None else weight.shape[0]),
+        Eval(resolution=seen["input_size"][-1], crop=seen["crop_pct"], interpolation=seen["interpolation"]),
+        seen["mean"],
+        seen["std"],
         kwargs=kwargs,
-        classes=tuple(config.get("label_names") or said.get("label_names") or ()),
-        url=store.url,
-        tag=str(config.get("tag") or ""),
+        classes=tuple(names.values() if isinstance(names, dict) else names),
+        tag=str(stated.get("tag") or ""),
     )
-
-
-def _from_timm(name: str) -> Weights:
-    try:
-        made = timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever the hub's client, its network and its cache may raise
-        raise StorageError(
-            f"timm could not get the weights '{name}': {str(error).splitlines()[0][:200]} They are downloaded from the "
-            "model hub once. Give a weight file with --model instead where this machine has no way to it."
-        ) from error
-    config = cast(dict[str, Any], made.pretrained_cfg)
-    architecture, tag = config["architecture"], str(config.get("tag") or "")
-    full = f"{architecture}.{tag}" if tag else architecture
-    return _as_timm(full, architecture, made.state_dict(), int(cast(Any, made).num_classes), config, tag=tag)
-
-
-def _as_timm(name: str, model: str, tensors: Mapping[str, Tensor], outputs: int, config: Any, **known: Any) -> Weights:
-    found = resolve_data_config(pretrained_cfg=dict(config))
-    if found["interpolation"] not in ("bicubic", "bilinear"):
-        found["interpolation"] = "bicubic"
-    return Weights(
-        name=name,
-        architecture=model,
-        tensors=tensors,
-        num_classes=outputs,
-        eval=Eval(resolution=found["input_size"][-1], crop=found["crop_pct"], interpolation=found["interpolation"]),
-        mean=found["mean"],
-        std=found["std"],
-        **known,
-    )
-
-
-def _check_name(model: str) -> None:
-    if not timm.is_model(model):
-        raise ConfigError(f"timm has no model '{model}'.{did_you_mean(model, timm.list_models())}")
-
-
-def _blank(model: str, kwargs: Mapping[str, Any]) -> Any:
-    with torch.device("meta"):
-        return timm.create_model(model, **kwargs)
-
-
-def _outputs(blank: Any, tensors: Mapping[str, Tensor]) -> int:
-    """Return how many classes a state dict's classifier has."""
-    heads = blank.pretrained_cfg.get("classifier")
-    head = heads if isinstance(heads, str) else next(iter(heads or ("",)))
-    weight = tensors.get(f"{head}.weight")
-    return int(blank.num_classes if weight is None else weight.shape[0])
-
-
-def _tensors(store: Store, name: str) -> dict[str, Tensor]:
-    """Read a state dict. Nothing is ever unpickled but tensors and plain containers."""
-    content = store.read_bytes(name)
-    try:
-        if name.endswith(".safetensors"):
-            return safetensors.torch.load(content)
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            found = found.get(key, found)
-        return dict(clean_state_dict(found))
-    except (SafetensorError, ValueError, RuntimeError, AttributeError, UnpicklingError) as error:
-        first = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"{store.locate(name)} holds no weights that can be read: {first}") from error

@@ -3,6 +3,7 @@
 In ``<runs>/<run_id>/`` lie:
 
 - ``recipe.json``, ``spec.json``: written once, at the first submit
+- ``init/``: the file of weights that it starts from, where it has one; copied at the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
 - ``cancelled.json``: the job that the user ended last
 - ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
@@ -33,7 +34,7 @@ from pydantic import Field
 
 from rsb_cluster import sweep
 from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_mean
-from rsb_cluster.recipe import Recipe, Section, validate
+from rsb_cluster.recipe import ABOUT, Recipe, Section, validate
 from rsb_cluster.storage import Store
 
 Cause = Literal[
@@ -59,6 +60,16 @@ PACKAGES = (
 DIGEST_DIGITS = 12
 
 
+class InitialWeights(Section):
+    """The file of weights that a run starts from: a copy, as what a source stands for may change or go."""
+
+    source: str = Field(description="where it was copied from")
+    file: str = Field(description="its name in the run's folder init/")
+    sha256: str
+    architecture: str
+    procedure: str = Field("", description="the paper's procedure that made them; empty: not known")
+
+
 class Spec(Section):
     """What was fixed at the first submit, besides the recipe."""
 
@@ -68,6 +79,7 @@ class Spec(Section):
     data: str = Field(description="folder that holds train/ and val/")
     train_digest: str
     val_digest: str
+    init: InitialWeights | None = None
     modified: dict[str, tuple[Any, Any]] = Field({})
     code: dict[str, str] = Field({})
     packages: dict[str, str] = Field({})
@@ -148,6 +160,11 @@ class Run:
     def runs_url(self) -> str:
         """The folder of runs that it is in."""
         return self.url.rpartition("/")[0]
+
+    @property
+    def init(self) -> Store:
+        """Folder of the weights that it starts from."""
+        return self.store.child("init")
 
     def exists(self) -> bool:
         """Whether it was ever submitted."""
@@ -366,8 +383,8 @@ def default_runs() -> str:
 
 def check_same(existing: Run, recipe: Recipe) -> None:
     """Refuse to mix two sciences in one folder (possible only if files were edited by hand)."""
-    ignored = {"description", "paper"}  # the run id does not stand for these
-    if existing.recipe().model_dump(exclude=ignored) != recipe.model_dump(exclude=ignored):
+    # The run id does not stand for what a recipe says of itself.
+    if existing.recipe().model_dump(exclude=ABOUT) != recipe.model_dump(exclude=ABOUT):
         raise StorageError(
             f"{existing.url}/recipe.json is not the recipe that its run id stands for; it was edited. "
             "Move the folder away, or choose another --runs."

@@ -24,6 +24,7 @@ from typing import Any
 
 from rsb_cluster import checkpoint
 from rsb_cluster.errors import CheckpointError, ConfigError, RsbError
+from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import Run, find_runs
 from rsb_cluster.storage import Store
 
@@ -46,6 +47,7 @@ class Found:
         run_url: The run that wrote it; empty for others.
         step: The step of the run; 0 for others.
         is_ema: Whether it is the moving average of a run's weights.
+        procedure: The paper's procedure that made them (``A1``), or ``pytorch``; empty where that is not known.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Found:
     run_url: str = ""
     step: int = 0
     is_ema: bool = False
+    procedure: str = ""
 
     def read(self) -> bytes:
         """Return the file's content.
@@ -69,6 +72,9 @@ class Found:
             raise CheckpointError(f"{self.url}/{self.file} does not match its SHA-256, {self.sha256[:12]}….")
         return content
 
+
+# timm's tags of the weights whose fine-tuning the paper reports; pytorch's are the first ones of torchvision.
+PROCEDURES = {"a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "tv_in1k": "pytorch"}
 
 Fetch = Callable[[str], Found]
 
@@ -138,6 +144,30 @@ def find_weights(
         ) from error
 
 
+def initial_weights(recipe: Recipe, runs_url: str) -> Found | None:
+    """Return the file that a recipe starts from; None where it starts from random weights.
+
+    Raises:
+        ConfigError: It stands for nothing, is of another architecture, or of a run that still changes.
+    """
+    source = recipe.init.weights
+    if not source:
+        return None
+    found = find_weights(source, runs_url)
+    if found.architecture and found.architecture != recipe.model.name:
+        raise ConfigError(
+            f"init.weights = '{source}' is a {found.architecture}, model.name is '{recipe.model.name}'. "
+            f"Use --model {found.architecture}, or --init with other weights."
+        )
+    is_named = Store(source).url == found.source
+    if found.run_url and not is_named and _run_at(found.run_url).result() is None:
+        raise ConfigError(
+            f"init.weights = '{source}': the run has not finished, so that its last weights change. Wait for it, or "
+            f"name a checkpoint: --init {found.source}"
+        )
+    return found
+
+
 def checkpoints(run: Run) -> list[checkpoint.Saved]:
     """Return the checkpoints of a run's history, oldest first."""
     starts = {attempt.number: attempt.start_step for attempt in run.attempts()}
@@ -190,16 +220,18 @@ def _of_checkpoint(store: Store, ema: bool | None) -> Found:
     run, files = _run_at(run_url), store.read_json(checkpoint.MANIFEST)["files"]
     if ema and "ema.pt" not in files:
         raise ConfigError(f"{run.run_id} keeps no moving average of its weights (train.ema_decay = 0).")
+    recipe = run.recipe()
     name = "model.pt" if ema is False or "ema.pt" not in files else "ema.pt"
     return Found(
         source=store.url,
         url=store.url,
         file=files[name]["file"],
         sha256=files[name]["sha256"],
-        architecture=run.recipe().model.name,
+        architecture=recipe.model.name,
         run_url=run.url,
         step=saved.step,
         is_ema=name == "ema.pt",
+        procedure="" if run.spec().modified else recipe.paper,
     )
 
 
@@ -208,7 +240,16 @@ def _of_folder(store: Store) -> Found:
     file = next((name for name in FOLDER_FILES if store.exists(name)), None)
     if file is None or not isinstance(config, dict) or "architecture" not in config:
         raise ConfigError(f"{store.url} needs a {CONFIG} that names an architecture, and {' or '.join(FOLDER_FILES)}.")
-    return Found(store.url, store.url, file, _sha256(store, file), config["architecture"], config)
+    tag = config.get("pretrained_cfg", {}).get("tag", "")
+    return Found(
+        source=store.url,
+        url=store.url,
+        file=file,
+        sha256=_sha256(store, file),
+        architecture=config["architecture"],
+        config=config,
+        procedure=PROCEDURES.get(tag, ""),
+    )
 
 
 def _file(path: str) -> Found:

@@ -23,12 +23,13 @@ from rsb_cluster.collect.rows import (
     published,
     resolutions,
 )
-from rsb_cluster.recipe import Recipe
 from rsb_cluster.references import Reference
 from rsb_cluster.run import Run
 from rsb_cluster.sweep import Member, Sweep
 
-Verdict = Literal["reproduced", "above", "below", "no reference", "modified", "not counted", "no result"]
+Verdict = Literal[
+    "reproduced", "above", "below", "reconstruction", "no reference", "modified", "not counted", "no result"
+]
 
 ONE_SEED_POINTS = 0.3
 FIGURE1_STD = 0.1
@@ -165,12 +166,14 @@ def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
     recipe, changes = science.recipe, science.changes
     counted = [row for row in rows if not row.flags]
     top1 = [row.result.top1 for row in counted]
-    references, notes = _references(recipe, changes)
+    references, notes = _references(science)
     delta: float | None = None
     tolerance: float | None = None
     verdict: Verdict = "no reference"
     if references and top1:
         delta, tolerance, verdict = judge(top1, references[0])
+        if recipe.reconstruction:  # near or far, it is not what the paper did
+            tolerance, verdict = None, "reconstruction"
     if changes:
         tolerance, verdict = None, "modified"
     costs = [item.result for item in rows] + [item.cost for item in unfinished if item.cost is not None]
@@ -193,7 +196,7 @@ def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
         delta=delta,
         tolerance=tolerance,
         verdict=verdict if top1 else ("not counted" if rows else "no result"),
-        notes=(*notes, *_unlike(counted)),
+        notes=(*notes, *_start(science), *_unlike(counted)),
         gpu_hours=math.fsum(item.gpu_hours for item in costs),
         rank_hours=math.fsum(item.rank_hours or 0.0 for item in costs),
         attempts=sum(item.attempts for item in costs),
@@ -222,13 +225,15 @@ def _goodput(rows: Sequence[Row]) -> float | None:
     return useful / math.fsum(row.result.train_s / max(row.result.goodput, 1e-9) for row in rows) if useful else None
 
 
-def _references(recipe: Recipe, changes: Changes) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+def _references(science: Science) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
     """Return what to compare with, and why there is nothing where one would expect something."""
-    known = published(recipe)
+    recipe, changes = science.recipe, science.changes
+    known = published(recipe, science.spec)
     if not recipe.paper or OTHER_DATA & changes.keys():
         return (), ()
     if known is None:
-        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}",)
+        from_ = " from such weights" if recipe.init.weights else ""
+        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}{from_}",)
     if known.doubt:
         return (), (f"not compared: {known.doubt}",)
     if resolutions(recipe) != known.px and not changes.keys() & set(RESOLUTIONS):
@@ -238,6 +243,12 @@ def _references(recipe: Recipe, changes: Changes) -> tuple[tuple[Reference, ...]
             f"Use --set augment.resolution={train} --set eval.resolution={test}",
         )
     return known.references, ()
+
+
+def _start(science: Science) -> tuple[str, ...]:
+    """Say which weights the runs of a group start from."""
+    init = science.spec.init
+    return (f"starts from {init.source} (SHA-256 {init.sha256[:12]})",) if init else ()
 
 
 def _unlike(counted: Sequence[Row]) -> list[str]:

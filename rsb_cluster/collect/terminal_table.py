@@ -15,7 +15,7 @@ from rsb_cluster.collect.cells import COLUMNS, WORDS, cells, remarks
 from rsb_cluster.collect.groups import Collection
 
 DROPPED_FIRST = ("repeated", "attempts", "min–max", "top-5", "seed 0", "goodput", "preemptions", "timm", "GPU-hours")
-COLOURS = {"reproduced": "green", "above": "cyan", "below": "red", "modified": "yellow"}
+COLOURS = {"reproduced": "green", "above": "cyan", "below": "red", "modified": "yellow", "reconstruction": "magenta"}
 
 
 def table(collection: Collection, terminal: bool) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reference:
-    """A published top-1 on ImageNet-1k validation.
+    """A published top-1, on ImageNet-1k validation or on the data set of a fine-tuning procedure.
 
     Attributes:
         top1: Percent; the mean where there are several seeds.
@@ -48,8 +48,29 @@ class Known:
     v100_hours: float | None = None
 
 
-def lookup(procedure: str, model: str) -> Known | None:
-    """Return what is published about a model, by its timm name, under ``A1``, ``A2``, ``A3`` or ``DeiT``."""
+# Table 5 by the procedure that stands for a row of it.
+FINE_TUNED = {
+    "FT-CIFAR10": "cifar10",
+    "FT-CIFAR100": "cifar100",
+    "FT-Flowers102": "flowers102",
+    "FT-Cars": "stanford_cars",
+    "FT-iNat2019": "inaturalist2019",
+}
+
+
+def lookup(procedure: str, model: str, start: str = "") -> Known | None:
+    """Return what is published about a model under a procedure.
+
+    Args:
+        procedure: ``paper`` of a recipe, such as ``A1``.
+        model: Its timm name.
+        start: Of fine-tuning: the procedure that the weights come from, ``A1``, ``A2``, ``A3`` or ``pytorch``.
+    """
+    if procedure in FINE_TUNED:
+        row = _read("paper.toml")["table5"][FINE_TUNED[procedure]]
+        if model != "resnet50" or not isinstance(row.get(start), float):
+            return None
+        return Known((Reference(row[start], f"Table 5, from {start}"),), (224, 224))
     return _known().get((procedure, model))
 
 
@@ -76,6 +97,12 @@ def _known() -> dict[tuple[str, str], Known]:
         also = [paper["deit_repository"][model]] if model in paper["deit_repository"] else []
         published = [Reference(r["top1"], r["source"]) for r in (row, *also)]
         known["DeiT", model] = Known((*published, *timms("DeiT", model)), _px(row))
+    for procedure, rows in paper["reconstructed"].items():
+        for model, row in rows.items():
+            known[procedure, model] = Known((Reference(row["top1"], row["source"]),), _px(row))
+    for model, top1 in timm["a1h"].items():
+        source = "timm's evaluation of the released weights"
+        known["A1h", model] = Known((Reference(top1["A1h"], source, released=True),), (224, 224))
     return known | {(p, aliases[model]): value for (p, model), value in known.items() if model in aliases}
 
 

@@ -17,7 +17,7 @@ from timm.models import get_pretrained_cfg, load_model_config_from_hf
 from timm.models._hub import download_cached_file, hf_split
 
 from rsb_cluster.errors import ConfigError, RsbError, did_you_mean
-from rsb_cluster.weights import FOLDER_FILES, Found
+from rsb_cluster.weights import FOLDER_FILES, PROCEDURES, Found
 
 
 def fetch(name: str) -> Found:
@@ -77,7 +77,10 @@ def _found(source: str, path: Path, config: dict[str, Any]) -> Found:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     plain: dict[str, Any] = json.loads(json.dumps(config))  # tuples become lists, as they are in a config.json
-    return Found(source, str(path.parent), path.name, sha256, plain["architecture"], plain)
+    tag = plain["pretrained_cfg"].get("tag", "")
+    return Found(
+        source, str(path.parent), path.name, sha256, plain["architecture"], plain, procedure=PROCEDURES.get(tag, "")
+    )
 
 
 def main() -> None:

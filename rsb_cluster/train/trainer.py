@@ -30,7 +30,7 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
-from rsb_cluster.run import Cause, Run, Spec
+from rsb_cluster.run import Cause, InitialWeights, Run, Spec
 from rsb_cluster.storage import Store
 from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything
 from rsb_cluster.train.batchnorm import RunningStatistics
@@ -46,6 +46,8 @@ from rsb_cluster.train.state import Progress, Saver, SaveTooSlowError, from_file
 from rsb_cluster.train.stopping import StopFlag, agreed
 from rsb_cluster.train.streams import EvalStream, TrainStream
 from rsb_cluster.train.watchdog import Watchdog
+from rsb_cluster.train.weights import fitted, parse
+from rsb_cluster.weights import Found
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class Trainer:
         self._open_data()
         self._build()
         self.saver = Saver(run.store, job.checkpoint, claim) if claim is not None else None
-        self._load(run.store.child("checkpoints"), claim)
+        self._load(run, claim)
         self._samples = SampleLog(run.store, group, claim) if job.log_samples else None
         self.exchange = StepExchange(group, self.statistics)
         self._interval_started, self._interval_steps = time.monotonic(), 0
@@ -145,8 +147,9 @@ class Trainer:
         )
         self.mix = Mix(recipe, self.device)
 
-    def _load(self, folder: Store, claim: Claim | None) -> None:
-        """Go on from the newest whole checkpoint, the same one on every rank."""
+    def _load(self, run: Run, claim: Claim | None) -> None:
+        """Go on from the newest whole checkpoint, the same one on every rank; else start."""
+        folder = run.store.child("checkpoints")
         found = checkpoint.read_latest(folder, claim.starts) if claim is not None else None
         name = self.group.share("resume", found.saved.folder if found else "")
         if saved := checkpoint.Saved.of(name):
@@ -158,6 +161,8 @@ class Trainer:
                 self.scaler.load_state_dict(tensors["scaler"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(tensors["ema"])
+        elif self.spec.init is not None:
+            self._start_from(run.init, self.spec.init)
         network: nn.Module = self.model
         if self.recipe.train.compile:
             network = torch.compile(network)  # type: ignore[assignment]
@@ -170,6 +175,18 @@ class Trainer:
                 **_KEEP_BUFFERS,  # the statistics are averaged over virtual ranks instead
             )
             self._rehearse()
+
+    def _start_from(self, folder: Store, init: InitialWeights) -> None:
+        """Take the initial weights; each rank reads the same file, and a new classifier is drawn from the seed."""
+        found = Found(init.source, folder.url, init.file, init.sha256, init.architecture)
+        taken = fitted(self.model, parse(found.read(), found), init.architecture, init.source, self.recipe.init.head)
+        self.model.load_state_dict(taken.tensors)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(taken.tensors)
+        log.info(
+            "starts from %s (SHA-256 %s); new: %s; resized: %s",
+            init.source, init.sha256[:12], ", ".join(taken.new) or "nothing", ", ".join(taken.resized) or "nothing",
+        )  # fmt: skip
 
     def _rehearse(self) -> None:
         """Run one backward pass for nothing.

@@ -94,7 +94,7 @@ class Weights:
             model: nn.Module = timm.create_model(self.architecture, num_classes=self.num_classes, **self.kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"timm cannot build {self.architecture} with {dict(self.kwargs)}: {error}.") from error
-        model.load_state_dict(fitted(model, self).tensors)
+        model.load_state_dict(fitted(model, self.tensors, self.architecture, self.url).tensors)
         return model.eval()
 
 
@@ -177,12 +177,16 @@ def parse(content: bytes, found: Found) -> dict[str, Tensor]:
     return tensors
 
 
-def fitted(model: nn.Module, weights: Weights, head: Head = "auto") -> Fitted:
+def fitted(
+    model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, source: str, head: Head = "auto"
+) -> Fitted:
     """Return weights as a model takes them: converted by timm, and resized for another resolution.
 
     Args:
         model: Of the same architecture; it may be on torch's meta device.
-        weights: The weights.
+        tensors: The weights.
+        architecture: timm's name of it.
+        source: Where the weights come from, for messages.
         head: ``auto``: a classifier of the same number of classes is kept; ``replace``: none is.
 
     Raises:
@@ -190,9 +194,9 @@ def fitted(model: nn.Module, weights: Weights, head: Head = "auto") -> Fitted:
     """
     own: dict[str, Tensor] = model.state_dict()
     try:
-        given = _converted(weights.tensors, model, weights.architecture)
+        given = _converted(tensors, model, architecture)
     except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{weights.url}: timm cannot read it as {weights.architecture}: {error!r}.") from error
+        raise ConfigError(f"{source}: timm cannot read it as {architecture}: {error!r}.") from error
     classifiers = _classifiers(model)
     given_head = {key for key in given if key.rpartition(".")[0] in classifiers}
     own_head = {key for key in own if key.rpartition(".")[0] in classifiers}
@@ -209,9 +213,8 @@ def fitted(model: nn.Module, weights: Weights, head: Head = "auto") -> Fitted:
     ]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ConfigError(f"{weights.url} does not fit {weights.architecture}: {'; '.join(wrong[:5])}{more}.")
-    before = weights.tensors
-    resized = tuple(key for key in given if key in before and before[key].shape != given[key].shape)
+        raise ConfigError(f"{source} does not fit {architecture}: {'; '.join(wrong[:5])}{more}.")
+    resized = tuple(key for key in given if key in tensors and tensors[key].shape != given[key].shape)
     return Fitted({key: own[key] if key in new else given[key] for key in own}, tuple(sorted(new)), resized)
 
 

@@ -412,7 +412,9 @@ def test_twenty_megapixels_decode_as_with_pil() -> None:
     data = encoded(photographs()[1].resize((5472, 3648)), quality=90)
     assert np.array_equal(decode(data), np.asarray(by_pil(data)))
     recipe = a_recipe()
-    assert difference(fast(FastEval(recipe.eval), data, 0, 224), by_timm(EvalTransform(recipe.eval), data, 0)).max() <= 2
+    assert (
+        difference(fast(FastEval(recipe.eval), data, 0, 224), by_timm(EvalTransform(recipe.eval), data, 0)).max() <= 2
+    )
 
 
 def with_precision(data: bytes, bits: int) -> bytes:

@@ -41,6 +41,9 @@ Cause = Literal[
     "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
 ]
 
+# Beside the runs: what `rsb_cluster.evaluation` keeps.
+EVALUATIONS = "evaluations"
+
 # Small files of many runs are read at once: an object store answers each after some milliseconds.
 READERS = 32
 
@@ -58,6 +61,8 @@ PACKAGES = (
 )
 
 DIGEST_DIGITS = 12
+
+_NO_RUNS = ("submissions", EVALUATIONS, sweep.FOLDER)
 
 
 class InitialWeights(Section):
@@ -86,12 +91,8 @@ class Spec(Section):
     created: float = 0.0
 
     def brief(self) -> Spec:
-        """Return it with uncommitted changes of the code named by a digest: enough to tell two versions apart."""
-        diff = self.code.get("uncommitted", "")
-        if len(diff) <= DIGEST_DIGITS:
-            return self
-        digest = hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]
-        return self.model_copy(update={"code": self.code | {"uncommitted": digest}})
+        """Return it with uncommitted changes of the code named by a digest."""
+        return self.model_copy(update={"code": brief_code(self.code)})
 
 
 class Submission(Section):
@@ -272,7 +273,7 @@ def _attempt_name(number: int) -> str:
 
 def list_folders(runs_url: str) -> list[Run]:
     """Return what lies in a folder of runs, sorted by id; without a look into each, so some may be no run at all."""
-    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in _NO_RUNS]
 
 
 def list_runs(runs_url: str) -> list[Run]:
@@ -363,6 +364,14 @@ def describe_code() -> dict[str, str]:
         if head.returncode == 0:
             described |= {"commit": head.stdout.strip(), "uncommitted": diff.stdout}
     return described
+
+
+def brief_code(code: dict[str, str]) -> dict[str, str]:
+    """Return a description of the code with uncommitted changes named by a digest: it tells two versions apart."""
+    diff = code.get("uncommitted", "")
+    if len(diff) <= DIGEST_DIGITS:
+        return code
+    return code | {"uncommitted": hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]}
 
 
 def describe_packages() -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsb_cluster import __version__
-from rsb_cluster.cli import catalog, results, runs, selftest, shards, submit
+from rsb_cluster.cli import catalog, evaluate, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
 
 
@@ -49,6 +49,7 @@ for _command in (
     runs.cancel,
     runs.preempt,
     runs.retry,
+    evaluate.evaluate,
     results.collect,
     results.report,
     selftest.selftest,

@@ -44,7 +44,7 @@ def score_classes(best: Classes, labels: Classes, metrics: tuple[Metric, ...], n
     """Score predictions where each image has one right class.
 
     Args:
-        best: The classes with the largest logits, best first, shape (N, up to 5).
+        best: The classes with the largest logits, best first, shape (N, up to 5); -1 for none.
         labels: The right classes, shape (N,).
         metrics: Which.
         num_classes: K.
@@ -52,6 +52,12 @@ def score_classes(best: Classes, labels: Classes, metrics: tuple[Metric, ...], n
     Raises:
         ConfigError: A metric is not for such labels.
     """
+    check_metrics(metrics, num_classes)
+    return Scores({metric: 100 * _OF[metric](best, labels, num_classes) for metric in metrics}, len(labels))
+
+
+def check_metrics(metrics: tuple[Metric, ...], num_classes: int) -> None:
+    """Refuse metrics that are not for one right class an image, or not for so many classes. Raises ConfigError."""
     if "label_set_top1" in metrics:
         raise ConfigError(
             "metric 'label_set_top1' needs label sets: add --labels with their name, or choose another --metric."
@@ -63,7 +69,6 @@ def score_classes(best: Classes, labels: Classes, metrics: tuple[Metric, ...], n
         )
     if "top5" in metrics and num_classes <= BEST:
         raise ConfigError(f"metric 'top5' says nothing about {num_classes} classes. Use another --metric.")
-    return Scores({metric: 100 * _OF[metric](best, labels, num_classes) for metric in metrics}, len(labels))
 
 
 def score_sets(best: Classes, sets: LabelSets) -> Scores:

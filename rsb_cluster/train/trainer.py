@@ -39,7 +39,7 @@ from rsb_cluster.train.evaluate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.exchange import Local, StepExchange, Summary
 from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.losses import criterion
-from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.samples import SampleLog
 from rsb_cluster.train.state import Progress, Saver, SaveTooSlowError, from_files
@@ -50,8 +50,6 @@ from rsb_cluster.train.weights import fitted, parse
 from rsb_cluster.weights import Found
 
 log = logging.getLogger(__name__)
-
-AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # torch 2.15 has a new name for it.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters

@@ -19,13 +19,15 @@ not public and the recipe's are our guess, so that even an equal number reproduc
 of the results counts; ``no result`` where there is none yet.
 """
 
-from rsb_cluster.collect.groups import Collection, Group, collect, judge
+from rsb_cluster.collect.evaluations import Evaluated, collect
+from rsb_cluster.collect.groups import Collection, Group, judge
 from rsb_cluster.collect.render import FORMATS, Format, render
 from rsb_cluster.collect.rows import Result, Row, Science, Unfinished
 
 __all__ = [
     "FORMATS",
     "Collection",
+    "Evaluated",
     "Format",
     "Group",
     "Result",

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rsb_cluster.catalog import differences
 from rsb_cluster.collect.rows import (
@@ -26,6 +26,9 @@ from rsb_cluster.collect.rows import (
 from rsb_cluster.references import Reference
 from rsb_cluster.run import Run
 from rsb_cluster.sweep import Member, Sweep
+
+if TYPE_CHECKING:
+    from rsb_cluster.collect.evaluations import Evaluated
 
 Verdict = Literal[
     "reproduced", "above", "below", "reconstruction", "no reference", "modified", "not counted", "no result"
@@ -81,13 +84,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found: groups in natural order, and all runs that have no result, those of the groups too."""
+    """What was found.
+
+    Attributes:
+        groups: In natural order.
+        unfinished: All runs that have no result, those of the groups too.
+        evaluations: What 'evaluate' left, of runs first.
+        unreadable: What is to be said of evaluations that could not be read.
+    """
 
     groups: tuple[Group, ...]
     unfinished: tuple[Unfinished, ...]
+    evaluations: tuple[Evaluated, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
-def collect(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:
+def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:
     """Read runs and compare them with what is published. A run that cannot be read is named, not raised.
 
     Args:

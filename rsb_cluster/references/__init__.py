@@ -1,6 +1,7 @@
 """The numbers that runs are compared with: the paper's, DeiT's, and timm's for the released weights.
 
-``paper.toml`` and ``timm.toml`` hold them, each with its source; also some that runs are not compared with yet.
+``paper.toml``, ``timm.toml`` and ``other_data.toml`` hold them, each with its source. Here is what runs on ImageNet-1k
+are compared with; `rsb_cluster.references.other_data` is for evaluations on anything.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+PAPER, TIMM = "paper.toml", "timm.toml"
+
 
 @dataclass(frozen=True)
 class Reference:
-    """A published top-1, on ImageNet-1k validation or on the data set of a fine-tuning procedure.
+    """A published value.
 
     Attributes:
-        top1: Percent; the mean where there are several seeds.
+        top1: On the data set of the procedure, ImageNet-1k where it is not one of fine-tuning, percent; the mean where there are several seeds.
         source: Where it is published.
         n: Number of seeds.
         std: Sample standard deviation over the seeds; None for one seed.
@@ -48,13 +51,13 @@ class Known:
     v100_hours: float | None = None
 
 
-# Table 5 by the procedure that stands for a row of it.
+# The data set of Table 5 by the procedure that stands for its row.
 FINE_TUNED = {
     "FT-CIFAR10": "cifar10",
     "FT-CIFAR100": "cifar100",
     "FT-Flowers102": "flowers102",
-    "FT-Cars": "stanford_cars",
-    "FT-iNat2019": "inaturalist2019",
+    "FT-Cars": "stanford-cars",
+    "FT-iNat2019": "inat2019",
 }
 
 
@@ -67,7 +70,7 @@ def lookup(procedure: str, model: str, start: str = "") -> Known | None:
         start: Of fine-tuning: the procedure that the weights come from, ``A1``, ``A2``, ``A3`` or ``pytorch``.
     """
     if procedure in FINE_TUNED:
-        row = _read("paper.toml")["table5"][FINE_TUNED[procedure]]
+        row = read(PAPER)["table5"][FINE_TUNED[procedure]]
         if model != "resnet50" or not isinstance(row.get(start), float):
             return None
         return Known((Reference(row[start], f"Table 5, from {start}"),), (224, 224))
@@ -76,7 +79,7 @@ def lookup(procedure: str, model: str, start: str = "") -> Known | None:
 
 @cache
 def _known() -> dict[tuple[str, str], Known]:
-    paper, timm = _read("paper.toml"), _read("timm.toml")
+    paper, timm = read(PAPER), read(TIMM)
     measured = timm["a1_a2_a3"] | timm["deit"]
 
     def timms(procedure: str, model: str) -> list[Reference]:
@@ -111,5 +114,7 @@ def _px(row: dict[str, Any]) -> tuple[int, int]:
     return train, test
 
 
-def _read(name: str) -> dict[str, Any]:
+@cache
+def read(name: str) -> dict[str, Any]:
+    """Return the content of one of the files."""
     return tomllib.loads((files(__name__) / name).read_text(encoding="utf-8"))

@@ -164,8 +164,13 @@ def _predict(
 
 def _for_resolution(weights: Weights, resolution: int) -> Weights:
     """Return weights for a network that takes images of a resolution: a vision transformer is built for one."""
-    fixed = timm.get_pretrained_cfg(weights.architecture).fixed_input_size
-    if not fixed or resolution == weights.eval.resolution or "dynamic_img_size" in weights.kwargs:
+    known = timm.get_pretrained_cfg(weights.architecture)
+    if (
+        known is None
+        or not known.fixed_input_size
+        or resolution == weights.eval.resolution
+        or "dynamic_img_size" in weights.kwargs
+    ):
         return weights
     return replace(weights, kwargs={**weights.kwargs, "img_size": resolution})
 

@@ -81,7 +81,7 @@ class Evaluation(Section):
         weights_digest: SHA-256 that stands for them.
         run_id: The run; empty for other weights.
         step: Optimizer steps of the run.
-        tag: timm's tag of pretrained weights.
+        procedure: The published procedure that made the weights; empty where that is not known.
         data_set: Name of the set, as in datasets.toml where it is known by name.
         labels: Name of the label sets; empty for the index's classes.
         metric: Which of ``values`` is compared with published results.
@@ -99,7 +99,7 @@ class Evaluation(Section):
     weights_digest: str
     weights_url: str = ""
     model: str
-    tag: str = ""
+    procedure: str = ""
     run_id: str = ""
     step: int = 0
     ema: bool = False
@@ -289,4 +289,4 @@ def check_classes(name: str, num_classes: int, classes: tuple[str, ...], target:
 def plain_values(evaluation: Evaluation) -> Mapping[str, float]:
     """Return all values of an evaluation by what they are, groups included: ``label_set_top1 Blur``."""
     groups = {f"{evaluation.metric} {name}": group.value for name, group in evaluation.groups.items()}
-    return {**evaluation.values, **groups}
+    return {str(metric): value for metric, value in evaluation.values.items()} | groups

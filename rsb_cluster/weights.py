@@ -73,8 +73,10 @@ class Found:
         return content
 
 
-# timm's tags of the weights whose fine-tuning the paper reports; pytorch's are the first ones of torchvision.
-PROCEDURES = {"a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "tv_in1k": "pytorch"}
+# By timm's tag of released weights; pytorch's are the first ones of torchvision, fb's those of DeiT for its models.
+PROCEDURES = {
+    "a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "a1h_in1k": "A1h", "fb_in1k": "DeiT", "tv_in1k": "pytorch",
+}  # fmt: skip
 
 Fetch = Callable[[str], Found]
 

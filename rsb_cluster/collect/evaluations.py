@@ -19,6 +19,7 @@ from typing import Any, Literal
 from rsb_cluster.collect.cells import label
 from rsb_cluster.collect.groups import Collection, Group, collect_runs, judge
 from rsb_cluster.collect.groups import Verdict as RunVerdict
+from rsb_cluster.collect.rows import Science
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.evaluation import Evaluation, read_evaluations
 from rsb_cluster.references import Reference
@@ -29,9 +30,6 @@ from rsb_cluster.sweep import Sweep
 Verdict = RunVerdict | Literal["agrees", "differs", "not public"]
 
 AGREES_POINTS = 0.05
-
-# By timm's tag of released weights.
-PROCEDURES = {"a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "a1h_in1k": "A1h", "fb_in1k": "DeiT"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,8 @@ def evaluated(found: Iterable[Evaluation], groups: Sequence[Group]) -> list[Eval
         found: Records; those of runs that are in no group are left out.
         groups: The runs.
     """
-    group_of = {row.run.run_id: group for group in groups for row in (*group.rows, *group.open)}
+    group_of = {row.run.run_id: group for group in groups for row in group.rows}
+    group_of |= {run.run_id: group for group in groups for run in group.open if run.science is not None}
     place = {id(group): number for number, group in enumerate(groups)}
     lines: dict[tuple[Any, ...], dict[str, Evaluation]] = {}
     for one in found:
@@ -120,7 +119,8 @@ def evaluated(found: Iterable[Evaluation], groups: Sequence[Group]) -> list[Eval
 
 
 def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
-    science = next(item.science for item in (*group.rows, *group.open) if item.science is not None)
+    known: list[Science | None] = [*(row.science for row in group.rows), *(run.science for run in group.open)]
+    science = next(one for one in known if one is not None)
     recipe, what = science.recipe, rows[0]
     start = science.spec.init.procedure if science.spec.init else ""
     problems = {row.run_id: _problem(row, recipe.total_steps) for row in rows}
@@ -154,10 +154,9 @@ def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
 def _of_weights(row: Evaluation) -> Evaluated:
     """Return the line of weights that are no run's."""
     problem = _problem(row, row.step)
-    procedure = PROCEDURES.get(row.tag, "")
-    candidates = published_on(row.data_set, row.labels, procedure, row.model)
+    candidates = published_on(row.data_set, row.labels, row.procedure, row.model)
     candidates = [one for one in candidates if one.reference.released or not one.is_same]
-    chosen, notes = _comparable(candidates, row, procedure)
+    chosen, notes = _comparable(candidates, row, row.procedure)
     delta: float | None = None
     verdict: Verdict = "not public" if not_public(row.data_set) else "no reference"
     if chosen and row.value is not None and not problem:

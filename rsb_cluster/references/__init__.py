@@ -20,7 +20,8 @@ class Reference:
     """A published value.
 
     Attributes:
-        top1: On the data set of the procedure, ImageNet-1k where it is not one of fine-tuning, percent; the mean where there are several seeds.
+        top1: On the data set of the procedure, which is ImageNet-1k unless it is one of fine-tuning; percent, the mean
+            where there are several seeds.
         source: Where it is published.
         n: Number of seeds.
         std: Sample standard deviation over the seeds; None for one seed.

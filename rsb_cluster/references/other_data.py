@@ -86,17 +86,17 @@ def _imagenet(procedure: str, model: str) -> Iterator[Published]:
 def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[Published]:
     """Yield values on ReaL's labels, or on V2."""
     paper, known = read(PAPER), lookup(procedure, model)
-    at = {"px": known.px[1] if known else 224, "crop": 0.95}
+    px = known.px[1] if known else 224
     seeds = paper["more_labels"].get(model, {}).get(labels) if procedure == "A2" else None
     if seeds:  # Figure 1
-        yield Published(Reference(seeds["mean"], "Figure 1, 100 seeds", seeds["n"], seeds["std"]), **at)
+        yield Published(Reference(seeds["mean"], "Figure 1, 100 seeds", seeds["n"], seeds["std"]), px=px, crop=0.95)
     if model == TABLE1_MODEL and procedure in paper["table1"]:
-        yield Published(Reference(paper["table1"][procedure][labels], "Table 1"), **at)
+        yield Published(Reference(paper["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
     elif procedure == "A1" and model in paper["table4"]:
-        yield Published(Reference(paper["table4"][model][labels], "Table 4"), **at)
+        yield Published(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
     timm = read(TIMM)[labels].get(model, {}).get(procedure)
     if timm is not None:
-        yield Published(_timms(timm), **at)
+        yield Published(_timms(timm), px=px, crop=0.95)
 
 
 def _others(data_set: str, model: str) -> Iterator[Published]:

@@ -75,7 +75,7 @@ def evaluate_sources(
             weights_digest=weights.digest,
             weights_url=weights.url,
             model=weights.architecture,
-            tag=weights.tag,
+            procedure=weights.found.procedure,
             run_id=weights.run.run_id if weights.run else "",
             step=weights.step,
             ema=request.ema,
@@ -165,12 +165,8 @@ def _predict(
 def _for_resolution(weights: Weights, resolution: int) -> Weights:
     """Return weights for a network that takes images of a resolution: a vision transformer is built for one."""
     known = timm.get_pretrained_cfg(weights.architecture)
-    if (
-        known is None
-        or not known.fixed_input_size
-        or resolution == weights.eval.resolution
-        or "dynamic_img_size" in weights.kwargs
-    ):
+    fixed = known is not None and known.fixed_input_size and "dynamic_img_size" not in weights.kwargs
+    if not fixed or resolution == weights.eval.resolution:
         return weights
     return replace(weights, kwargs={**weights.kwargs, "img_size": resolution})
 

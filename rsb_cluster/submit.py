@@ -69,6 +69,7 @@ def _copy_start(planned: PlannedRun, contents: Mapping[str, bytes]) -> InitialWe
     if found is None:
         return None
     file = found.file.rpartition("/")[2]
+    planned.run.store.make_private()
     planned.run.init.write_bytes(file, contents[found.sha256])
     return InitialWeights(
         source=found.source,

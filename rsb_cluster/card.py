@@ -73,7 +73,7 @@ def _training(recipe: Recipe, spec: Spec, found: Found) -> dict[str, str]:
         "changed against the procedure": _modified(spec),
         "model": f"`{recipe.model.name}`, {recipe.data.num_classes} classes",
         "data": f"{_title(recipe)}, {recipe.data.train_samples:,} images; digest `{spec.train_digest[:12]}`",
-        "resolution": f"{resolution} px in training, {recipe.eval.resolution} px at crop {recipe.eval.crop} in the test",
+        "resolution": f"{resolution} px; tested at {recipe.eval.resolution} px, crop {recipe.eval.crop}",
         "length": f"{epochs} epochs, {steps:,} steps of {recipe.train.global_batch} images, seed {spec.seed}",
         "these weights": f"{_kind(found)} after step {found.step:,}, SHA-256 of the checkpoint's file `{found.sha256}`",
     }

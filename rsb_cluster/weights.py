@@ -195,6 +195,8 @@ def _of_run(run: Run, which: str, ema: bool | None) -> Found:
     if which == "last":
         chosen = saved[-1]
     else:
+        if which != "best" and not which.isdecimal():
+            raise ConfigError(f"'{which}' is no checkpoint: it is last, best, or a step.")
         step = _best_step(run, saved[-1]) if which == "best" else int(which)
         of_step = [one for one in saved if one.step == step]
         if not of_step:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsb_cluster import __version__
-from rsb_cluster.cli import catalog, evaluate, results, runs, selftest, shards, submit
+from rsb_cluster.cli import catalog, evaluate, export, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
 
 
@@ -50,6 +50,7 @@ for _command in (
     runs.preempt,
     runs.retry,
     evaluate.evaluate,
+    export.export,
     results.collect,
     results.report,
     selftest.selftest,

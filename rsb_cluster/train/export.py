@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import nn
 
 from rsb_cluster.errors import RsbError
 from rsb_cluster.train.weights import Weights, read_weights
@@ -25,7 +24,7 @@ def write_timm_folder(folder: Path, weights: Weights) -> None:
     (folder / CONFIG).write_text(json.dumps(_config(model, weights), indent=2) + "\n", encoding="utf-8")
 
 
-def _config(model: Any | nn.Module, weights: Weights) -> dict[str, Any]:
+def _config(model: Any, weights: Weights) -> dict[str, Any]:
     """Return timm's description of a model: how to build it, and how its images have to look."""
     of_timm = {key: model.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "pool_size")}
     if weights.eval.resolution != model.pretrained_cfg["input_size"][-1]:

@@ -67,9 +67,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return one.run
 
 
-def test_fine_tuning_beats_training_from_scratch_at_equal_steps(
-    tmp_path: Path, digits: Path, pretrained: Run
-) -> None:
+def test_fine_tuning_beats_training_from_scratch_at_equal_steps(tmp_path: Path, digits: Path, pretrained: Run) -> None:
     """Two epochs of digits (44 steps), by the same recipe; three seeds each."""
     short = (*SHORT, "schedule.epochs=2", "eval.every_epochs=2")
     scratch = planned("digits", digits, tmp_path, *short, seeds=3)

@@ -165,7 +165,7 @@ class Evaluation(Section):
 def read_evaluations(runs_url: str) -> tuple[list[Evaluation], list[str]]:
     """Return all evaluations beside a folder of runs, and what is to be said of those that cannot be read."""
     store = Store(runs_url)
-    files = [f"{EVALUATIONS}/{name}" for name in store.files(EVALUATIONS) if name.endswith(".json")]
+    files = [name for name in store.files(EVALUATIONS) if name.endswith(".json")]
     found, problems = [], []
     for file, content in zip(files, store.read_many(files), strict=True):
         try:
@@ -230,17 +230,19 @@ def open_target(request: Request) -> Target:
 
 def _part(data: str, part: str) -> tuple[Store, str]:
     """Return the folder of a part: of a set's folder, of a set by its name, or as it is named itself."""
-    root = os.environ.get("RSB_DATA") or str(Path.cwd() / "data")
-    candidates = [Store(data).child(part), Store(root).child(data, part), Store(data)]
-    candidates = [c for c in candidates if c.exists(INDEX_NAME)]
-    if not candidates:
+    candidates = [Store(data).child(part), Store(data)]
+    if "/" not in data:
+        root = Store(os.environ.get("RSB_DATA") or str(Path.cwd() / "data"))
+        candidates.insert(1, root.child(data, part))
+    found = [store for store in candidates if store.exists(INDEX_NAME)]
+    if not found:
+        looked = "\n".join(f"  {store.locate(INDEX_NAME)}" for store in candidates)
         raise DataError(
-            f"there are no shards with an index in {Store(data).locate(part)}, {Store(root).child(data, part).url} or "
-            f"{Store(data).url}.{did_you_mean(data, known_data_sets())} Say where they are with --data, or make them "
-            "with 'rsb-cluster shards make'."
+            f"there are no shards with an index. Looked for\n{looked}\nSay where they are with --data, or make them "
+            f"with 'rsb-cluster shards make'.{did_you_mean(data, known_data_sets())}"
         )
-    first = candidates[0]
-    return first, part if first.url.endswith(f"/{part}") else first.url.rsplit("/", 1)[1]
+    url = found[0].url
+    return found[0], part if url.endswith(f"/{part}") else url.rsplit("/", 1)[1]
 
 
 def _metrics(

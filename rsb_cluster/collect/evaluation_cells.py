@@ -49,7 +49,7 @@ def evaluation_remarks(collection: Collection) -> dict[str, list[str]]:
             first, *others = (f"{published_text(r)} ({r.source})" for r in line.references)
             compared.append(f"{name}: {first}" + (f"; also {', '.join(others)}" if others else ""))
         if what.bad:
-            notes.append(f"{name}: {what.bad} images could not be decoded and count as wrong")
+            notes.append(f"{name}: images that could not be decoded, and count as wrong: {what.bad:,}")
         if what.scored < what.samples:
             notes.append(f"{name}: {what.scored:,} of {what.samples:,} images have a label; the others are skipped")
         notes += [f"{name}: {note}" for note in line.notes]

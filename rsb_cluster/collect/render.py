@@ -27,8 +27,8 @@ RUN_COLUMNS = (
     *("top1", "top5", "loss", "ema_top1", "ema_top5", "ema_loss", "samples", "steps", "epochs"),
     *("gpu_hours", "rank_hours", "wall_s", "train_s", "images_per_s", "goodput"),
     *("attempts", "preemptions", "steps_repeated", "finished", "code", "url", "reason"),
-    *("data_set", "part", "labels", "resolution", "crop", "metric", "value", "scored"),
 )
+EVALUATION_COLUMNS = ("data_set", "part", "labels", "resolution", "crop", "metric", "value", "scored")
 
 
 def render(collection: Collection, format: Format, *, terminal: bool | None = None) -> str:
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 def _csv(collection: Collection) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, RUN_COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, RUN_COLUMNS + EVALUATION_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for group in collection.groups:
         writer.writerows(row.to_json() for row in group.rows)
@@ -91,6 +91,7 @@ def _csv(collection: Collection) -> str:
 
 def _evaluation_row(line: Evaluated, row: Evaluation) -> dict[str, Any]:
     """Return what the columns for runs and those for evaluations say of an evaluation."""
-    known = {key: value for key, value in row.model_dump().items() if key in RUN_COLUMNS and key != "code"}
+    columns = (*(name for name in RUN_COLUMNS if name != "code"), *EVALUATION_COLUMNS)
+    known = {key: value for key, value in row.model_dump().items() if key in columns}
     said = {"recipe": line.name, "steps": row.step, "url": row.weights_url, "value": row.value}
     return known | said | {"state": "evaluated", "counted": row in line.counted, "code": row.code.get("version", "")}

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from rsb_cluster.collect import Collection, Group, collect, judge, render
+from rsb_cluster.collect.render import EVALUATION_COLUMNS
 from rsb_cluster.recipe import Recipe, override
 from rsb_cluster.references import Reference, lookup
 from rsb_cluster.run import Attempt, Run, Spec, Submission, list_folders
@@ -535,7 +536,7 @@ def test_csv_has_one_line_per_run_and_no_number_for_the_unfinished(runs: list[Ru
     assert by_id["a1-resnet152-s0"]["steps"] == "700"
     assert all(None not in row for row in rows)
     empty = [name for name in rows[0] if not any(row[name] for row in rows)]
-    assert empty == []
+    assert empty == list(EVALUATION_COLUMNS)  # there are none here
 
 
 def test_json_has_every_run_and_is_strict(runs: list[Run]) -> None:
@@ -611,14 +612,16 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(
 
 def test_nothing_at_all_is_said_so() -> None:
     assert render(collect([]), "table") == "No run has a result.\n"
-    assert json.loads(render(collect([]), "json")) == {"groups": [], "unfinished": []}
+    assert json.loads(render(collect([]), "json")) == {"groups": [], "unfinished": [], "evaluations": []}
     assert render(collect([]), "csv").count("\n") == 1
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_costs_one_file_and_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_costs_one_file_and_all_their_evaluations_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, old, waiting = finished(tmp_path, 78.0), finished(tmp_path, 78.0, seed=1), make_run(tmp_path, seed=2)
     old.store.write_json("result.json", {k: v for k, v in old.store.read_json("result.json").items() if k != "science"})
     attempt(run, cause="finished", ended=2e9)
@@ -643,7 +646,7 @@ def test_a_finished_run_costs_one_file_and_no_listing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Store, "read_many", spy_many)
     monkeypatch.setattr(Store, "files", spy_files)
     collect([run])
-    assert read == ["a3-resnet50-s0/result.json"]
+    assert read == ["a3-resnet50-s0/result.json", "evaluations/"]
     read.clear()
     assert only(collect([old])).n == 1
     assert sorted(read) == [f"a3-resnet50-s1/{name}.json" for name in ("recipe", "result", "spec")]

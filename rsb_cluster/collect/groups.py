@@ -293,6 +293,9 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
             unlike: Changes = dict(differences(there.recipe, here.recipe))
             if other.virtual_ranks != group.virtual_ranks:
                 unlike["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
+            before, after = (s.spec.init.sha256[:12] if s.spec.init else "" for s in (there, here))
+            if before != after:
+                unlike["initial weights"] = (before, after)
             group = replace(group, notes=(*group.notes, f"unlike the group of the same name: {describe(unlike)}"))
         result.append(group)
     return result

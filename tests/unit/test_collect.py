@@ -232,6 +232,40 @@ def test_a_change_that_only_the_spec_tells_of_counts_as_one(tmp_path: Path) -> N
     assert (group.verdict, group.changes) == ("modified", {"loss.reduction": ("mean", "sum")})
 
 
+def test_a_reconstruction_that_hits_the_number_reproduces_nothing(tmp_path: Path) -> None:
+    recipe = a_recipe("name=a2-reg", "paper=A2-reg", "model.name=resnet152", "augment.resolution=224")
+    plain = finished(tmp_path / "plain", 82.4, recipe)
+    guess = finished(tmp_path / "guess", 82.4, recipe.model_copy(update={"reconstruction": True}))
+    assert only(collect([plain])).verdict == "reproduced"
+    group = only(collect([guess]))
+    assert (group.verdict, group.tolerance, group.references[0].top1) == ("reconstruction", None, 82.4)
+    assert group.delta == pytest.approx(0)
+
+
+def test_fine_tuning_is_compared_with_the_row_of_the_weights_it_started_from(tmp_path: Path) -> None:
+    recipe = a_recipe(
+        "name=ft-cars", "paper=FT-Cars", "augment.resolution=224", "init.weights=w", "reconstruction=true"
+    )
+    init = {"source": "w", "file": "w.pt", "architecture": "resnet50"}
+    starts = {"A1": "1", "A3": "3", "": "0"}
+    runs = [
+        finish(
+            make_run(
+                tmp_path, recipe, tag=f"-{digit}", spec={"init": {**init, "sha256": digit * 64, "procedure": procedure}}
+            ),
+            92.0,
+        )
+        for procedure, digit in starts.items()
+    ]
+    a1_, a3_, own = (only(collect([run])) for run in runs)
+    assert [r.top1 for r in (*a1_.references, *a3_.references)] == [92.7, 92.5]
+    assert own.references == () and "nothing is published for resnet50 with FT-Cars from such weights" in own.notes
+    assert "starts from w (SHA-256 111111111111)" in a1_.notes
+    kept_apart = collect(runs).groups
+    assert len(kept_apart) == 3
+    assert any("initial weights" in note for note in kept_apart[1].notes)
+
+
 def test_runs_of_one_name_and_unlike_recipes_are_kept_apart(tmp_path: Path) -> None:
     one, two = a_recipe("name=mine", "paper="), a_recipe("name=mine", "paper=", "schedule.epochs=50")
     runs = [finished(tmp_path, 78.0, one), finished(tmp_path, 70.0, two, seed=1)]

@@ -90,10 +90,7 @@ class Weights:
         Raises:
             ConfigError: They are not those of the architecture.
         """
-        try:
-            model: nn.Module = timm.create_model(self.architecture, num_classes=self.num_classes, **self.kwargs)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"timm cannot build {self.architecture} with {dict(self.kwargs)}: {error}.") from error
+        model: nn.Module = _create(self.architecture, {**self.kwargs, "num_classes": self.num_classes})
         model.load_state_dict(fitted(model, self.tensors, self.architecture, self.url).tensors)
         return model.eval()
 
@@ -218,6 +215,13 @@ def fitted(
     return Fitted({key: own[key] if key in new else given[key] for key in own}, tuple(sorted(new)), resized)
 
 
+def _create(architecture: str, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return timm.create_model(architecture, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"timm cannot build {architecture} with {dict(kwargs)}: {error}.") from error
+
+
 def _classifiers(model: Any) -> tuple[str, ...]:
     """Return the names of a timm model's classifiers: one, or two where it was distilled."""
     named = model.pretrained_cfg.get("classifier") or ()
@@ -263,22 +267,23 @@ def _of_timm(found: Found, architecture: str, tensors: Mapping[str, Tensor]) -> 
     """Return weights with what their config.json says, or timm by default says, of the architecture."""
     kwargs = dict(found.config.get("model_args") or {})
     with torch.device("meta"):
-        blank: Any = timm.create_model(architecture, **kwargs)
+        blank = _create(architecture, kwargs)
     stated = {key: value for key, value in found.config.get("pretrained_cfg", {}).items() if value is not None}
     config = {**blank.pretrained_cfg, **stated}
     seen = resolve_data_config(pretrained_cfg=config)
     if seen["interpolation"] not in ("bicubic", "bilinear"):
         seen["interpolation"] = "bicubic"
     weight = tensors.get(f"{next(iter(_classifiers(blank)), '')}.weight")
-    names = found.config.get("label_names") or config.get("label_names") or ()
+    outputs = found.config.get("num_classes") or blank.num_classes if weight is None else weight.shape[0]
+    names = found.config.get("label_names") or stated.get("label_names") or ()
     return Weights(
         found,
         architecture,
         tensors,
-        int(blank.num_classes if weight is None else weight.shape[0]),
+        int(outputs),
         Eval(resolution=seen["input_size"][-1], crop=seen["crop_pct"], interpolation=seen["interpolation"]),
-        seen["mean"],
-        seen["std"],
+        tuple(seen["mean"]),
+        tuple(seen["std"]),
         kwargs=kwargs,
         classes=tuple(names.values() if isinstance(names, dict) else names),
         tag=str(stated.get("tag") or ""),

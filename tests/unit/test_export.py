@@ -64,7 +64,7 @@ def test_timm_loads_the_folder_and_computes_the_same_bits(for_hub: Path, trained
     assert not torch.equal(logits(of_run(trained, "model")), expected)
     recipe = trained.recipe()
     asked = timm.data.resolve_model_data_config(of_folder)
-    assert asked["input_size"] == (3, recipe.eval.resolution, recipe.eval.resolution)
+    assert tuple(asked["input_size"]) == (3, recipe.eval.resolution, recipe.eval.resolution)
     assert (asked["crop_pct"], asked["interpolation"]) == (recipe.eval.crop, recipe.eval.interpolation)
     assert (tuple(asked["mean"]), tuple(asked["std"])) == (recipe.data.mean, recipe.data.std)
 

@@ -131,7 +131,13 @@ def test_an_attempt_from_step_0_starts_from_the_copy_of_the_weights(tmp_path: Pa
 
 def test_a_run_starts_with_the_weights_it_was_given_and_so_does_their_average(tmp_path: Path, digits: Path) -> None:
     state = write_weights(tmp_path / "w.safetensors")
-    still = ("optimizer.name=sgd", "optimizer.lr=1e-30", "train.ema_decay=0.5", "optimizer.weight_decay=0")
+    still = (
+        "optimizer.name=sgd",
+        "optimizer.lr=1e-30",
+        "train.ema_decay=0.5",
+        "optimizer.weight_decay=0",
+        "schedule.min_lr=0",
+    )
     [one] = planned("digits", digits, tmp_path / "runs", *SHORT, *still, from_(tmp_path / "w.safetensors"))
     create_runs([one])
     train(one.run, one.point.job, StopAfter(2))

@@ -150,8 +150,9 @@ def test_a_damaged_image_is_named_and_ends_the_run(rsb: RsbCluster, tmp_path: Pa
 
 def test_two_processes_start_from_a_run_and_the_dry_run_says_so(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
     source = f"{unbroken.runs_url}/{unbroken.run_id}"
-    asked = ("--recipe", "digits", "--job", "local", "--data", str(digits), "--init", source,
-             "--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "optimizer.lr=1e-6")  # fmt: skip
+    short = ("schedule.epochs=1", "schedule.warmup_epochs=0", "optimizer.lr=1e-6")
+    changed = [word for assignment in short for word in ("--set", assignment)]
+    asked = ("--recipe", "digits", "--job", "local", "--data", str(digits), "--init", source, *changed)
     plan = rsb.json("submit", *asked, "--dry-run", "--json")
     run = run_of(rsb, rsb("submit", *asked, "--wait"))
     assert plan["runs"][0]["run_id"] == run.run_id

@@ -207,13 +207,18 @@ def _of_run(run: Run, which: str, ema: bool | None) -> Found:
 
 
 def _best_step(run: Run, last: checkpoint.Saved) -> int:
-    progress = run.store.read_json(f"checkpoints/{last.folder}/{_entries(run, last)['progress.json']['file']}")
-    return int(progress["best_step"]) or last.step
+    folder = run.store.child("checkpoints", last.folder)
+    file, _ = _files(folder)["progress.json"]
+    return int(folder.read_json(file)["best_step"]) or last.step
 
 
-def _entries(run: Run, saved: checkpoint.Saved) -> dict[str, Any]:
-    manifest: dict[str, Any] = run.store.read_json(f"checkpoints/{saved.folder}/{checkpoint.MANIFEST}")["files"]
-    return manifest
+def _files(store: Store) -> dict[str, tuple[str, str]]:
+    """Return each of a checkpoint's files, as its manifest calls it, with where it is and its SHA-256."""
+    try:
+        entries = store.read_json(checkpoint.MANIFEST)["files"]
+        return {name: (entry["file"], entry["sha256"]) for name, entry in entries.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{store.locate(checkpoint.MANIFEST)} cannot be read: {error!r}.") from error
 
 
 def _of_checkpoint(store: Store, ema: bool | None) -> Found:
@@ -221,16 +226,17 @@ def _of_checkpoint(store: Store, ema: bool | None) -> Found:
     saved = checkpoint.Saved.of(folder)
     if not run_url or saved is None:
         raise ConfigError(f"{store.url} is not in a run's folder, which would say what it is. Name the run.")
-    run, files = _run_at(run_url), store.read_json(checkpoint.MANIFEST)["files"]
+    run, files = _run_at(run_url), _files(store)
     if ema and "ema.pt" not in files:
         raise ConfigError(f"{run.run_id} keeps no moving average of its weights (train.ema_decay = 0).")
     recipe = run.recipe()
     name = "model.pt" if ema is False or "ema.pt" not in files else "ema.pt"
+    file, sha256 = files[name]
     return Found(
         source=store.url,
         url=store.url,
-        file=files[name]["file"],
-        sha256=files[name]["sha256"],
+        file=file,
+        sha256=sha256,
         architecture=recipe.model.name,
         run_url=run.url,
         step=saved.step,

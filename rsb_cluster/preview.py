@@ -67,6 +67,7 @@ def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "gpu_hours": _total([gpu_hours(p.recipe, rates) for p in plan.runs]),
         "data": first.data.url,
         "data_found": first.data.is_found,
+        "init": {"source": first.init.source, "sha256": first.init.sha256} if first.init else None,
         "notes": list(plan.notes),
         "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
         "script": plan.arrays[0].script if plan.arrays and job.backend == "slurm" else None,
@@ -99,6 +100,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         "images": f"{images:,}",
         "cost": cost,
         "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
+        "starts from": _start(first),
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
         "scripts and logs": "\n".join(str(array.folder) for array in plan.arrays) or "nothing is to be submitted",
     }
@@ -111,6 +113,13 @@ def describe(plan: Plan, rates: Rates) -> str:
     if plan.arrays and job.backend == "slurm":
         text += "\n\n--- sbatch script ---\n" + plan.arrays[0].script
     return text
+
+
+def _start(planned: PlannedRun) -> str:
+    if planned.init is not None:
+        return f"{planned.init.source} (SHA-256 {planned.init.sha256[:12]})"
+    weights = planned.recipe.init.weights
+    return f"{weights} (NOT FOUND)" if weights else "random weights"
 
 
 # --- a sweep --------------------------------------------------------------------------------------------------------

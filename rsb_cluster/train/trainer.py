@@ -30,16 +30,16 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
-from rsb_cluster.run import Cause, Run, Spec
+from rsb_cluster.run import Cause, InitialWeights, Run, Spec
 from rsb_cluster.storage import Store
 from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group, lost_peers_named
-from rsb_cluster.train.evaluate import Score, Stopped, evaluate
+from rsb_cluster.train.evaluate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.exchange import Local, StepExchange, Summary
 from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.losses import criterion
-from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.samples import SampleLog
 from rsb_cluster.train.saver import Saver, SaveTooSlowError
@@ -47,10 +47,10 @@ from rsb_cluster.train.state import Progress, from_files
 from rsb_cluster.train.stopping import StopFlag, agreed
 from rsb_cluster.train.streams import EvalStream, TrainStream
 from rsb_cluster.train.watchdog import Watchdog
+from rsb_cluster.train.weights import fitted, parse
+from rsb_cluster.weights import Found
 
 log = logging.getLogger(__name__)
-
-AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # torch 2.15 has a new name for it.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -101,7 +101,7 @@ class Trainer:
         self._open_data()
         self._build()
         self.saver = Saver(run.store, job.checkpoint, claim, self.device) if claim is not None else None
-        self._load(run.store.child("checkpoints"), claim)
+        self._load(run, claim)
         self._samples = SampleLog(run.store, group, claim) if job.log_samples else None
         self.exchange = StepExchange(group, self.statistics)
         self._interval_started, self._interval_steps = time.monotonic(), 0
@@ -141,11 +141,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.train.amp == "fp16")
         self.statistics = RunningStatistics(self.model, self.spec.virtual_ranks)
         self.loss = criterion(recipe.loss)
-        self.normalise = Normalise(recipe, self.device)
+        self.normalise = Normalise(
+            recipe.data.mean, recipe.data.std, self.device, channels_last=recipe.train.channels_last
+        )
         self.mix = Mix(recipe, self.device)
 
-    def _load(self, folder: Store, claim: Claim | None) -> None:
-        """Go on from the newest whole checkpoint, the same one on every rank."""
+    def _load(self, run: Run, claim: Claim | None) -> None:
+        """Go on from the newest whole checkpoint, the same one on every rank; else start."""
+        folder = run.store.child("checkpoints")
         found = checkpoint.read_latest(folder, claim.starts) if claim is not None else None
         name = self.group.share("resume", found.saved.folder if found else "")
         if saved := checkpoint.Saved.of(name):
@@ -157,6 +160,8 @@ class Trainer:
                 self.scaler.load_state_dict(states["scaler"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(states["ema"])
+        elif self.spec.init is not None:
+            self._start_from(run.init, self.spec.init)
         network: nn.Module = self.model
         if self.recipe.train.compile:
             network = torch.compile(network)  # type: ignore[assignment]
@@ -169,6 +174,18 @@ class Trainer:
                 **_KEEP_BUFFERS,  # the statistics are averaged over virtual ranks instead
             )
             self._rehearse()
+
+    def _start_from(self, folder: Store, init: InitialWeights) -> None:
+        """Take the initial weights; each rank reads the same file, and a new classifier is drawn from the seed."""
+        found = Found(init.source, folder.url, init.file, init.sha256, init.architecture)
+        taken = fitted(self.model, parse(found.read(), found), init.architecture, init.source, self.recipe.init.head)
+        self.model.load_state_dict(taken.tensors)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(taken.tensors)
+        log.info(
+            "starts from %s (SHA-256 %s); new: %s; resized: %s",
+            init.source, init.sha256[:12], ", ".join(taken.new) or "nothing", ", ".join(taken.resized) or "nothing",
+        )  # fmt: skip
 
     def _rehearse(self) -> None:
         """Run one backward pass for nothing.
@@ -373,25 +390,25 @@ class Trainer:
         stream = EvalStream(
             reader, self.val_index, rank=self.group.rank, world_size=self.group.world_size, batch=max(size, 64)
         )
-        return evaluate(
+        answers = logits_of(
             model,
             self._batches(stream),
             stream,
-            total=self.val_index.num_samples,
-            group=self.group,
+            device=self.device,
             normalise=self.normalise,
             autocast=self._autocast,
             agree=self._agree_now,
         )
+        return add_up(answers, total=self.val_index.num_samples, group=self.group)
 
     def _batches(self, stream: TrainStream | EvalStream) -> Iterable[Batch]:
         """Return a stream's batches, by the recipe's pipeline."""
         recipe, workers, pin = self.recipe, self.job.loader_workers, self.device.type == "cuda"
         training = isinstance(stream, TrainStream)
         if recipe.data.pipeline == "timm":
-            stock = TrainTransform(recipe) if training else EvalTransform(recipe)
+            stock = TrainTransform(recipe) if training else EvalTransform(recipe.eval)
             return process_batches(stream, stock, workers=workers, pin=pin)
-        fast = FastTrain(recipe) if training else FastEval(recipe, recipe.eval.exact)
+        fast = FastTrain(recipe) if training else FastEval(recipe.eval)
         side = recipe.augment.resolution if training else recipe.eval.resolution
         return ThreadedBatches(stream, fast, side=side, threads=workers, pin=pin)
 

@@ -154,3 +154,21 @@ def test_a_damaged_image_is_named_and_ends_the_run(rsb: RsbCluster, tmp_path: Pa
     (finished,) = [r for r in rsb.json("status", "--json") if r["state"] == "finished"]
     rows = read_rows(Run.at(rsb.cwd / "runs", finished["run_id"]))
     assert max(row.get("bad_samples", 0) for row in rows) == 1
+
+
+def test_two_processes_start_from_a_run_and_the_dry_run_says_so(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
+    source = f"{unbroken.runs_url}/{unbroken.run_id}"
+    short = ("schedule.epochs=1", "schedule.warmup_epochs=0", "optimizer.lr=1e-6")
+    changed = [word for assignment in short for word in ("--set", assignment)]
+    asked = ("--recipe", "digits", "--job", "local", "--data", str(digits), "--init", source, *changed)
+    plan = rsb.json("submit", *asked, "--dry-run", "--json")
+    run = run_of(rsb, rsb("submit", *asked, "--wait"))
+    assert plan["runs"][0]["run_id"] == run.run_id
+    init = run.spec().init
+    assert init is not None and (init.source, init.sha256) == tuple(plan["init"].values())
+    assert init.source.startswith(f"{source}/checkpoints/step-")
+    started, ended = unbroken.result(), run.result()
+    assert started is not None and ended is not None
+    assert ended["top1"] == pytest.approx(started["top1"], abs=3)  # with such a small rate nothing is learned or lost
+    refused = rsb.error("submit", *asked, "--model", "resnet18")
+    assert "is a resnet10t, model.name is 'resnet18'" in refused

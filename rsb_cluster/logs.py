@@ -40,11 +40,8 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
     place = 0
     while True:
         ended = scheduler.states([last]) == ["gone"]
-        paths = scheduler.log_paths(last)
-        if rank < len(paths):
-            with paths[rank].open("rb") as file:
-                file.seek(place)
-                piece = file.read()
+        piece = scheduler.read_log(run, last, rank, place)
+        if piece is not None:
             place += len(piece)
             yield piece.decode(errors="replace")
         elif ended or not follow:

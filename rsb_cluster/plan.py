@@ -118,8 +118,8 @@ class Array:
 
     @property
     def script(self) -> str:
-        """The exact text that Slurm will get."""
-        return scheduler.sbatch_text(self.job, self.folder, self.name, len(self.runs))
+        """The exact text that the engine will get; empty for this machine."""
+        return scheduler.backend(self.job).script(self.job, self.tasks, self.folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
     if not dry_run:
-        scheduler.check_available(first)
+        scheduler.backend(first).check_available(first)
         Store(runs_url).check_writable()
     made = None
     if is_sweep:
@@ -186,8 +186,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
         name=made.sweep_id if made else points[0].resolved.recipe.name,
     )
     for array in arrays:
-        if array.job.backend == "slurm":
-            array.script  # noqa: B018 - refuses options that Slurm's script cannot have
+        array.script  # noqa: B018 - refuses options that cannot be
     checked = _check_models(runs if dry_run else [p for p in runs if p.state == "new"])  # last, as it takes seconds
     counted = tuple(replace(p, parameters=checked.get(_what_is_checked(p.recipe), 0)) for p in runs)
     return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
@@ -198,11 +197,9 @@ def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) ->
     of_class: dict[str, list[tuple[Run, Job]]] = {}
     for run, job in runs:
         of_class.setdefault(job.model_dump_json(), []).append((run, job))
-    is_array = any(len(members) > 1 and members[0][1].backend == "slurm" for members in of_class.values())
-    limit = scheduler.max_array_size() if is_array else 1
     parts: list[list[tuple[Run, Job]]] = []
     for members in of_class.values():
-        size = limit if members[0][1].backend == "slurm" else len(members)
+        size = scheduler.backend(members[0][1]).max_runs() if len(members) > 1 else 1
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []

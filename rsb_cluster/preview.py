@@ -13,6 +13,8 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.plan import Array, Plan, PlannedRun
 from rsb_cluster.recipe import Recipe, flatten
 
+_SCRIPTS = {"slurm": "sbatch script", "cloud": "SkyPilot task"}
+
 Rates = Mapping[str, float]  # training images/s of one GPU, by model or glob
 
 
@@ -69,7 +71,7 @@ def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "data_found": first.data.is_found,
         "notes": list(plan.notes),
         "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
-        "script": plan.arrays[0].script if plan.arrays and job.backend == "slurm" else None,
+        "script": (plan.arrays[0].script or None) if plan.arrays else None,
     }
 
 
@@ -108,8 +110,8 @@ def describe(plan: Plan, rates: Rates) -> str:
     text = "\n".join(f"{key:<{width}}" + value.replace("\n", "\n" + " " * width) for key, value in lines.items())
     text += _notes(plan)
     text += "\n\n--- recipe, resolved ---\n" + "\n".join(f"{k} = {v!r}" for k, v in flatten(recipe).items())
-    if plan.arrays and job.backend == "slurm":
-        text += "\n\n--- sbatch script ---\n" + plan.arrays[0].script
+    if plan.arrays and (script := plan.arrays[0].script):
+        text += f"\n\n--- {_SCRIPTS[job.backend]} ---\n" + script
     return text
 
 
@@ -181,7 +183,7 @@ def _array_as_dict(array: Array) -> dict[str, Any]:
         "shape": array.job.shape,
         "folder": str(array.folder),
         "runs": [run.run_id for run in array.runs],
-        "script": array.script if array.job.backend == "slurm" else None,
+        "script": array.script or None,
     }
 
 

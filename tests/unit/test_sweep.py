@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsb_cluster import catalog, control, scheduler
+from rsb_cluster import catalog, control
 from rsb_cluster.dataset import find_data
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.grid import Grid, Point, SweepFile, expand, leaves, load_sweep, parse_vary
@@ -17,6 +17,7 @@ from rsb_cluster.plan import Plan, make_arrays, plan_runs
 from rsb_cluster.preview import gpu_hours, parse_rates, sweep_as_dict, sweep_rows, sweep_summary
 from rsb_cluster.recipe import validate
 from rsb_cluster.run import Run, Spec, Submission
+from rsb_cluster.scheduler import slurm
 from rsb_cluster.status import read_status
 from rsb_cluster.sweep import Member, Sweep
 
@@ -256,7 +257,7 @@ def test_one_run_is_a_job_of_its_own_name():
 def test_an_array_is_no_larger_than_slurm_takes(monkeypatch):
     """Where no Slurm answers, its own default limit is taken; no test machine has a cluster by default."""
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
-    assert scheduler.max_array_size() == 1001
+    assert slurm.max_runs() == 1001
     runs = some_runs(2500)
     arrays = make_arrays("/runs", [(run, job()) for run in runs], name="x")
     assert [len(array.runs) for array in arrays] == [1001, 1001, 498]

@@ -20,7 +20,7 @@ from typing import Any
 
 from rsb_cluster import scheduler, sweep
 from rsb_cluster.dataset import DataSource, find_data, require
-from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.grid import Point, SweepFile, expand
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
@@ -180,6 +180,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     if request.exclude_failed_hosts:
         runs, more = _without_failed_hosts(runs)
         notes += more
+    _check_reach(runs)
     arrays = make_arrays(
         runs_url,
         [(p.run, p.point.job) for p in runs if p.is_to_submit],
@@ -233,7 +234,7 @@ def plan_runs(
         recipe = point.resolved.recipe
         name = recipe.data.set
         if name not in sources:
-            sources[name] = find_data(name, data, point.job)
+            sources[name] = _find_data(name, data, point.job) if dry_run else find_data(name, data, point.job)
             if not dry_run:
                 require(sources[name])
         if (text := recipe.data.model_dump_json()) not in checked:
@@ -255,9 +256,17 @@ def plan_runs(
     return runs, notes
 
 
+def _find_data(name: str, data: str, job: Job) -> DataSource:
+    """Look for the data of a dry run, which is made without a network, too."""
+    try:
+        return find_data(name, data, job)
+    except StorageError as error:
+        return DataSource(data or job.data, problem=f"the data could not be looked for: {error}")
+
+
 def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
     """Say how far the runs are; folders are read at once, and the scheduler is asked once."""
-    there = set(Store(runs_url).names())
+    there = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
 
     def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
         run, point = planned.run, planned.point
@@ -297,6 +306,18 @@ def _excluding(job: Job, hosts: Sequence[str]) -> Job:
         raise ConfigError(f"--exclude-failed-hosts: back end {job.backend} has no hosts to choose from.")
     already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
     return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
+
+
+def _check_reach(runs: Sequence[PlannedRun]) -> None:
+    """Refuse data that machines of a cloud cannot read; on SkyPilot's Slurm they may."""
+    for planned in runs:
+        job, url = planned.point.job, planned.data.url
+        shared = job.cloud.infra and all(where.startswith("slurm") for where in job.cloud.infra)
+        if job.backend == "cloud" and "://" not in url and not shared:
+            raise ConfigError(
+                f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
+                "--data s3://bucket/folder."
+            )
 
 
 def _what_is_checked(recipe: Recipe) -> str:

@@ -102,7 +102,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         "cost": cost,
         "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
-        "scripts and logs": "\n".join(str(array.folder) for array in plan.arrays) or "nothing is to be submitted",
+        "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",
     }
     if resolved.modified:
         lines["modified"] = "\n".join(f"{k}: {there!r} → {here!r}" for k, (there, here) in resolved.modified.items())
@@ -230,12 +230,19 @@ def sweep_summary(plan: Plan, rates: Rates) -> str:
     text += "job" if len(plan.arrays) == 1 else "jobs"
     text += f", {_hours(hours)} GPU-hours (training images; evaluation comes on top)" if hours is not None else ""
     for array in plan.arrays:
-        at_once = min(len(array.runs), array.job.array_parallelism) if array.job.backend == "slurm" else 1
+        at_once = 1 if array.job.backend == "local" else min(len(array.runs), array.job.array_parallelism)
         text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {at_once} at once"
-        text += f"\n    scripts and logs: {array.folder}"
+        text += f"\n    scripts and logs: {_places(array)}"
     if hours is None:
         text += "\nsay --images-per-s N or MODEL=N (of one GPU, in training) to see GPU-hours"
     return text + _notes(plan)
+
+
+def _places(array: Array) -> str:
+    """Return where an array's scripts and logs will be."""
+    if array.job.backend != "cloud":
+        return str(array.folder)
+    return "in each run's folder: submissions/ (spec and task), code/ (this package as a wheel), logs/"
 
 
 def count(states: Any) -> str:

@@ -4,9 +4,11 @@ In ``<runs>/<run_id>/`` lie:
 
 - ``recipe.json``, ``spec.json``: written once, at the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
+- ``submissions/<id>/spec.json``, ``task.yaml``: what a cloud's nodes, and the engine, were told
+- ``code/``: wheels for these nodes
 - ``cancelled.json``: the job that the user ended last
-- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
-  what is known of a rank that failed
+- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-asked.json``:
+  the user's wish that it ends; ``0001-rank00003.json``: what is known of a rank that failed
 - ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1
 - ``samples/0001-rank00000.jsonl``: what each micro-batch held, where the job has ``log_samples``
@@ -175,8 +177,9 @@ class Run:
     def submissions(self) -> list[Submission]:
         """Return all submissions, oldest first."""
         found = [
-            validate(Submission, self.store.read_json(name), self.store.locate(name))
-            for name in self.store.files("submissions")
+            validate(Submission, self.store.read_json(f"submissions/{name}"), self.store.locate(f"submissions/{name}"))
+            for name in self.store.names("submissions")
+            if name.endswith(".json")
         ]
         return sorted(found, key=lambda submission: submission.time)
 
@@ -224,6 +227,14 @@ class Run:
             return validate(Heartbeat, self.store.read_json(name), self.store.locate(name))
         except MissingError:
             return None
+
+    def ask_to_end(self, number: int) -> None:
+        """Ask an attempt to save and end, where no signal reaches its ranks; they look with each sign of life."""
+        self.store.write_json(f"attempts/{number:04d}-asked.json", {"time": time.time()})
+
+    def is_asked_to_end(self, number: int) -> bool:
+        """Whether an attempt was asked to end."""
+        return self.store.exists(f"attempts/{number:04d}-asked.json")
 
     def write_rank_failure(self, number: int, rank: int, failure: dict[str, Any]) -> None:
         """Note what is known of a rank that failed: cause, message, host, traceback."""

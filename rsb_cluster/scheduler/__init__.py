@@ -8,17 +8,17 @@ from pathlib import Path
 
 from rsb_cluster.job import Job
 from rsb_cluster.run import Run, Submission
-from rsb_cluster.scheduler import local, slurm
+from rsb_cluster.scheduler import cloud, local, slurm
 from rsb_cluster.scheduler.backend import Backend, Seen, State
 from rsb_cluster.scheduler.slurm import launch_after
 from rsb_cluster.task import Task
 
 __all__ = [
-    "Seen", "State", "backend", "cancel", "default_backend_job", "launch", "launch_after", "look", "preempt",
-    "read_log", "states",
+    "Seen", "State", "backend", "cancel", "default_backend_job", "has_ended", "launch", "launch_after", "look",
+    "preempt", "read_log", "states",
 ]  # fmt: skip
 
-_BACKENDS: dict[str, Backend] = {"local": local, "slurm": slurm}
+_BACKENDS: dict[str, Backend] = {"local": local, "slurm": slurm, "cloud": cloud}
 
 
 def backend(job: Job) -> Backend:
@@ -70,6 +70,11 @@ def preempt(submissions: Sequence[Submission]) -> None:
     """Tell running jobs to save and go back to the queue, as a preemption would."""
     for name, mine in _by_backend(submissions).items():
         _BACKENDS[name].preempt([submissions[i] for i in mine])
+
+
+def has_ended(run: Run, submission: Submission) -> bool:
+    """Whether the logs of a job will not grow any more."""
+    return _BACKENDS[submission.backend].has_ended(run, submission)
 
 
 def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:

@@ -22,10 +22,12 @@ class Seen:
     Attributes:
         state: In our words.
         engine: In its own, with its own id, where that is worth a column: ``sky 12 RECOVERING``.
+        reason: Why it gave the job up, where it says so.
     """
 
     state: State
     engine: str = ""
+    reason: str = ""
 
 
 class Backend(Protocol):
@@ -55,6 +57,9 @@ class Backend(Protocol):
 
     def preempt(self, submissions: Sequence[Submission]) -> None:
         """Tell running jobs to save and go back to the queue."""
+
+    def has_ended(self, run: Run, submission: Submission) -> bool:
+        """Whether the logs of a job will not grow any more, as far as is known without effort."""
 
     def read_log(self, run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
         """Return a rank's log from a byte on, all attempts of the job in a row; None where there is none."""

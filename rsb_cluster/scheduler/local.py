@@ -98,6 +98,11 @@ def preempt(submissions: Sequence[Submission]) -> None:
             os.kill(int(submission.job_id), signal.SIGTERM)
 
 
+def has_ended(run: Run, submission: Submission) -> bool:
+    """Whether a job has ended."""
+    return look([submission])[0].state == "gone"
+
+
 def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
     """Return a rank's log from a byte on; None where there is none."""
     return read_rank_file(submission, rank, start)

@@ -211,6 +211,11 @@ def _signal(submission: Submission) -> None:
         raise SubmitError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
 
 
+def has_ended(run: Run, submission: Submission) -> bool:
+    """Whether a job has ended."""
+    return look([submission])[0].state == "gone"
+
+
 def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
     """Return a rank's log from a byte on; None where there is none."""
     return read_rank_file(submission, rank, start)

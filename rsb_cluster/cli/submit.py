@@ -157,11 +157,11 @@ def sweep(
     rsb-cluster sweep --recipe a1,a2,a3 --model resnet18,resnet50 --seeds 3 --nodes 2 --parallel 4
     rsb-cluster sweep --recipe a3 --vary optimizer.lr=4e-3,8e-3 --name lr
     """
-    from rsb_cluster import grid, preview
+    from rsb_cluster import estimate, grid, preview
     from rsb_cluster.plan import Request, parse_seeds
     from rsb_cluster.recipe import validate
 
-    known_rates = preview.parse_rates(rates)
+    known_rates = estimate.parse_rates(rates)
     if name and (recipes or models or vary):
         raise ConfigError(f"'{name}' is a sweep file, which says recipes, models and values itself; give one of them.")
     if name:

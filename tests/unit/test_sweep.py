@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from rsb_cluster import catalog, control
 from rsb_cluster.dataset import find_data
 from rsb_cluster.errors import ConfigError
+from rsb_cluster.estimate import gpu_hours, parse_rates
 from rsb_cluster.grid import Grid, Point, SweepFile, expand, leaves, load_sweep, parse_vary
 from rsb_cluster.job import Job
 from rsb_cluster.plan import Plan, make_arrays, plan_runs
-from rsb_cluster.preview import gpu_hours, parse_rates, sweep_as_dict, sweep_rows, sweep_summary
+from rsb_cluster.preview import sweep_as_dict, sweep_rows, sweep_summary
 from rsb_cluster.recipe import validate
 from rsb_cluster.run import Run, Spec, Submission
 from rsb_cluster.scheduler import slurm

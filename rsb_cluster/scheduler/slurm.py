@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,6 +127,23 @@ def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Sub
     """
     folder.mkdir(mode=0o700, parents=True)
     return [submitted(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
+
+
+def rehearse(job: Job) -> str:
+    """Ask Slurm whether it would take the job, without sending it; return its answer.
+
+    Raises:
+        SubmitError: It would not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.sh"
+        path.write_text(script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
+        command = ["sbatch", "--test-only", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    answer = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("sbatch: ")
+    if done.returncode:
+        raise SubmitError(f"sbatch would refuse it: {answer}. Check partition, account and limits in the job file.")
+    return answer
 
 
 def launch_after(job: Job, submissions: Sequence[Submission], command: Sequence[str], folder: Path, name: str) -> str:

@@ -6,6 +6,7 @@ So it is found again whatever number the engine gave it, and a job of that numbe
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -43,6 +44,36 @@ def check_installed() -> None:
     """Refuse where SkyPilot is missing."""
     if importlib.util.find_spec("sky") is None:
         raise SubmitError("SkyPilot is not installed here. Use pip install 'rsb-cluster[cloud]', then 'sky check'.")
+
+
+@dataclass(frozen=True)
+class Server:
+    """SkyPilot's API server."""
+
+    url: str
+    version: str
+    is_local: bool
+
+
+def version() -> str:
+    """Return the version of the library."""
+    return importlib.metadata.version("skypilot")
+
+
+def server() -> Server:
+    """Ask the API server how it is; one on this machine is started where none runs."""
+    with _sky() as sky:
+        from sky.server import common
+
+        health = sky.api_info()
+        url = common.get_server_url()
+        return Server(url, str(health.version), bool(common.is_api_server_local(url)))
+
+
+def enabled_clouds() -> list[str]:
+    """Return the clouds for which SkyPilot has found credentials, as ``infra`` names them."""
+    with _sky() as sky:
+        return sorted(str(cloud).lower() for cloud in sky.get(sky.enabled_clouds()))
 
 
 def secret_values(names: Sequence[str]) -> list[tuple[str, str]]:

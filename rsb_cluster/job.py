@@ -104,6 +104,8 @@ class Job(Section):
     collective_s: Count = Field(900, description="how long a rank waits for its peers in a step, s")
     watchdog_s: int = Field(600, ge=0, description="a rank that stands still for so long ends the attempt, s; 0: off")
     grace_s: int = Field(0, ge=0, description="what the site leaves a preempted job before it is killed, s; 0: unknown")
+    notice: Literal["", "auto", "aws", "gcp", "azure"] = Field("", description="whose interruption notices to watch")
+    max_gpu_hours: float = Field(0, ge=0, description="GPU-hours of all attempts that stop a run; 0: no limit")
     max_preemptions: int = Field(0, ge=0, description="preemptions of a job that end the run; 0: unlimited")
     log_samples: bool = Field(False, description="note what each micro-batch held, in the run's folder")
     submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")

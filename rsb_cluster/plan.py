@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rsb_cluster import scheduler, sweep
+from rsb_cluster.cost import SpentError, check_budget
 from rsb_cluster.dataset import DataSource, find_data, require
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.grid import Point, SweepFile, expand
@@ -44,6 +45,7 @@ class Request:
     gpus_per_node: int | None = None
     exclude_failed_hosts: bool = False
     parallel: int = 0
+    max_gpu_hours: float | None = None
     seeds: tuple[int, ...] = ()
     data: str = ""
     runs: str = ""
@@ -61,6 +63,8 @@ class Request:
             found.append(f"gpus_per_node={self.gpus_per_node}")
         if self.parallel:
             found.append(f"array_parallelism={self.parallel}")
+        if self.max_gpu_hours is not None:
+            found.append(f"max_gpu_hours={self.max_gpu_hours}")
         if self.cache_dir:
             found.append(f"cache_dir={json.dumps(self.cache_dir)}")
         return found
@@ -78,7 +82,7 @@ class PlannedRun:
 
     Attributes:
         point: The recipe and the job.
-        state: new, unfinished, already submitted, or finished.
+        state: new, unfinished, already submitted, finished, or over budget.
         parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
     """
 
@@ -161,6 +165,8 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     first = points[0].job
     runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
+    runs, spent = _without_spent(runs)
+    notes += spent
     if not dry_run:
         scheduler.backend(first).check_available(first)
         Store(runs_url).check_writable()
@@ -288,6 +294,30 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
         else p
         for p, submissions in found
     ]
+
+
+def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Mark the runs that may use no more GPU-hours, as their jobs would end at once.
+
+    Raises:
+        SpentError: There is no other to submit.
+    """
+
+    def problem(planned: PlannedRun) -> str:
+        try:
+            if planned.state == "unfinished":
+                check_budget(planned.run, planned.point.job)
+        except SpentError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(READERS) as pool:
+        problems = list(pool.map(problem, runs))
+    marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
+    notes = [spent for spent in problems if spent]
+    if notes and not any(p.is_to_submit for p in marked):
+        raise SpentError("\n".join(notes))
+    return marked, notes
 
 
 def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:

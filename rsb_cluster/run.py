@@ -9,6 +9,9 @@ In ``<runs>/<run_id>/`` lie:
 - ``cancelled.json``: the job that the user ended last
 - ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-asked.json``:
   the user's wish that it ends; ``0001-rank00003.json``: what is known of a rank that failed
+- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
+  what is known of a rank that failed
+- ``notices/0001/<host>.json``: a cloud's word in attempt 1 that it takes a host back
 - ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1
 - ``samples/0001-rank00000.jsonl``: what each micro-batch held, where the job has ``log_samples``
@@ -245,6 +248,15 @@ class Run:
         prefix = f"attempts/{attempt:04d}-rank"
         names = [name for name in self.store.files("attempts") if name.startswith(prefix)]
         return {int(name[len(prefix) : -len(".json")]): self.store.read_json(name) for name in names}
+
+    def write_notice(self, number: int, host: str, notice: dict[str, Any]) -> None:
+        """Note in an attempt that a cloud takes a host back: source, deadline, text."""
+        self.store.write_json(f"notices/{number:04d}/{host}.json", notice)
+
+    def notices(self, number: int) -> dict[str, dict[str, Any]]:
+        """Return what clouds announced during an attempt, by host."""
+        names = self.store.files(f"notices/{number:04d}")
+        return {name.rpartition("/")[2].removesuffix(".json"): self.store.read_json(name) for name in names}
 
     def failed_hosts(self, attempts: int = 3) -> list[str]:
         """Return the hosts on which ranks of the last attempts failed, stood still or were lost."""

@@ -75,7 +75,7 @@ def decode(content: bytes, url: str, sha256: str) -> NodeSpec:
         raise ConfigError(f"{url} is not what was submitted (its SHA-256 is not {sha256}). Submit the run again.")
     spec = validate(NodeSpec, json.loads(content), url)
     for inside in (url, spec.code.url):
-        if not inside.startswith(spec.run_url + "/"):
+        if not inside.startswith(spec.run_url + "/") or ".." in inside.split("/"):
             raise ConfigError(f"{inside} is not below the run's own folder {spec.run_url}; nothing else is executed.")
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != spec.python:

@@ -49,6 +49,8 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
         elif ended:
             kept = run.store.names("logs")
             hint = f"The folder keeps: {', '.join(kept)}." if kept else "It has not started yet."
+            if last.backend == "cloud":
+                hint += f" What its nodes say besides: sky jobs logs --name {last.job_id}."
             raise ConfigError(f"there is no log of rank {rank} in {last.folder}. {hint}")
         if ended:
             return

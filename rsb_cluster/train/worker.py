@@ -63,6 +63,8 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) 
     ranks = Ranks.from_environment()
     torch.set_num_threads(job.cpus_per_task)
     with logging_to(run.store, ranks) as log_file:
+        if job.backend == "cloud":
+            log_file.keep_copying()
         cause = _Attempt(run, job, ranks, flag, log_file).run()
         log.info("%s", cause)
     if cause != "finished":

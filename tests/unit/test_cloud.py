@@ -389,3 +389,36 @@ def test_doctor_answers_scripts(rsb, tmp_path):
     done = rsb.run("doctor", "--job", "local", "--runs", str(tmp_path / "runs"), "--json")
     assert all(finding["ok"] for finding in json.loads(done.stdout))
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_log_can_be_followed_while_it_grows(run, monkeypatch):
+    """Where nodes share no file system, the run's folder is the only place to look."""
+    import logging
+
+    from rsb_cluster.train import logfile
+    from rsb_cluster.train.distributed import Ranks
+
+    monkeypatch.setattr(logfile, "COPY_S", 0.05)
+    name = "logs/0001-rank00000.log"
+
+    def until(text: bytes) -> bool:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if run.store.exists(name) and text in run.store.read_bytes(name):
+                return True
+            time.sleep(0.05)
+        return False
+
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="7", restart=0, held=1)
+    with logfile.logging_to(run.store, ranks) as log_file:
+        log_file.keep_copying()
+        logging.getLogger("rsb_cluster").info("step 1, AWS_SECRET_ACCESS_KEY=geheim")
+        time.sleep(0.2)
+        assert not run.store.exists(name), "the attempt has no number yet"
+        log_file.name = name
+        assert until(b"step 1")
+        logging.getLogger("rsb_cluster").info("step 2")
+        assert until(b"step 2")
+        logging.getLogger("rsb_cluster").info("step 3")
+    content = run.store.read_bytes(name)
+    assert content.count(b"step 3") == content.count(b"step 1") == 1 and b"geheim" not in content

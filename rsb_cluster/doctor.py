@@ -145,7 +145,10 @@ def _code(job: Job) -> str:
 
 def _secrets(job: Job) -> str:
     engine.secret_values(job.cloud.secrets)
-    return ", ".join(job.cloud.secrets) or "none handed over: the machines' own role must reach the runs and the data"
+    return (
+        ", ".join(job.cloud.secrets)
+        or "none handed over: a role, or the files that SkyPilot copies, must reach runs and data"
+    )
 
 
 def _skypilot(job: Job) -> str:

@@ -34,7 +34,9 @@ class Cloud(Section):
         "EAGER_NEXT_REGION", description="where to look for new machines first: another region, or the same"
     )
     max_restarts: int = Field(
-        3, ge=0, description="restarts after an error that is no preemption, such as a node that could not be set up"
+        10,
+        ge=0,
+        description="restarts after an error that the run cannot judge, such as a node that could not be set up",
     )
     pool: str = Field("", description="SkyPilot pool whose workers take the runs; its size limits how many run at once")
     envs: dict[str, str] = Field({}, description="environment variables of the nodes; no credentials")

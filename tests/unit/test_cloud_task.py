@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,18 @@ def test_its_shell_lines_are_good(name):
     for lines in (task(name)["setup"], task(name)["run"]):
         done = subprocess.run(["bash", "-n"], input=lines, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("code", "heard"), [(0, 0), (75, 75), (100, 0), (130, 0), (1, 1), (137, 137)])
+def test_the_engine_hears_whether_another_start_makes_sense(tmp_path, monkeypatch, code, heard):
+    """75: it does. A run that failed (100) or was stopped (130) has ended; of what is left the engine decides."""
+    lines = task("spot")["run"]
+    python = tmp_path / re.search(r'"\$HOME/(.*)"', lines)[1]
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/bash\n[ "$*" = "-m rsb_cluster.node" ] && exit {code}\nexit 99\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert subprocess.run(["bash", "-c", lines], capture_output=True).returncode == heard
 
 
 def test_an_address_with_a_password_is_refused():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.exits import EXIT_AGAIN
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
 from rsb_cluster.node.spec import SPEC_SHA256, SPEC_URL, NodeSpec, digest
 from rsb_cluster.recipe import validate
@@ -16,6 +16,17 @@ from rsb_cluster.storage import redact
 
 # SkyPilot kills the others when a node has ended, and may hear of that first: 128 + SIGTERM.
 _AGAIN = [EXIT_AGAIN, 143]
+
+# SkyPilot starts a job again after any code but 0, as often as max_restarts_on_errors says. A run that failed, was
+# stopped, or has used up its hours would cost new machines each time, only to say so again: its folder says it.
+_RUN = f"""\
+code=0
+"{{python}}" -m rsb_cluster.node || code=$?
+case "$code" in
+  {EXIT_FAILED}|{EXIT_STOPPED}) echo "the run has ended for good with code $code; its folder says why"; exit 0 ;;
+esac
+exit "$code"
+"""
 
 # Where the store is; the nodes use their own credentials.
 STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -61,7 +72,7 @@ def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
             SPEC_SHA256: digest(spec.encode()),
         },
         "setup": _setup(spec, job, venv),
-        "run": f'exec "{venv}/bin/python" -m rsb_cluster.node\n',
+        "run": _RUN.format(python=f"{venv}/bin/python"),
     }
     if job.cloud.secrets:
         task["secrets"] = dict.fromkeys(job.cloud.secrets)

@@ -9,8 +9,6 @@ In ``<runs>/<run_id>/`` lie:
 - ``cancelled.json``: the job that the user ended last
 - ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-asked.json``:
   the user's wish that it ends; ``0001-rank00003.json``: what is known of a rank that failed
-- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
-  what is known of a rank that failed
 - ``notices/0001/<host>.json``: a cloud's word in attempt 1 that it takes a host back
 - ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1

@@ -165,8 +165,6 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     first = points[0].job
     runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
-    runs, spent = _without_spent(runs)
-    notes += spent
     if not dry_run:
         scheduler.backend(first).check_available(first)
         Store(runs_url).check_writable()
@@ -252,7 +250,8 @@ def plan_runs(
             run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest}")
             runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks))
     notes += [source.problem for source in sources.values() if source.problem]
-    runs = _with_states(runs, runs_url)
+    runs, spent = _without_spent(_with_states(runs, runs_url))
+    notes += spent
     for planned in runs:
         if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
             notes.append(

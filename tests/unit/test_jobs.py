@@ -24,7 +24,7 @@ from rsb_cluster.virtual_ranks import choose_virtual_ranks
 CLOUD_JOBS = (
     "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
 )  # fmt: skip
-JOBS = ("local", "slurm", "slurm-cpu", *CLOUD_JOBS)
+JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
 RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
 GOLDEN = Path(__file__).parent / "golden"
 FOLDER = Path("/shared/submissions/20260101-000000-a1-1")

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Install what the tests against the real SkyPilot need, on Debian 12 as root: a virtual environment with SkyPilot, moto
+# and this project, and the root file system of the machines that the tests' EC2 boots. Does nothing if all is there.
+# usage: tests/cloud/setup.sh FOLDER     (3 GB)
+set -euo pipefail
+
+folder=$(mkdir -p "${1:?usage: tests/cloud/setup.sh FOLDER}" && cd "$1" && pwd)
+source=$(cd "$(dirname "$0")/../.." && pwd)
+venv=$folder/venv image=$folder/image uv=$source/.venv/bin/uv
+sky=0.14.1
+
+packages=(debootstrap openssh-server openssh-client rsync netcat-openbsd)
+if ! dpkg-query -W "${packages[@]}" >/dev/null 2>&1; then
+  # No system-wide sshd: the tests start their own.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"
+fi
+
+if [ ! -e "$venv/installed" ]; then
+  "$uv" venv --quiet --clear --python 3.11 "$venv"
+  "$uv" pip install --quiet --python "$venv/bin/python" --editable "$source" --group "$source/pyproject.toml:test" \
+    "skypilot[aws,slurm]==$sky" "moto[ec2,iam,server]>=5.1"
+  # SkyPilot asks whether the internet is there before it looks at a cluster, and recovers no job without. There is none
+  # here, so it asks its own API server instead.
+  probe=$venv/lib/python3.11/site-packages/sky/backends/backend_utils.py
+  sed -i "s|^_TEST_IP_LIST = .*|_TEST_IP_LIST = [f'http://127.0.0.1:{os.environ.get(\"SKYPILOT_API_SERVER_LOCAL_PORT\")}/api/health']|" "$probe"
+  grep -q '^_TEST_IP_LIST = .f.http://127' "$probe"
+  touch "$venv/installed"
+fi
+
+if [ ! -e "$image/installed" ]; then
+  rm -rf "$image"
+  debootstrap --variant=minbase \
+    --include=openssh-server,python3,python3-venv,sudo,ca-certificates,curl,rsync,iproute2,procps,netcat-openbsd,pciutils,lsof,psmisc \
+    bookworm "$image" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
+  # As cloud images have it: a user who may do anything. The number is one that no one here is likely to have.
+  chroot "$image" useradd --create-home --shell /bin/bash --uid 15000 ubuntu
+  echo 'ubuntu ALL=(ALL) NOPASSWD:ALL' >"$image/etc/sudoers.d/ubuntu"
+  # SkyPilot installs itself with uv on Python 3.10, and would download both. The machines have no internet: they find uv,
+  # take the Python that is there, and what SkyPilot needs is in uv's cache and installed (as in SkyPilot's own images).
+  install -m 755 "$uv" "$image/usr/local/bin/uv"
+  install -D -m 755 "$source/tests/cloud/uv.sh" "$image/home/ubuntu/.local/bin/uv"
+  cp --dereference /etc/ssl/certs/ca-certificates.crt "$image/etc/ssl/certs/ca-certificates.crt"
+  cp --dereference /etc/resolv.conf "$image/etc/resolv.conf"
+  install -d -m 777 "$image/var/cache/uv"
+  chroot "$image" chown -R ubuntu: /home/ubuntu
+  chroot "$image" su - ubuntu -c "
+    set -e
+    export UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+    ~/.local/bin/uv venv --quiet --seed skypilot-runtime --python 3.10
+    export VIRTUAL_ENV=\$HOME/skypilot-runtime
+    ~/.local/bin/uv pip install --quiet 'setuptools<70' 'click<8.3.0' 'ray[default]==2.9.3' 'pydantic-core==2.41.1'
+    ~/.local/bin/uv pip install --quiet 'skypilot[aws,slurm,remote]==$sky'"
+  printf 'UV_OFFLINE=1\nUV_CACHE_DIR=/var/cache/uv\n' >"$image/etc/environment"
+  rm -f "$image/etc/resolv.conf"
+  touch "$image/etc/resolv.conf" "$image/installed"
+fi

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from rsb_cluster import scheduler, sweep
+from rsb_cluster.cost import SpentError, check_budget
 from rsb_cluster.dataset import DataSource, find_data, require
-from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.grid import Point, SweepFile, expand
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
@@ -44,6 +45,7 @@ class Request:
     gpus_per_node: int | None = None
     exclude_failed_hosts: bool = False
     parallel: int = 0
+    max_gpu_hours: float | None = None
     seeds: tuple[int, ...] = ()
     data: str = ""
     runs: str = ""
@@ -61,6 +63,8 @@ class Request:
             found.append(f"gpus_per_node={self.gpus_per_node}")
         if self.parallel:
             found.append(f"array_parallelism={self.parallel}")
+        if self.max_gpu_hours is not None:
+            found.append(f"max_gpu_hours={self.max_gpu_hours}")
         if self.cache_dir:
             found.append(f"cache_dir={json.dumps(self.cache_dir)}")
         return found
@@ -78,7 +82,7 @@ class PlannedRun:
 
     Attributes:
         point: The recipe and the job.
-        state: new, unfinished, already submitted, or finished.
+        state: new, unfinished, already submitted, finished, or over budget.
         parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
     """
 
@@ -118,8 +122,8 @@ class Array:
 
     @property
     def script(self) -> str:
-        """The exact text that Slurm will get."""
-        return scheduler.sbatch_text(self.job, self.folder, self.name, len(self.runs))
+        """The exact text that the engine will get; empty for this machine."""
+        return scheduler.backend(self.job).script(self.job, self.tasks, self.folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
     if not dry_run:
-        scheduler.check_available(first)
+        scheduler.backend(first).check_available(first)
         Store(runs_url).check_writable()
     made = None
     if is_sweep:
@@ -180,14 +184,14 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     if request.exclude_failed_hosts:
         runs, more = _without_failed_hosts(runs)
         notes += more
+    _check_reach(runs)
     arrays = make_arrays(
         runs_url,
         [(p.run, p.point.job) for p in runs if p.is_to_submit],
         name=made.sweep_id if made else points[0].resolved.recipe.name,
     )
     for array in arrays:
-        if array.job.backend == "slurm":
-            array.script  # noqa: B018 - refuses options that Slurm's script cannot have
+        array.script  # noqa: B018 - refuses options that cannot be
     checked = _check_models(runs if dry_run else [p for p in runs if p.state == "new"])  # last, as it takes seconds
     counted = tuple(replace(p, parameters=checked.get(_what_is_checked(p.recipe), 0)) for p in runs)
     return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
@@ -198,11 +202,9 @@ def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) ->
     of_class: dict[str, list[tuple[Run, Job]]] = {}
     for run, job in runs:
         of_class.setdefault(job.model_dump_json(), []).append((run, job))
-    is_array = any(len(members) > 1 and members[0][1].backend == "slurm" for members in of_class.values())
-    limit = scheduler.max_array_size() if is_array else 1
     parts: list[list[tuple[Run, Job]]] = []
     for members in of_class.values():
-        size = limit if members[0][1].backend == "slurm" else len(members)
+        size = scheduler.backend(members[0][1]).max_runs() if len(members) > 1 else 1
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []
@@ -236,7 +238,7 @@ def plan_runs(
         recipe = point.resolved.recipe
         name = recipe.data.set
         if name not in sources:
-            sources[name] = find_data(name, data, point.job)
+            sources[name] = _find_data(name, data, point.job) if dry_run else find_data(name, data, point.job)
             if not dry_run:
                 require(sources[name])
         if (text := recipe.data.model_dump_json()) not in checked:
@@ -248,7 +250,8 @@ def plan_runs(
             run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest}")
             runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks))
     notes += [source.problem for source in sources.values() if source.problem]
-    runs = _with_states(runs, runs_url)
+    runs, spent = _without_spent(_with_states(runs, runs_url))
+    notes += spent
     for planned in runs:
         if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
             notes.append(
@@ -258,9 +261,17 @@ def plan_runs(
     return runs, notes
 
 
+def _find_data(name: str, data: str, job: Job) -> DataSource:
+    """Look for the data of a dry run, which is made without a network, too."""
+    try:
+        return find_data(name, data, job)
+    except StorageError as error:
+        return DataSource(data or job.data, problem=f"the data could not be looked for: {error}")
+
+
 def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
     """Say how far the runs are; folders are read at once, and the scheduler is asked once."""
-    there = set(Store(runs_url).names())
+    there = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
 
     def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
         run, point = planned.run, planned.point
@@ -284,6 +295,30 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
     ]
 
 
+def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Mark the runs that may use no more GPU-hours, as their jobs would end at once.
+
+    Raises:
+        SpentError: There is no other to submit.
+    """
+
+    def problem(planned: PlannedRun) -> str:
+        try:
+            if planned.state == "unfinished":
+                check_budget(planned.run, planned.point.job)
+        except SpentError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(READERS) as pool:
+        problems = list(pool.map(problem, runs))
+    marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
+    notes = [spent for spent in problems if spent]
+    if notes and not any(p.is_to_submit for p in marked):
+        raise SpentError("\n".join(notes))
+    return marked, notes
+
+
 def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
     """Take the hosts on which ranks of the runs' last attempts failed out of the jobs of all."""
     with ThreadPoolExecutor(READERS) as pool:
@@ -300,6 +335,18 @@ def _excluding(job: Job, hosts: Sequence[str]) -> Job:
         raise ConfigError(f"--exclude-failed-hosts: back end {job.backend} has no hosts to choose from.")
     already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
     return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
+
+
+def _check_reach(runs: Sequence[PlannedRun]) -> None:
+    """Refuse data that machines of a cloud cannot read; on SkyPilot's Slurm they may."""
+    for planned in runs:
+        job, url = planned.point.job, planned.data.url
+        shared = job.cloud.infra and all(where.startswith("slurm") for where in job.cloud.infra)
+        if job.backend == "cloud" and "://" not in url and not shared:
+            raise ConfigError(
+                f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
+                "--data s3://bucket/folder."
+            )
 
 
 def _what_is_checked(recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsb_cluster import __version__
-from rsb_cluster.cli import catalog, results, runs, selftest, shards, submit
+from rsb_cluster.cli import catalog, doctor, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
 
 
@@ -51,6 +51,7 @@ for _command in (
     runs.retry,
     results.collect,
     results.report,
+    doctor.doctor,
     selftest.selftest,
 ):
     main.add_command(_command)

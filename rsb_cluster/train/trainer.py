@@ -43,7 +43,7 @@ from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.samples import SampleLog
 from rsb_cluster.train.state import Progress, Saver, SaveTooSlowError, from_files
-from rsb_cluster.train.stopping import StopFlag, agreed
+from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.streams import EvalStream, TrainStream
 from rsb_cluster.train.watchdog import Watchdog
 
@@ -235,11 +235,9 @@ class Trainer:
         self.watchdog.progress(self.progress.step, "saving")
         if self.saver is not None and end != "superseded":
             log.info("%s after step %d: saving", end, self.progress.step)
-            budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end)
+            budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end, 0)
             try:
-                self.saver.save_last(
-                    self.progress, self._tensors(), within_s=self.flag.left_s(budget) if budget else None
-                )
+                self.saver.save_last(self.progress, self._tensors(), within_s=self.flag.left_s(budget))
                 self.saver.close()
             except SaveTooSlowError as error:
                 self.message = str(error)
@@ -314,7 +312,7 @@ class Trainer:
             self.progress.interval_steps += 1
             self.progress.interval_bytes += summary.bytes_read
             self._attempt_bytes += summary.bytes_read
-            cause = cause or summary.cause
+            cause = cause or self.flag.agreed(summary.flags)
             if not math.isfinite(summary.loss):
                 raise DivergedError(
                     f"the loss became {summary.loss} near step {self.progress.step}; the last checkpoint is older. "
@@ -395,7 +393,7 @@ class Trainer:
     def _agree_now(self) -> Cause | None:
         self.watchdog.progress(self.progress.step, "evaluating")
         counts = torch.tensor(self.flag.counts(), device=self.device)
-        return agreed(self.group.sum_(counts).tolist())
+        return self.flag.agreed(self.group.sum_(counts).tolist())
 
     def _log_train(self) -> None:
         p = self.progress

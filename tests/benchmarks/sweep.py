@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rsb_cluster import plan as planning
-from rsb_cluster import scheduler
 from rsb_cluster.catalog import load_job
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
@@ -36,6 +35,7 @@ from rsb_cluster.grid import Grid, SweepFile
 from rsb_cluster.metrics import MetricsWriter
 from rsb_cluster.plan import Plan, PlannedRun, Request, plan
 from rsb_cluster.run import Attempt, Run, find_runs
+from rsb_cluster.scheduler import slurm
 from rsb_cluster.status import read_status
 from rsb_cluster.storage import Store
 from rsb_cluster.submit import submit
@@ -78,7 +78,7 @@ def bare(folder: Path, count: int) -> None:
     """Hand over as many tasks by submitit alone."""
     job = load_job("slurm-cpu")[0]
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(**scheduler._slurm_parameters(job, "bare") | {"additional_parameters": {"hold": True}})
+    executor.update_parameters(**slurm._parameters(job, "bare") | {"additional_parameters": {"hold": True}})
     executor.map_array(Task.__call__, [Task("/nowhere", f"r{i}", job.model_dump(mode="json")) for i in range(count)])
 
 

@@ -43,6 +43,8 @@ class SlurmHosts(SlurmCluster):
     All share this machine's file systems, as a cluster's nodes share theirs, whatever happens to their network.
     """
 
+    node_line, site, boot = NODE, SITE, BOOT
+
     def __init__(self, nodes: int = 4) -> None:
         super().__init__(nodes)
         self.nodes = [f"h{index}" for index in range(1, nodes + 1)]
@@ -63,14 +65,16 @@ class SlurmHosts(SlurmCluster):
 
     def _write_config(self) -> None:
         ctld_port, port = free_ports(2)
-        nodes = [NODE.format(name=name, address=address, port=port) for name, address in self._addresses.items()]
-        self._write_slurm_conf(self._switch.gateway, ctld_port, SITE, nodes)
+        nodes = [
+            self.node_line.format(name=name, address=address, port=port) for name, address in self._addresses.items()
+        ]
+        self._write_slurm_conf(self._switch.gateway, ctld_port, self.site.format(root=self.root), nodes)
         known = [f"{address} {name}" for name, address in self._addresses.items()]
         self._write("hosts", "\n".join(["127.0.0.1 localhost", *known, ""]), 0o644)
 
     def start_node(self, node: str) -> None:
         """Boot a host and plug it into the switch."""
-        boot = BOOT.format(name=node, root=self.root, address=self._addresses[node], gateway=self._switch.gateway)
+        boot = self.boot.format(name=node, root=self.root, address=self._addresses[node], gateway=self._switch.gateway)
         self._switch.boot(
             f"slurmd-{node}", node, "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
             "bash", "-c", boot,

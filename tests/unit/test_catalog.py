@@ -70,8 +70,8 @@ def test_a_path_in_the_home_folder_is_expanded(here, monkeypatch):
     [
         ("recipes", "diet", "there is no recipe 'diet'. Did you mean 'deit'? Known: a1, a2"),
         ("recipes", "zzz", "there is no recipe 'zzz'. Known: a1, a2, a3, deit, digits, fashion-mnist. A path to"),
-        ("jobs", "slrum", "there is no job 'slrum'. Did you mean 'slurm'? Known: local, slurm, slurm-cpu. A path"),
-        ("jobs", "", "there is no job ''. Known: local"),
+        ("jobs", "slrum", "there is no job 'slrum'. Did you mean 'slurm'? Known: cloud, cloud-aws-spot,"),
+        ("jobs", "", "there is no job ''. Known: cloud, cloud-aws-spot"),
         ("recipes", "x/a1", "there is no file x/a1."),
         ("recipes", "mine.toml", "there is no file mine.toml."),
         ("recipes", "recipes/", "there is no file recipes."),

@@ -17,9 +17,14 @@ from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.job import Job
 from rsb_cluster.plan import parse_seeds
 from rsb_cluster.recipe import Recipe
+from rsb_cluster.scheduler import slurm
+from rsb_cluster.task import Task
 from rsb_cluster.virtual_ranks import choose_virtual_ranks
 
-JOBS = ("local", "slurm", "slurm-cpu")
+CLOUD_JOBS = (
+    "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
+)  # fmt: skip
+JOBS = ("local", "slurm", "slurm-cpu", *CLOUD_JOBS)
 RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
 GOLDEN = Path(__file__).parent / "golden"
 FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
@@ -198,7 +203,7 @@ def test_seeds_are_one_or_counted():
 
 
 def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1) -> str:
-    return scheduler.sbatch_text(job, FOLDER, name, count)
+    return slurm.script(job, [Task("/runs/a", "a", {})] * count, FOLDER, name)
 
 
 def options(text: str) -> dict[str, str]:
@@ -285,8 +290,7 @@ def test_an_option_that_the_job_decides_is_refused(option, hint):
 def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SubmitError, match="there is no 'sbatch' on this machine"):
-        scheduler.check_available(load_job("slurm"))
-    scheduler.check_available(load_job("local"))
+        slurm.check_available(load_job("slurm"))
     assert scheduler.default_backend_job(1) == "local"
     assert scheduler.default_backend_job(2) == "slurm"
 

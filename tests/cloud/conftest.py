@@ -29,9 +29,7 @@ def _lab() -> None:
 
 @pytest.fixture(scope="module")
 def ec2() -> Iterator[Ec2]:
-    """The machines find the Python that runs this, with torch and all else, in the same place."""
-    prefixes = {Path(sys.prefix), Path(sys.base_prefix)} - {Path("/usr")}
-    with Ec2(IMAGE, shared=tuple(sorted(prefixes))) as server:
+    with Ec2(IMAGE) as server:
         yield server
 
 
@@ -39,14 +37,15 @@ def ec2() -> Iterator[Ec2]:
 def store(ec2: Ec2) -> Iterator[S3Server]:
     """An S3 server that this machine and those of EC2 reach at the same address, where their role lets them in."""
     with S3Server(ec2.switch.gateway) as server:
-        ec2.give_role(server.env)
+        ec2.give_role(server.env["AWS_ACCESS_KEY_ID"], server.env["AWS_SECRET_ACCESS_KEY"])
         yield server
 
 
 @pytest.fixture(scope="module")
 def spot(ec2: Ec2, store: S3Server) -> Iterator[Sky]:
     """SkyPilot with an AWS account."""
-    sky = Sky({name: store.env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")} | {"AWS_ENDPOINT_URL_S3": store.endpoint})
+    keys = {name: store.env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    sky = Sky(keys | {"AWS_ENDPOINT_URL_S3": store.endpoint})
     sky.use_ec2(ec2)
     with sky:
         yield sky
@@ -56,6 +55,6 @@ def spot(ec2: Ec2, store: S3Server) -> Iterator[Sky]:
 def slurm_sky(hosts: SlurmHosts) -> Iterator[Sky]:
     """SkyPilot with a Slurm cluster."""
     sky = Sky({})
-    sky.use_slurm(hosts, IMAGE / "var/cache/uv", IMAGE / "home/ubuntu/.local/bin/uv")
+    sky.use_slurm(hosts, IMAGE)
     with sky:
         yield sky

@@ -1,8 +1,8 @@
 """EC2 with machines behind it: moto answers the API, and each instance is a host with its own root file system.
 
-A thread does what a hypervisor does: an instance that moto calls running gets a host, one that it calls terminated loses
-it at once, with all that runs there. A host is a set of Linux namespaces behind one switch: network, name, processes,
-mounts. It has sshd, the user that its user data ask for, and EC2's metadata address.
+A thread does what a hypervisor does: an instance that moto calls running gets a host, one that it calls terminated
+loses it at once, with all that runs there. A host is a set of Linux namespaces behind one switch: network, name,
+processes, mounts. It has sshd, the user that its user data ask for, and EC2's metadata address.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import base64
 import datetime
 import json
 import re
-import shlex
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import botocore.session
 
+from tests.servers import metadata
 from tests.servers.daemons import Server, ServerError, free_ports, listening, missing_tools
 from tests.servers.network import Switch
 
@@ -27,8 +27,7 @@ REGION = "us-east-1"
 VPC = "lab"
 ZONES = (f"{REGION}a", f"{REGION}b")
 
-# Waits for its network. The image lies below, what the host writes goes to a folder of its own. Programs that all hosts
-# use, and that are too large to copy, come from this machine, to be read only.
+# Waits for its network. The image lies below, and what the host writes goes to a folder of its own.
 BOOT = """\
 set -e
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
@@ -36,16 +35,12 @@ hostname {name}
 ip link set lo up; ip addr add {address}/24 dev eth0; ip link set eth0 up; ip route add default via {gateway}
 ip addr add 169.254.169.254/32 dev lo
 mount -t overlay overlay -o lowerdir={image},upperdir={disk}/upper,workdir={disk}/work {disk}/root
-{python} {metadata} {instance} {folder} &
+{python} {metadata} aws {disk} &
 cd {disk}/root
 mount -t proc proc proc; mount -t sysfs sysfs sys; mount --rbind /dev dev
 mount -t tmpfs tmpfs dev/shm; mount -t tmpfs tmpfs tmp; mount -t tmpfs tmpfs run; mkdir run/sshd
-chmod 755 root
-for folder in {shared}; do
-  mkdir -p .$folder; mount --bind $folder .$folder; mount -o remount,ro,bind .$folder
-done
 echo "127.0.0.1 localhost\n{address} {name}" >etc/hosts
-mkdir -p home/ubuntu/.ssh; cp {folder}/{instance}.pub home/ubuntu/.ssh/authorized_keys
+mkdir -p home/ubuntu/.ssh; cp {disk}/key.pub home/ubuntu/.ssh/authorized_keys
 chown -R 15000:15000 home/ubuntu/.ssh; chmod 700 home/ubuntu/.ssh; chmod 600 home/ubuntu/.ssh/authorized_keys
 exec chroot . /usr/sbin/sshd -D -e
 """
@@ -56,16 +51,14 @@ class Ec2(Server):
 
     Args:
         image: Root file system of all hosts, made by tests/cloud/setup.sh.
-        shared: Folders of this machine that hosts see at the same place, to be read only.
-        role: AWS settings (a server's ``env``) whose access key the hosts' instance role gives them.
 
     ``env`` makes botocore and SkyPilot talk to it.
     """
 
-    def __init__(self, image: Path, shared: tuple[Path, ...] = ()) -> None:
+    def __init__(self, image: Path) -> None:
         super().__init__("rsb-ec2-")
         self.switch = Switch(self)
-        self._image, self._shared = image, shared
+        self._image, self._role = image, ""
         (self._port,) = free_ports(1)
         endpoint = f"http://127.0.0.1:{self._port}"
         self.env = {f"AWS_ENDPOINT_URL_{service}": endpoint for service in ("EC2", "STS", "IAM", "SERVICE_QUOTAS")} | {
@@ -89,14 +82,14 @@ class Ec2(Server):
         self._make_account()
         self._hypervisor.start()
 
-    def give_role(self, role: dict[str, str]) -> None:
-        """Say what access the instance role gives to all hosts, now and later, as EC2 does by the metadata address."""
-        credentials = {
-            "Code": "Success", "Type": "AWS-HMAC", "Token": "", "Expiration": "2099-01-01T00:00:00Z",
-            "LastUpdated": "2026-01-01T00:00:00Z",
-            "AccessKeyId": role["AWS_ACCESS_KEY_ID"], "SecretAccessKey": role["AWS_SECRET_ACCESS_KEY"],
-        }  # fmt: skip
-        (self.root / "credentials.json").write_text(json.dumps(credentials))
+    def give_role(self, key: str, secret: str) -> None:
+        """Say what access key the instance role gives to the machines that are booted from now on."""
+        self._role = json.dumps(
+            {
+                "Code": "Success", "Type": "AWS-HMAC", "Token": "", "AccessKeyId": key, "SecretAccessKey": secret,
+                "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z",
+            }
+        )  # fmt: skip
 
     def instances(self, *states: str) -> list[dict[str, Any]]:
         """What EC2 says of the instances in these states, or of all, the oldest first."""
@@ -104,17 +97,17 @@ class Ec2(Server):
         pages = self.client.describe_instances(Filters=filters)["Reservations"]
         return sorted((i for page in pages for i in page["Instances"]), key=lambda i: i["LaunchTime"])
 
-    def at(self, address: str) -> str:
-        """Number of the running instance with this private address."""
-        (found,) = [i["InstanceId"] for i in self.instances("running") if i["PrivateIpAddress"] == address]
+    def named(self, host: str) -> str:
+        """Number of the running instance whose host has this name."""
+        (found,) = [i["InstanceId"] for i in self.instances("running") if _host_name(i["PrivateIpAddress"]) == host]
         return str(found)
 
     def announce_interruption(self, instance: str, lead_s: float = 120) -> None:
         """Tell a host that EC2 will take it back; that is up to the caller."""
         when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=lead_s)
-        notice = {"action": "terminate", "time": when.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        (self.root / f"{instance}.part").write_text(json.dumps(notice))
-        (self.root / f"{instance}.part").rename(self.root / f"{instance}.notice")
+        notice = self.root / instance / metadata.NOTICE
+        notice.with_suffix(".part").write_text(metadata.aws_notice(when.strftime("%Y-%m-%dT%H:%M:%SZ")))
+        notice.with_suffix(".part").replace(notice)
 
     def terminate(self, instance: str) -> None:
         """Take a machine back: its host is gone within a second."""
@@ -175,18 +168,22 @@ class Ec2(Server):
         key = re.search(r"ssh-(?:rsa|ed25519) \S+", text)
         if key is None:
             raise ServerError(f"no key in the user data of {number}: {text}")
-        (self.root / f"{number}.pub").write_text(key[0] + "\n")
         disk = self.root / number
         for folder in ("upper", "work", "root"):
             (disk / folder).mkdir(parents=True)
+        (disk / "key.pub").write_text(key[0] + "\n")
+        (disk / metadata.ROLE).write_text(self._role)
         self._booted += 1
         boot = BOOT.format(
-            name="ip-" + address.replace(".", "-"), address=address, gateway=self.switch.gateway, image=self._image,
-            disk=disk, folder=self.root, instance=number, metadata=Path(__file__).with_name("metadata.py"),
-            python=sys.executable, shared=" ".join(shlex.quote(str(folder)) for folder in self._shared),
+            name=_host_name(address), address=address, gateway=self.switch.gateway, image=self._image,
+            disk=disk, python=sys.executable, metadata=metadata.__file__,
         )  # fmt: skip
         name = f"host-{number}"
         self.switch.boot(
             name, f"m{self._booted}", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "bash", "-c", boot
         )
         return name
+
+
+def _host_name(address: str) -> str:
+    return "ip-" + address.replace(".", "-")

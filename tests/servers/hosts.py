@@ -48,8 +48,8 @@ class SlurmHosts(SlurmCluster):
     def __init__(self, nodes: int = 4) -> None:
         super().__init__(nodes)
         self.nodes = [f"h{index}" for index in range(1, nodes + 1)]
-        self._switch = Switch(self)
-        self._addresses = {node: f"{self._switch.subnet}.{10 + index}" for index, node in enumerate(self.nodes, 1)}
+        self.switch = Switch(self)
+        self._addresses = {node: f"{self.switch.subnet}.{10 + index}" for index, node in enumerate(self.nodes, 1)}
 
     @staticmethod
     def unavailable() -> list[str]:
@@ -59,7 +59,7 @@ class SlurmHosts(SlurmCluster):
     def start(self) -> None:
         """Start the switch, all daemons and hosts, and wait until all hosts are idle."""
         self._write_config()
-        self._switch.start()
+        self.switch.start()
         self._start_munged()
         self._start_slurm()
 
@@ -68,14 +68,14 @@ class SlurmHosts(SlurmCluster):
         nodes = [
             self.node_line.format(name=name, address=address, port=port) for name, address in self._addresses.items()
         ]
-        self._write_slurm_conf(self._switch.gateway, ctld_port, self.site.format(root=self.root), nodes)
+        self._write_slurm_conf(self.switch.gateway, ctld_port, self.site.format(root=self.root), nodes)
         known = [f"{address} {name}" for name, address in self._addresses.items()]
         self._write("hosts", "\n".join(["127.0.0.1 localhost", *known, ""]), 0o644)
 
     def start_node(self, node: str) -> None:
         """Boot a host and plug it into the switch."""
-        boot = self.boot.format(name=node, root=self.root, address=self._addresses[node], gateway=self._switch.gateway)
-        self._switch.boot(
+        boot = self.boot.format(name=node, root=self.root, address=self._addresses[node], gateway=self.switch.gateway)
+        self.switch.boot(
             f"slurmd-{node}", node, "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
             "bash", "-c", boot,
         )  # fmt: skip
@@ -92,11 +92,11 @@ class SlurmHosts(SlurmCluster):
 
     def cut_off(self, node: str) -> None:
         """Unplug a host's network; what runs there goes on."""
-        self._switch.set_port(node, "down")
+        self.switch.set_port(node, "down")
 
     def rejoin(self, node: str) -> None:
         """Plug it in again."""
-        self._switch.set_port(node, "up")
+        self.switch.set_port(node, "up")
 
     def reboot(self, node: str) -> None:
         """Kill a host and boot it again, whatever state it is in."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.servers.daemons import Server, ServerError, free_ports, kill_all, listening, missing_tools, poll
+from tests.servers.daemons import Server, free_ports, kill_all, listening, missing_tools
 from tests.servers.ec2 import REGION, VPC, ZONES, Ec2
 from tests.servers.slurm import SlurmCluster
 
@@ -101,25 +100,30 @@ class Sky(Server):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
 
-    def use_slurm(self, slurm: SlurmCluster, uv_cache: Path, uv: Path) -> None:
+    def use_slurm(self, slurm: SlurmCluster, image: Path) -> None:
         """Make a Slurm cluster available by an sshd on loopback that is its login node; before the start.
 
-        SkyPilot keeps its files in the home there, as seen from all nodes; it is a folder of ours.
+        SkyPilot keeps its files in the home there, as seen from all nodes; it is a folder of ours. All that is
+        installed there comes from the uv and its cache in an image.
         """
         folder, home = self.root / "ssh", self.root / "cluster-home"
         folder.mkdir()
         (home / ".local/bin").mkdir(parents=True)
-        (home / ".local/bin/uv").symlink_to(uv)
+        (home / ".local/bin/uv").symlink_to(image / "home/ubuntu/.local/bin/uv")
         for key in ("host", "user"):
             self.command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
         (port,) = free_ports(1)
-        env = slurm.env | {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(uv_cache)}
+        env = slurm.env | {"UV_OFFLINE": "1"}
+        env |= {"UV_CACHE_DIR": f"{image}/var/cache/uv", "UV_PROGRAM": f"{image}/usr/local/bin/uv"}
         words = " ".join(f"{name}={value}" for name, value in env.items())
         (folder / "sshd_config").write_text(SSHD_CONFIG.format(port=port, root=self.root, env=words))
         # Another home for root, for the sessions of this sshd alone.
         passwd = Path("/etc/passwd").read_text()
         (folder / "passwd").write_text(passwd.replace("root:/root:", f"root:{home}:"))
-        start = f"mount --bind {folder}/passwd /etc/passwd; mkdir -p /run/sshd; exec $(command -v sshd) -D -e -f {folder}/sshd_config"
+        start = (
+            f"mount --bind {folder}/passwd /etc/passwd; mkdir -p /run/sshd; "
+            f"exec $(command -v sshd) -D -e -f {folder}/sshd_config"
+        )
         self.spawn("sshd", "unshare", "--mount", "bash", "-c", start)
         self.wait_daemon("sshd", lambda: listening(port))
         (self.home / ".slurm").mkdir(parents=True)
@@ -131,7 +135,7 @@ class Sky(Server):
         (self.home / ".sky").mkdir(parents=True, exist_ok=True)
         (self.home / ".sky/config.yaml").write_text(self._config)
         self.spawn("api", "sky", "api", "start", "--foreground", env=self.env)
-        self.wait_daemon("api", lambda: listening(self._port), timeout=120)
+        self.wait_daemon("api", lambda: listening(self._port), timeout=300)
 
     def run(self, *argv: str, timeout: float = 300) -> str:
         """Run a command of SkyPilot's (``sky ...``) or another that is to talk to it, and return its output."""
@@ -147,6 +151,14 @@ class Sky(Server):
             "print(json.dumps(rows, default=str))"
         )
         return list(json.loads(self.run(sys.executable, "-c", program).splitlines()[-1]))
+
+    def tell(self) -> str:
+        """Return the ends of what it logged about the jobs, for error messages."""
+        logs = sorted(self.home.glob("sky_logs/*/provision.log")) + sorted(
+            self.home.glob("sky_logs/jobs_controller/*.log")
+        )
+        tails = [f"--- {path}\n{path.read_text(errors='replace')[-2500:]}" for path in logs]
+        return "\n".join([*tails, self.log_tails()])
 
     def stop(self) -> None:
         kill_all(None, [self._marker])

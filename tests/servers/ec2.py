@@ -36,6 +36,7 @@ ip link set lo up; ip addr add {address}/24 dev eth0; ip link set eth0 up; ip ro
 ip addr add 169.254.169.254/32 dev lo
 mount -t overlay overlay -o lowerdir={image},upperdir={disk}/upper,workdir={disk}/work {disk}/root
 {python} {metadata} aws {disk} &
+until (: </dev/tcp/169.254.169.254/80) 2>/dev/null; do sleep 0.05; done
 cd {disk}/root
 mount -t proc proc proc; mount -t sysfs sysfs sys; mount --rbind /dev dev
 mount -t tmpfs tmpfs dev/shm; mount -t tmpfs tmpfs tmp; mount -t tmpfs tmpfs run; mkdir run/sshd

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.ec2 import Ec2
-from tests.servers.hosts import SlurmHosts
+from tests.servers.login import SlurmByLogin
 from tests.servers.s3 import S3Server
 from tests.servers.sky import Sky
 
@@ -20,7 +20,7 @@ IMAGE = LAB / "image"
 
 @pytest.fixture(scope="session", autouse=True)
 def _lab() -> None:
-    missing = [*Ec2.unavailable(), *Sky.unavailable(), *SlurmHosts.unavailable(), *S3Server.unavailable()]
+    missing = [*Ec2.unavailable(), *Sky.unavailable(), *SlurmByLogin.unavailable(), *S3Server.unavailable()]
     if not (IMAGE / "installed").exists() or importlib.util.find_spec("sky") is None:
         missing.append("lab here (make cloud-evidence)")
     if missing:
@@ -52,9 +52,19 @@ def spot(ec2: Ec2, store: S3Server) -> Iterator[Sky]:
 
 
 @pytest.fixture(scope="module")
-def slurm_sky(hosts: SlurmHosts) -> Iterator[Sky]:
+def cluster() -> Iterator[SlurmByLogin]:
+    """A Slurm whose sessions find uv, and in its cache all that is installed there; there is no internet."""
+    uv = {"UV_OFFLINE": "1", "UV_CACHE_DIR": f"{IMAGE}/var/cache/uv", "UV_PROGRAM": f"{IMAGE}/usr/local/bin/uv"}
+    with SlurmByLogin(uv) as server:
+        (server.home / ".local/bin").mkdir(parents=True)
+        (server.home / ".local/bin/uv").symlink_to(IMAGE / "home/ubuntu/.local/bin/uv")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster_sky(cluster: SlurmByLogin) -> Iterator[Sky]:
     """SkyPilot with a Slurm cluster."""
     sky = Sky({})
-    sky.use_slurm(hosts, IMAGE)
+    sky.use_slurm(cluster)
     with sky:
         yield sky

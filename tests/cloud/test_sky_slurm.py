@@ -13,7 +13,7 @@ import pytest
 
 from tests.cloud.journey import Journey, make_data
 from tests.command import RsbCluster
-from tests.servers.hosts import SlurmHosts
+from tests.servers.login import SlurmByLogin
 from tests.servers.s3 import S3Server
 from tests.servers.sky import Sky
 
@@ -21,29 +21,29 @@ pytestmark = [pytest.mark.slurm, pytest.mark.s3, pytest.mark.long, pytest.mark.t
 
 
 @pytest.fixture(scope="module")
-def bucket(hosts: SlurmHosts) -> Iterator[S3Server]:
+def bucket(cluster: SlurmByLogin) -> Iterator[S3Server]:
     """An S3 server that the hosts reach as well."""
-    with S3Server(hosts.switch.gateway) as server:
+    with S3Server(cluster.switch.gateway) as server:
         yield server
 
 
 @pytest.fixture
-def journey(slurm_sky: Sky, bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journey:
+def journey(cluster_sky: Sky, bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journey:
     for name, value in bucket.env.items():
         monkeypatch.setenv(name, value)
     bucket.make_bucket("lab")
     make_data("s3://lab/digits")
-    return Journey(slurm_sky, RsbCluster(tmp_path, slurm_sky.env), "s3://lab/runs", "s3://lab/digits")
+    return Journey(cluster_sky, RsbCluster(tmp_path, cluster_sky.env), "s3://lab/runs", "s3://lab/digits")
 
 
 def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(
-    journey: Journey, hosts: SlurmHosts, tmp_path: Path
+    journey: Journey, cluster: SlurmByLogin, tmp_path: Path
 ) -> None:
     secrets = '["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]'
     journey.submit("--job", "cloud-slurm", "--set", f"job.cloud.secrets={secrets}")
     first = journey.wait_for_steps(1, 220)
     lost = first.hosts[1]
-    hosts.kill_node(lost)
+    cluster.kill_node(lost)
     journey.times["host killed"] = time.time()
 
     second = journey.wait_for_steps(2)

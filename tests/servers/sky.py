@@ -15,9 +15,7 @@ from typing import Any
 
 from tests.servers.daemons import Server, free_ports, kill_all, listening, missing_tools
 from tests.servers.ec2 import REGION, VPC, ZONES, Ec2
-from tests.servers.slurm import SlurmCluster
-
-CLUSTER = "lab"  # the Slurm cluster's name for SkyPilot
+from tests.servers.login import SlurmByLogin
 
 # Prices in US dollars an hour, about those of 2026. The machine with GPUs is here to be priced, not to be booted.
 MACHINES = ("m6i.xlarge,,,4.0,16.0,,0.192,0.07", "p5.48xlarge,H100,8.0,192.0,2048.0,,55.04,29.5")
@@ -30,19 +28,6 @@ aws:
   use_internal_ips: true
   use_ssm: false
   remote_identity: {VPC}
-"""
-
-SSHD_CONFIG = """\
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {root}/ssh/host
-AuthorizedKeysFile {root}/ssh/user.pub
-PidFile none
-StrictModes no
-MaxStartups 200
-MaxSessions 200
-SetEnv {env}
-Subsystem sftp internal-sftp
 """
 
 
@@ -100,36 +85,10 @@ class Sky(Server):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
 
-    def use_slurm(self, slurm: SlurmCluster, image: Path) -> None:
-        """Make a Slurm cluster available by an sshd on loopback that is its login node; before the start.
-
-        SkyPilot keeps its files in the home there, as seen from all nodes; it is a folder of ours. All that is
-        installed there comes from the uv and its cache in an image.
-        """
-        folder, home = self.root / "ssh", self.root / "cluster-home"
-        folder.mkdir()
-        (home / ".local/bin").mkdir(parents=True)
-        (home / ".local/bin/uv").symlink_to(image / "home/ubuntu/.local/bin/uv")
-        for key in ("host", "user"):
-            self.command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
-        (port,) = free_ports(1)
-        env = slurm.env | {"UV_OFFLINE": "1"}
-        env |= {"UV_CACHE_DIR": f"{image}/var/cache/uv", "UV_PROGRAM": f"{image}/usr/local/bin/uv"}
-        words = " ".join(f"{name}={value}" for name, value in env.items())
-        (folder / "sshd_config").write_text(SSHD_CONFIG.format(port=port, root=self.root, env=words))
-        # Another home for root, for the sessions of this sshd alone.
-        passwd = Path("/etc/passwd").read_text()
-        (folder / "passwd").write_text(passwd.replace("root:/root:", f"root:{home}:"))
-        start = (
-            f"mount --bind {folder}/passwd /etc/passwd; mkdir -p /run/sshd; "
-            f"exec $(command -v sshd) -D -e -f {folder}/sshd_config"
-        )
-        self.spawn("sshd", "unshare", "--mount", "bash", "-c", start)
-        self.wait_daemon("sshd", lambda: listening(port))
+    def use_slurm(self, cluster: SlurmByLogin) -> None:
+        """Make a Slurm cluster available; before the start."""
         (self.home / ".slurm").mkdir(parents=True)
-        (self.home / ".slurm/config").write_text(
-            f"Host {CLUSTER}\n  HostName 127.0.0.1\n  Port {port}\n  User root\n  IdentityFile {folder}/user\n"
-        )
+        (self.home / ".slurm/config").write_text(cluster.ssh_config)
 
     def start(self) -> None:
         (self.home / ".sky").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A stand-in for the metadata service of a cloud's machine, as far as interruption notices go. Standard library only.
+"""A stand-in for the metadata service of a cloud's machine: interruption notices, and on AWS the machine's role.
 
-Amazon's answers are those of its user guide: 401 without a token, 404 while there is no notice. In a process of its own
-it is the service of one host: ``python metadata.py CLOUD FOLDER`` serves the clouds' own address.
+Amazon's answers are those of its user guide: 401 without a token, 404 while there is no notice. Standard library only:
+``python metadata.py CLOUD FOLDER`` is the service of one host, at the clouds' own address.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Self
 
 MACHINE = "vmss_3"
-# What the service says, if there is anything to say.
-NOTICE = "notice"
+# What the service says, if there is anything to say; and the access key of the machine's role, as JSON.
+NOTICE, ROLE = "notice", "role"
+_ROLES = "/latest/meta-data/iam/security-credentials/"
 
 
 def aws_notice(time: str) -> str:
@@ -57,6 +58,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(401)
             if path == "/latest/meta-data/spot/instance-action" and notice:
                 return self._answer(200, notice)
+            if path == _ROLES and self.server.role():
+                return self._answer(200, ROLE)
+            if path == _ROLES + ROLE:
+                return self._answer(200, self.server.role())
         elif self.server.cloud == "gcp":
             if self.headers.get("Metadata-Flavor") != "Google":
                 return self._answer(403)
@@ -76,11 +81,18 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, cloud: str, folder: Path, address: tuple[str, int]) -> None:
-        self.cloud, self._file, self.token = cloud, folder / NOTICE, secrets.token_hex(8)
+        self.cloud, self._folder, self.token = cloud, folder, secrets.token_hex(8)
         super().__init__(address, _Handler)
 
     def notice(self) -> str:
-        return self._file.read_text() if self._file.exists() else ""
+        return self._read(NOTICE)
+
+    def role(self) -> str:
+        return self._read(ROLE)
+
+    def _read(self, name: str) -> str:
+        path = self._folder / name
+        return path.read_text() if path.exists() else ""
 
 
 class Metadata:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rsb_cluster import scheduler, sweep
 from rsb_cluster.cost import SpentError, check_budget
@@ -24,6 +21,7 @@ from rsb_cluster.dataset import DataSource, find_data, require
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.grid import Point, SweepFile, expand
 from rsb_cluster.job import Job
+from rsb_cluster.model_check import check_models
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import READERS, Run, Submission, check_same, default_runs
 from rsb_cluster.storage import Store
@@ -202,8 +200,10 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     )
     for array in arrays:
         array.script  # noqa: B018 - refuses options that cannot be
-    checked = _check_models(runs if dry_run else [p for p in runs if p.state == "new"])  # last, as it takes seconds
-    counted = tuple(replace(p, parameters=checked.get(_what_is_checked(p), 0)) for p in runs)
+    to_check = [p for p in runs if dry_run or p.state == "new"]
+    parameters = check_models([(p.recipe, p.init) for p in to_check])  # last, as it may take seconds
+    by_id = {p.run.run_id: count for p, count in zip(to_check, parameters, strict=True)}
+    counted = tuple(replace(p, parameters=by_id.get(p.run.run_id, 0)) for p in runs)
     return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
 
 
@@ -373,36 +373,6 @@ def _check_reach(runs: Sequence[PlannedRun]) -> None:
                 f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
                 "--data s3://bucket/folder."
             )
-
-
-def _what_is_checked(planned: PlannedRun) -> str:
-    """Return what the check of the model looks at; numbers of the optimizer and schedule are checked by the recipe."""
-    recipe, init = planned.recipe, planned.init
-    plain = recipe.model_dump(include={"model", "init", "data", "augment", "eval"}, mode="json")
-    return json.dumps([plain, recipe.optimizer.name, init.sha256 if init else ""], sort_keys=True)
-
-
-def _check_models(runs: Sequence[PlannedRun]) -> dict[str, int]:
-    """Build the distinct models and transforms in one process of their own: this one must stay light.
-
-    Returns:
-        Numbers of parameters, by what was checked.
-    """
-    distinct = {_what_is_checked(p): p for p in reversed(runs)}
-    if not distinct:
-        return {}
-    command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
-    asked = json.dumps(
-        [[p.recipe.model_dump(mode="json"), asdict(p.init) if p.init else None] for p in distinct.values()]
-    )
-    done = subprocess.run(command, input=asked, capture_output=True, text=True)
-    try:
-        answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise RsbError(f"the check of the model did not work:\n{done.stderr.strip()}") from error
-    if errors := [answer["error"] for answer in answers if "error" in answer]:
-        raise ConfigError("\n".join(dict.fromkeys(errors)))
-    return {what: int(answer["parameters"]) for what, answer in zip(distinct, answers, strict=True)}
 
 
 def _submissions_folder(job: Job, runs_url: str) -> Path:

@@ -34,10 +34,11 @@ def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_session() -> Iterator[None]:
-    """Keep the settings of the shell that runs the tests from session-wide fixtures."""
+def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the settings of the shell that runs the tests from session-wide fixtures, and its cache from all."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         _strip_environment(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

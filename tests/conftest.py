@@ -27,6 +27,13 @@ settings.load_profile("steady")
 FOREIGN = ("SLURM_", "SUBMITIT_", "AWS_", "MASTER_", "RSB_")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes run the tests, one takes all that need a server: it mostly waits, and starts each once."""
+    for item in items:
+        if any(item.get_closest_marker(server) for server in ("slurm", "s3")):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
 def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name != "RSB_REQUIRE":

@@ -78,7 +78,8 @@ assert set(engine._FIELDS) <= set(ManagedJobRecord.model_fields)
 live = {status.value for status in ManagedJobStatus if not status.is_terminal()}
 assert live <= set(_STATES), live - set(_STATES)
 assert not {status.value for status in ManagedJobStatus.terminal_statuses()} & set(_STATES)
-common.is_api_server_local, common.get_server_url, sky.exceptions.ClusterNotUpError, sdk.enabled_clouds, sky.api_info, sky.api_stop, sky.get
+common.is_api_server_local, common.get_server_url, sdk.enabled_clouds
+sky.exceptions.ClusterNotUpError, sky.api_info, sky.api_stop, sky.get
 """
 
 

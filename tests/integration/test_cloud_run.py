@@ -26,7 +26,7 @@ from rsb_cluster.scheduler import cloud
 from rsb_cluster.scheduler.cloud import engine
 from rsb_cluster.scheduler.cloud.engine import EngineJob
 
-pytestmark = [pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.s3, pytest.mark.timeout(900)]
 
 # uv, but with this environment instead of packages from an index.
 UV = f"""#!/bin/bash

@@ -172,7 +172,7 @@ def test_an_odd_micro_batch_is_fine_without_mixup():
         ("slurm", ["nodes=true"], "nodes = True: input should be a valid number"),
         ("slurm", ["min_nodes=5", "nodes=4"], "min_nodes = 5 is more than nodes = 4"),
         ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: input should be greater than or equal to 2"),
-        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local' or 'slurm'"),
+        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local', 'slurm' or 'cloud'"),
         ("slurm", ["partition=gpu"], "unknown key 'partition'."),
         ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
         ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),

@@ -123,7 +123,8 @@ class Victim:
 
 
 def submit(rsb: RsbCluster, data: Path, *options: str) -> Run:
-    printed = rsb("submit", *SCIENCE, *PACE, "--data", str(data), *options)
+    # With --wait it is as long as the run, and the machine may be busy with other tests.
+    printed = rsb("submit", *SCIENCE, *PACE, "--data", str(data), *options, timeout=540)
     return Run.at(rsb.cwd / "runs", printed.split()[-1])
 
 

@@ -113,12 +113,14 @@ def evaluate_sources(
 
 def _input(request: Request, weights: Weights) -> tuple[Eval, evaluation.Amp]:
     """Return how images are prepared, and the precision: as the weights' run has it, where the request says nothing."""
+    recipe = weights.recipe
+    own = weights.eval.model_dump()
+    if recipe is not None and recipe.data.pipeline == "timm":
+        own["exact"] = True
     asked = {key: getattr(request, key) for key in ("resolution", "crop", "interpolation") if getattr(request, key)}
     if request.exact is not None:
         asked["exact"] = request.exact
-    spec = validate(Eval, weights.eval.model_dump() | asked, "evaluate")
-    own = weights.recipe.train.amp if weights.recipe else "off"
-    return spec, request.amp or own
+    return validate(Eval, own | asked, "evaluate"), request.amp or (recipe.train.amp if recipe else "off")
 
 
 def _predict(

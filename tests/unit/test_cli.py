@@ -45,7 +45,7 @@ def test_help_goes_to_stdout(rsb):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("recipes show a9", "Error: there is no recipe 'a9'. Known: a1, a2, a3, deit, digits, fashion-mnist."),
+        ("recipes show a9", "Error: there is no recipe 'a9'. Known: a1, a1h, a2, a2-reg, a3, deit, digits,"),
         ("recipes show ./a1.toml", "Error: there is no file a1.toml."),
         ("recipes diff a1 diet", "Error: there is no recipe 'diet'. Did you mean 'deit'?"),
         ("recipes show a1 --set optimizer.lr=-1", "with --set: optimizer.lr = -1: input should be greater than 0."),

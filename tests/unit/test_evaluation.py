@@ -25,6 +25,7 @@ from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.evaluation import Evaluation, Request, read_evaluations
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
+from rsb_cluster.target import open_target
 from rsb_cluster.train.distributed import Group, Ranks
 from rsb_cluster.train.evaluator import evaluate_sources
 from tests.faults.lab import few_digits
@@ -206,7 +207,6 @@ import json, os, sys, tempfile
 import torch
 from rsb_cluster.evaluation import Request
 from rsb_cluster.storage import Store
-from rsb_cluster.target import open_target
 from rsb_cluster.train.distributed import Group, Ranks
 from rsb_cluster.train.evaluator import evaluate_sources
 for world in (1, 2, 4):

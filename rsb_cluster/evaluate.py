@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.evaluation import Evaluation, Request, open_target
+from rsb_cluster.evaluation import Evaluation, Request
 from rsb_cluster.recipe import validate
+from rsb_cluster.target import open_target
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 

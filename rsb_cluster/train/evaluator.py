@@ -23,10 +23,11 @@ from rsb_cluster import evaluation
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scoring import UNDECODABLE, Scores, score_classes, score_sets
 from rsb_cluster.errors import RsbError
-from rsb_cluster.evaluation import Evaluation, Request, Target, check_classes, open_target
+from rsb_cluster.evaluation import Evaluation, Request
 from rsb_cluster.recipe import Eval, validate
 from rsb_cluster.run import Cause, brief_code, describe_code, describe_packages
 from rsb_cluster.storage import Store, redact
+from rsb_cluster.target import Target, check_classes, open_target
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.distributed import Group, Ranks, lost_peers_named
 from rsb_cluster.train.evaluate import logits_of

@@ -22,9 +22,10 @@ from rsb_cluster.data.labels import LabelFile, real_labels, write_labels
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import Source
 from rsb_cluster.errors import ConfigError, DataError
-from rsb_cluster.evaluation import Evaluation, Request, open_target, read_evaluations
+from rsb_cluster.evaluation import Evaluation, Request, read_evaluations
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
+from rsb_cluster.target import open_target
 from rsb_cluster.train.distributed import Group, Ranks
 from rsb_cluster.train.evaluator import evaluate_sources
 from tests.faults.lab import few_digits

@@ -77,7 +77,7 @@ class Storm:
     def rage(self) -> None:
         """Do all that is planned, each at a moment when some new steps have been made."""
         for moment, action in enumerate(self.plan, 1):
-            step = self.victim.wait_for_steps(moment, self.draw.randint(1, 6))
+            step = self.victim.wait_for_steps(moment, self.draw.randint(1, 6), timeout=900)
             name = getattr(action, "__name__", "")
             print(f"{moment:2d}. attempt {moment} on {self.now_on} nodes, step {step}: {name}", flush=True)
             action()

@@ -72,7 +72,7 @@ class Victim:
         assert result is not None, f"not within {timeout} s: {what}\n{self.run.attempts()}{self.rsb.logs()}"
         return result
 
-    def wait_for_steps(self, attempt: int, count: int = EVERY_STEPS + 5) -> int:
+    def wait_for_steps(self, attempt: int, count: int = EVERY_STEPS + 5, timeout: float = 240) -> int:
         """Wait until an attempt has made so many steps of its own, one checkpoint's worth at least; return the last."""
 
         def reached() -> int | None:
@@ -81,7 +81,7 @@ class Victim:
                 return None
             return step if step >= self.attempt(attempt).start_step + count else None
 
-        return self.wait(f"{count} steps of attempt {attempt}", reached)
+        return self.wait(f"{count} steps of attempt {attempt}", reached, timeout)
 
     def attempt(self, number: int) -> Attempt:
         return next(a for a in self.run.attempts() if a.number == number)
@@ -95,12 +95,12 @@ class Victim:
 
         return self.wait(f"the end of attempt {attempt}", ended)
 
-    def wait_for_state(self, *states: str) -> dict[str, object]:
+    def wait_for_state(self, *states: str, timeout: float = 240) -> dict[str, object]:
         def reached() -> dict[str, object] | None:
             (status,) = self.rsb.json("status", self.run.run_id, "--json")
             return status if status["state"] in states else None
 
-        return self.wait(" or ".join(states), reached)
+        return self.wait(" or ".join(states), reached, timeout)
 
     def pid(self, rank: int) -> int:
         """The process of a rank that runs now."""

@@ -122,6 +122,7 @@ DAMAGES = {
     "a manifest with a name that leaves": lambda s: manifest(
         s, 9, lambda m: m["files"]["empty"].update(file="../step-00000005-a0001/empty")
     ),
+    "a manifest with another size": lambda s: manifest(s, 9, lambda m: m["files"]["model.pt"].update(bytes=1)),
     "a manifest with another hash": lambda s: manifest(s, 9, lambda m: m["files"]["model.pt"].update(sha256="0" * 64)),
 }
 

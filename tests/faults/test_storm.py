@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(5400)]
 
 SCIENCE = (
     "--recipe", "digits", "--set", "data.train_samples=1280", "--set", "schedule.epochs=10",
-    "--set", "eval.every_epochs=10", "--set", "augment.resolution=64",
+    "--set", "eval.every_epochs=10", "--set", "augment.resolution=48",
     "--set", "job.log_every_steps=1", "--set", "job.log_samples=true", "--set", "job.checkpoint.every_steps=4",
 )  # fmt: skip
 # Another number of ranks adds gradients up in another order. BatchNorm over the 16 values of this small network's last
@@ -109,7 +109,7 @@ class Storm:
 
 def unbroken(hosts: SlurmHosts, data: Path, folder: Path, nodes: int, science: tuple[str, ...]) -> Run:
     quiet = Storm(hosts, data, folder, 0, (nodes,), science)
-    quiet.victim.wait_for_state("finished")
+    quiet.victim.wait_for_state("finished", timeout=1200)
     assert len(quiet.victim.run.attempts()) == 1
     return quiet.victim.run
 
@@ -124,7 +124,7 @@ def test_a_storm_that_moves_a_run_between_one_two_and_four_nodes(hosts: SlurmHos
     calm = unbroken(hosts, data, tmp_path / "calm", 2, science)
     storm = Storm(hosts, data, tmp_path / "storm", 2026, NODES, science)
     storm.rage()
-    storm.victim.wait_for_state("finished")
+    storm.victim.wait_for_state("finished", timeout=1200)
     run = storm.victim.run
     report(run)
     held = samples_of(run)
@@ -142,7 +142,7 @@ def test_a_storm_on_the_same_number_of_nodes_changes_no_bit(hosts: SlurmHosts, d
     calm = unbroken(hosts, data, tmp_path / "calm", 2, SCIENCE)
     storm = Storm(hosts, data, tmp_path / "storm", 7, (2,), SCIENCE)
     storm.rage()
-    storm.victim.wait_for_state("finished")
+    storm.victim.wait_for_state("finished", timeout=1200)
     report(storm.victim.run)
     assert samples_of(storm.victim.run) == samples_of(calm)
     assert rows_of(storm.victim.run) == rows_of(calm)

@@ -96,12 +96,12 @@ class Victim:
 
         return self.wait(f"the end of attempt {attempt}", ended)
 
-    def wait_for_state(self, *states: str) -> dict[str, object]:
+    def wait_for_state(self, *states: str, timeout: float = 240) -> dict[str, object]:
         def reached() -> dict[str, object] | None:
             (status,) = self.rsb.json("status", self.run.run_id, "--json")
             return status if status["state"] in states else None
 
-        return self.wait(" or ".join(states), reached)
+        return self.wait(" or ".join(states), reached, timeout)
 
     def pid(self, rank: int) -> int:
         """The process of a rank that runs now."""

@@ -221,7 +221,10 @@ class Watchdog(threading.Thread):
 
         # On a thread that can be left behind: the store waits for ever for a process that is stopped.
         asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
-        asking.start()
+        try:
+            asking.start()
+        except RuntimeError:  # no memory for a thread; whoever computes will meet that too, and say so
+            return otherwise
         asking.join(ANSWER_S)
         self._rank_0_is_silent = not answers
         return answers[0] if answers else otherwise

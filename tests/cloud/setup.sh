@@ -44,6 +44,7 @@ UV_OFFLINE=1
 UV_CACHE_DIR=/var/cache/uv
 UV_PROGRAM=/usr/local/bin/uv
 UV_VENV_OPTION=--system-site-packages
+UV_INSTALL_OPTION=--no-deps
 END
   runtime=/home/ubuntu/skypilot-runtime
   chroot "$image" python3 -m venv $runtime

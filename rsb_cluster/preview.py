@@ -70,6 +70,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         "images": f"{images:,}",
         "cost": cost,
         **({"price": in_words(job, hours)} if job.backend == "cloud" else {}),
+        **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
         "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
         "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",

@@ -32,6 +32,7 @@ def main() -> None:
     \b
     rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes
     rsb-cluster submit --recipe a1 --nodes 4 --dry-run  what would be sent to Slurm
+    rsb-cluster doctor --job cloud-spot                 what a job needs, before it costs anything
     rsb-cluster sweep resnet-depths --dry-run           many runs as job arrays, sent again only where needed
     rsb-cluster collect                                 finished runs against the paper's numbers
     """

@@ -305,7 +305,9 @@ def test_runs_must_be_where_the_machines_reach_them():
 
 
 def test_so_many_at_once_need_a_pool():
-    with pytest.raises(ConfigError, match=r"3 runs, of which 2 at once .* use --set job.cloud.pool=NAME"):
+    with pytest.raises(
+        ConfigError, match=r"3 runs, of which 2 at once .* use --set job.cloud.pool=NAME; .* with --parallel 3"
+    ):
         script("s3://b/runs", 3, "array_parallelism=2")
     assert "name: rsb-ID" in script("s3://b/runs", 3, "array_parallelism=2", "cloud.pool=two")
 

@@ -154,7 +154,10 @@ def node(tmp_path, monkeypatch):
     uv.parent.mkdir(parents=True)
     # Not a link to the program itself: it would not find the packages of this environment.
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
+    python.write_text(
+        '#!/bin/bash\n[ "$*" = "-m rsb_cluster.node" ] && touch "$HOME/started" && exit\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
     python.chmod(0o755)
     uv.write_text(UV % python)
     uv.chmod(0o755)
@@ -162,15 +165,17 @@ def node(tmp_path, monkeypatch):
     return home
 
 
-def set_up(node: Path, content: bytes, **changes: object) -> tuple[subprocess.CompletedProcess, Path]:
+def set_up(
+    node: Path, content: bytes, *assignments: str, **changes: object
+) -> tuple[subprocess.CompletedProcess, Path]:
     run = node.parent / "a run's folder"
     code = Wheel(url=f"file://{run}/code/x/rsb_cluster-1.0-py3-none-any.whl", sha256=digest(b"wheel"))
     path = Path(code.url.removeprefix("file://"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    job = load_job("cloud-spot", "trackers=['tensorboard']")
+    job = load_job("cloud-spot", "trackers=['tensorboard']", *assignments)
     made = sky_task(spec_of(job, str(run), code=code, **changes), {})
-    done = subprocess.run(["bash", "-c", made["setup"]], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", made.get("setup", made["run"])], capture_output=True, text=True)
     return done, node / ".rsb-cluster"
 
 
@@ -197,6 +202,15 @@ def test_other_code_is_not_installed(node):
     assert "is not the code that was submitted" in done.stderr
     assert not list(folder.rglob("ready")) and not list(folder.rglob("*.whl"))
     assert len((node / "asked").read_text().splitlines()) == 2
+
+
+def test_a_worker_of_a_pool_is_set_up_by_the_job_itself(node):
+    """SkyPilot runs only ``run`` there."""
+    done, folder = set_up(node, b"whale", "cloud.pool=mine")
+    assert done.returncode == 1 and not list(folder.rglob("ready")) and not (node / "started").exists()
+    done, folder = set_up(node, b"wheel", "cloud.pool=mine")
+    assert list(folder.rglob("ready"))
+    assert done.returncode == 0 and (node / "started").exists(), "and then the node"
 
 
 # --- the wheel ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from rsb_cluster.virtual_ranks import choose_virtual_ranks
 CLOUD_JOBS = (
     "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
 )  # fmt: skip
-JOBS = ("local", "slurm", "slurm-cpu", *CLOUD_JOBS)
+JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
 RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
 GOLDEN = Path(__file__).parent / "golden"
 FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
@@ -172,7 +172,7 @@ def test_an_odd_micro_batch_is_fine_without_mixup():
         ("slurm", ["nodes=true"], "nodes = True: input should be a valid number"),
         ("slurm", ["min_nodes=5", "nodes=4"], "min_nodes = 5 is more than nodes = 4"),
         ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: input should be greater than or equal to 2"),
-        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local' or 'slurm'"),
+        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local', 'slurm' or 'cloud'"),
         ("slurm", ["partition=gpu"], "unknown key 'partition'."),
         ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
         ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),

@@ -55,7 +55,7 @@ def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
         raise ConfigError(
             f"job '{job.name}': {len(tasks)} runs, of which {job.array_parallelism} at once (--parallel): SkyPilot "
             "starts each as soon as it finds machines. Make a pool of so many workers ('sky jobs pool apply'), and "
-            "use --set job.cloud.pool=NAME."
+            f"use --set job.cloud.pool=NAME; or let all run at once, with --parallel {len(tasks)}."
         )
     return as_yaml(sky_task(make_spec(tasks[0], f"{engine.NAME_PREFIX}ID", wheel.build(), wheel.pins()), os.environ))
 

@@ -74,6 +74,8 @@ def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
         "setup": _setup(spec, job, venv),
         "run": _RUN.format(python=f"{venv}/bin/python"),
     }
+    if job.cloud.pool:  # its workers were set up when it was made, and are not for a job
+        task["run"] = f"{task.pop('setup')}set +e\n{task['run']}"
     if job.cloud.secrets:
         task["secrets"] = dict.fromkeys(job.cloud.secrets)
     return task

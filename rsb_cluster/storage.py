@@ -176,7 +176,7 @@ class Store:
                     return []
                 found = [str(p.relative_to(self.url)) for p in Path(root).rglob("*") if p.is_file()]
             else:
-                prefix = len(self.url.split("://", 1)[1]) + 1
+                prefix = len(str(self._fs._strip_protocol(self.url))) + 1
                 found = [name[prefix:] for name in self._fs.find(root)]
         return sorted(name for name in found if not PurePosixPath(name).name.startswith("."))
 

@@ -41,7 +41,7 @@ class FinishedSweep:
 
     Attributes:
         runs: Folder of the runs, all finished.
-        before: A copy of it from before the failed run was retried.
+        before: A copy of it from before the failed run was retried, with what --collect has written.
         sent: What the submit said, as JSON.
         sent_again: What a second submit said while the first was queued.
         status_before: The status of all runs before the retry.
@@ -79,7 +79,7 @@ def finished_sweep(
     submit = ("sweep", "./trial.toml", "--job", "slurm-cpu", "--parallel", "2", "--data", str(digits), "--json",
               "--set", "job.log_every_steps=4")  # fmt: skip
 
-    sent = rsb.json(*submit)
+    sent = rsb.json(*submit, "--collect")
     sweep_id, ids = sent["sweep_id"], [run["run_id"] for run in sent["runs"]]
     preempted, failed = ids[0], ids[-1]
     runs = rsb.cwd / "runs"
@@ -95,6 +95,7 @@ def finished_sweep(
         return found if not any(run["state"] in ("running", "starting", "queued") for run in found) else None
 
     status_before = wait(rsb, "all runs have ended", all_over)
+    wait(rsb, "the collector's job has written", (runs / "sweeps" / sweep_id / "report.html").exists)
     before = rsb.cwd / "before"
     shutil.copytree(runs, before)
 

@@ -1,5 +1,6 @@
 """The job that collects a sweep when its arrays have ended, on a real Slurm."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: 
             preempted = run["run_id"] == finished_sweep.preempted
             assert (run["attempts"], run["preemptions"]) == ((2, 1) if preempted else (1, 0))
             assert 0 < run["goodput"] <= 1 and run["rank_hours"] > 0 == run["steps_repeated"]
+    by_itself = finished_sweep.before / "sweeps" / one  # sweep --collect
+    assert json.loads((by_itself / "collect.json").read_text())["unfinished"] == found["unfinished"]
     after = rsb.json("collect", one, "--format", "json")
     assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 12
     rsb.run("report", one, "-o", "report.html")

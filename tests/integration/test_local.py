@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
@@ -38,8 +39,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
 
 
 def test_a_preempted_run_is_bit_equal_to_an_unbroken_one(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
-    """Parameters, optimizer, BatchNorm and metric rows, on the same number of processes."""
-    run = run_of(rsb, rsb("submit", *SHORT_DIGITS, "--data", str(digits)))
+    """Parameters, optimizer, BatchNorm and metric rows, on as many processes; a tracker has each step once."""
+    run = run_of(rsb, rsb("submit", *SHORT_DIGITS, "--set", 'job.trackers=["tensorboard"]', "--data", str(digits)))
     wait_for_step(rsb, run, 10)
     rsb("preempt", run.run_id)
     wait_for_step(rsb, run, 45)
@@ -53,6 +54,10 @@ def test_a_preempted_run_is_bit_equal_to_an_unbroken_one(rsb: RsbCluster, digits
     assert rows_of(run) == rows_of(unbroken)
     assert run.result() is not None and run.result()["preemptions"] == 2  # type: ignore[index]
     assert len(run.submissions()) == 1
+    events = EventAccumulator(str(rsb.cwd / "runs" / run.run_id / "tensorboard"))
+    events.Reload()
+    tracked = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert tracked == [(r["step"], pytest.approx(r["loss"])) for r in rows_of(run) if r["kind"] == "train"]
 
 
 def test_ctrl_c_saves_and_a_second_submit_goes_on_elsewhere(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:

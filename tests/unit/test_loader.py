@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -27,10 +28,10 @@ from rsb_cluster.errors import DataError
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.storage import Store
 from rsb_cluster.train.augment import TrainTransform
-from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
+from rsb_cluster.train.loader import AHEAD, Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.pixels.decode import Source
 from rsb_cluster.train.pixels.transforms import FastTrain
-from rsb_cluster.train.streams import EvalStream, TrainStream
+from rsb_cluster.train.streams import Encoded, EvalStream, TrainStream
 from tests.unit.test_index import pair, tar_of
 
 STEPS = 22  # of an epoch of the digits: 1,438 // 64
@@ -237,6 +238,37 @@ def test_without_repeats_hardly_more_is_read_than_used(digits: Path) -> None:
             pass
         sizes = part.index.image_sizes.sum() / (part.index.stops - part.index.offsets).sum()
         assert part.reader.bytes_used / part.reader.bytes_read > sizes * 0.9  # the rest is tar headers and labels
+
+
+def test_with_repeats_each_process_reads_the_images_of_its_group(digits: Path) -> None:
+    """Bytes read over bytes of distinct images: as many as processes share the group, here of four virtual ranks."""
+    for mine, times in (((0, 1, 2, 3), 1), ((0, 1), 2), ((0,), 4)):
+        part = Part(digits, recipe_of("augment.repeats=3"), mine)
+        for _ in part.batches(0):
+            pass
+        member = float((part.index.stops - part.index.offsets).mean())
+        distinct = STEPS * 64 / 3 * member * len(mine) / 4
+        assert part.reader.bytes_read / distinct == pytest.approx(times, rel=0.1)
+
+
+def test_a_slow_step_leaves_the_loader_waiting(digits: Path) -> None:
+    """However long a step takes, no more batches are begun than ``AHEAD`` says."""
+    part = Part(digits, recipe_of())
+    taken = 0
+
+    class Counted:
+        def __iter__(self) -> Iterator[list[list[Encoded]]]:
+            nonlocal taken
+            for micro_batches in part.stream():
+                taken += len(micro_batches)
+                yield micro_batches
+
+    batches = iter(ThreadedBatches(Counted(), FastTrain(part.recipe), side=32, threads=2, pin=False))  # type: ignore[arg-type]
+    for used in range(1, 4):
+        next(batches)
+        time.sleep(0.5)  # a long step
+        assert used < taken <= used + AHEAD + 2  # those ahead, the one to be handed over, and the one in use
+    batches.close()  # type: ignore[attr-defined]
 
 
 def test_webdataset_reads_the_same_keys_and_bytes(digits: Path) -> None:

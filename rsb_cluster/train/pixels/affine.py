@@ -4,8 +4,8 @@ PIL samples at ``A (x + 0.5, y + 0.5)``, repeats the outermost pixels for a filt
 fill colour where the centre is outside, cuts fractions off, and has bicubic with a = -1. OpenCV agrees with none of it,
 except with bilinear on floats; its bicubic has a = -0.75.
 
-Shears and translations move along one axis, so they are a filter of two or four taps whose weights are equal within a
-line. A rotation goes through OpenCV.
+A translation is a filter of two or four taps along one axis, a shear one whose weights differ from line to line. A
+rotation goes through OpenCV's remap.
 
 Source: Pillow 13.0.0, ``libImaging/Geometry.c``.
 """
@@ -40,12 +40,12 @@ def shear_y(image: Pixels, factor: float, *, cubic: bool, fill: Colour) -> Pixel
 
 def translate_x(image: Pixels, shift_px: float, *, cubic: bool, fill: Colour) -> Pixels:
     """Move the image to the left."""
-    return _shift_rows(image, np.full(image.shape[0], shift_px), cubic, fill)
+    return _translate(image, shift_px, 1, cubic, fill)
 
 
 def translate_y(image: Pixels, shift_px: float, *, cubic: bool, fill: Colour) -> Pixels:
     """Move the image up."""
-    return _transpose(translate_x(_transpose(image), shift_px, cubic=cubic, fill=fill))
+    return _translate(image, shift_px, 0, cubic, fill)
 
 
 def rotate(image: Pixels, degrees: float, *, cubic: bool, fill: Colour) -> Pixels:
@@ -70,6 +70,26 @@ def rotate(image: Pixels, degrees: float, *, cubic: bool, fill: Colour) -> Pixel
     else:
         result = _to_uint8(cv2.remap(source, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     return _paint(result, outside, fill)
+
+
+def _translate(image: Pixels, shift_px: float, axis: int, cubic: bool, fill: Colour) -> Pixels:
+    """Sample each place of an axis at ``place + shift``: one filter for the whole image."""
+    length, floor = image.shape[axis], math.floor(shift_px)
+    weights_1T = _weights(np.array([shift_px - floor]), cubic).astype(np.float32)
+    taps = weights_1T.shape[1]
+    # Of the first place. Outside by more than the image's length there is only fill.
+    first = max(-length - 2, min(floor, length + 2)) + 1 - taps // 2
+    before, after = max(0, -first), max(0, first + taps - 1)
+    top, bottom, left, right = (0, 0, before, after) if axis else (before, after, 0, 0)
+    padded = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REPLICATE).swapaxes(0, axis)
+    source = padded[first + before :][: length + taps - 1].swapaxes(0, axis)
+    kernel = weights_1T if axis else weights_1T.T
+    result = cv2.filter2D(source, -1, kernel, anchor=(0, 0), delta=TRUNCATE).swapaxes(0, axis)[:length]
+    # Inside where 0 <= place + 0.5 + shift < length.
+    start, stop = (math.ceil(max(-1.0, min(edge - 0.5 - shift_px, length))) for edge in (0, length))
+    result[: max(0, start)] = fill
+    result[max(0, stop) :] = fill
+    return result.swapaxes(0, axis)  # type: ignore[return-value]
 
 
 def _shift_rows(image: Pixels, shifts_H: Floats, cubic: bool, fill: Colour) -> Pixels:

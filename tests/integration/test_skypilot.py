@@ -68,6 +68,7 @@ CALLS = """
 import inspect, sky, sky.jobs, sky.exceptions
 from sky.schemas.api.responses import ManagedJobRecord
 from sky.server import common
+from sky.client import sdk
 from rsb_cluster.scheduler.cloud import _STATES, engine
 from sky.jobs import ManagedJobStatus
 inspect.signature(sky.jobs.launch).bind("task", name="x", pool=None)
@@ -77,7 +78,8 @@ assert set(engine._FIELDS) <= set(ManagedJobRecord.model_fields)
 live = {status.value for status in ManagedJobStatus if not status.is_terminal()}
 assert live <= set(_STATES), live - set(_STATES)
 assert not {status.value for status in ManagedJobStatus.terminal_statuses()} & set(_STATES)
-common.is_api_server_local, common.get_server_url, sky.exceptions.ClusterNotUpError, sky.enabled_clouds, sky.api_info
+common.is_api_server_local, common.get_server_url, sdk.enabled_clouds
+sky.exceptions.ClusterNotUpError, sky.api_info, sky.api_stop, sky.get
 """
 
 

@@ -73,7 +73,9 @@ def server() -> Server:
 def enabled_clouds() -> list[str]:
     """Return the clouds for which SkyPilot has found credentials, as ``infra`` names them."""
     with _sky() as sky:
-        return sorted(str(cloud).lower() for cloud in sky.get(sky.enabled_clouds()))
+        from sky.client import sdk
+
+        return sorted(str(cloud).lower() for cloud in sky.get(sdk.enabled_clouds()))
 
 
 def secret_values(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -88,13 +88,16 @@ def load_recipe(name: str, *, model: str | None = None, assignments: Sequence[st
     if recipe.paper:
         bundled = bundled_dir("recipes") / f"{recipe.paper.lower()}.toml"
         original = validate(Recipe, parse_toml(bundled), str(bundled))
-    return Resolved(recipe, path, differences(original, recipe))
+    modified = differences(original, recipe)
+    if original.init.weights:  # a fine-tuning procedure is run on many weights, as any procedure is on many models
+        modified.pop("init.weights", None)
+    return Resolved(recipe, path, modified)
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return the fields in which two recipes differ, apart from names, the model, and how a batch is computed."""
     left, right = flatten(one), flatten(other)
-    ignored = {"name", "description", "paper", "model.name"}
+    ignored = {"name", "description", "paper", "reconstruction", "model.name"}
     ignored |= {"train.virtual_ranks", "train.channels_last", "train.compile"}
     return {key: (left[key], right[key]) for key in left if key not in ignored and left[key] != right[key]}
 

@@ -120,7 +120,7 @@ def expand(file: SweepFile, *, job: str, for_recipes: Sequence[str] = (), for_jo
             if resources not in jobs:
                 jobs[resources] = load_job(job, assignments=resources)
             # Two grids may name the same point; its seeds are then those of both.
-            key = f"{recipe.name} {recipe.digest(0, '')}"
+            key = f"{recipe.name} {recipe.digest(0, '', recipe.init.weights)}"
             seeds = (*points[key].seeds, *grid.seeds) if key in points else grid.seeds
             points[key] = Point(resolved, varied, tuple(dict.fromkeys(seeds)), *jobs[resources])
     return list(points.values())

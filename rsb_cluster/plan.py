@@ -9,14 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rsb_cluster import scheduler, sweep
 from rsb_cluster.cost import SpentError, check_budget
@@ -24,11 +21,13 @@ from rsb_cluster.dataset import DataSource, find_data, require
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.grid import Point, SweepFile, expand
 from rsb_cluster.job import Job
+from rsb_cluster.model_check import check_models
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import READERS, Run, Submission, check_same, default_runs
 from rsb_cluster.storage import Store
 from rsb_cluster.task import Task
 from rsb_cluster.virtual_ranks import choose_virtual_ranks
+from rsb_cluster.weights import Found, initial_weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Request:
     seeds: tuple[int, ...] = ()
     data: str = ""
     runs: str = ""
+    init: str = ""
     virtual_ranks: int = 0
     cache_dir: str = ""
     assignments: tuple[str, ...] = ()
@@ -73,7 +73,11 @@ class Request:
     def for_recipes(self) -> list[str]:
         """Assignments to fields of the recipes."""
         found = [a for a in self.assignments if not a.startswith("job.")]
-        return [*found, f"train.virtual_ranks={self.virtual_ranks}"] if self.virtual_ranks else found
+        if self.init:
+            found.append(f"init.weights={json.dumps(self.init)}")
+        if self.virtual_ranks:
+            found.append(f"train.virtual_ranks={self.virtual_ranks}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class PlannedRun:
 
     Attributes:
         point: The recipe and the job.
+        init: The weights that it starts from; None for random ones, or where a dry run could not find them.
         state: new, unfinished, already submitted, finished, or over budget.
         parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
     """
@@ -91,6 +96,7 @@ class PlannedRun:
     data: DataSource
     seed: int
     virtual_ranks: int
+    init: Found | None = None
     state: str = "new"
     parameters: int = 0
 
@@ -176,7 +182,9 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
             for p in runs
         ]
         made = sweep.Sweep(
-            sweep_id=sweep.sweep_id(file.name, ids) if all(p.data.is_found for p in runs) else f"{file.name}-unknown",
+            sweep_id=sweep.sweep_id(file.name, ids)
+            if all(not p.run.run_id.endswith("-unknown") for p in runs)
+            else f"{file.name}-unknown",
             file=str(path or ""),
             created=time.time(),
             members=tuple(members),
@@ -192,8 +200,10 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     )
     for array in arrays:
         array.script  # noqa: B018 - refuses options that cannot be
-    checked = _check_models(runs if dry_run else [p for p in runs if p.state == "new"])  # last, as it takes seconds
-    counted = tuple(replace(p, parameters=checked.get(_what_is_checked(p.recipe), 0)) for p in runs)
+    to_check = [p for p in runs if dry_run or p.state == "new"]
+    parameters = check_models([(p.recipe, p.init) for p in to_check])  # last, as it may take seconds
+    by_id = {p.run.run_id: count for p, count in zip(to_check, parameters, strict=True)}
+    counted = tuple(replace(p, parameters=by_id.get(p.run.run_id, 0)) for p in runs)
     return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
 
 
@@ -232,6 +242,7 @@ def plan_runs(
     """Return the runs of some points with all that is known of them but their models, and notes for the user."""
     notes: list[str] = []
     sources: dict[str, DataSource] = {}
+    starts: dict[tuple[str, str], Found | None] = {}
     checked: set[str] = set()
     runs: list[PlannedRun] = []
     for point in points:
@@ -245,10 +256,15 @@ def plan_runs(
             sources[name].check(recipe)
             checked.add(text)
         virtual_ranks = choose_virtual_ranks(recipe, point.job, point.job_path)
+        if (key := (recipe.init.weights, recipe.model.name)) not in starts:
+            starts[key], problem = _find_start(recipe, runs_url, dry_run)
+            notes += problem
+        start = starts[key]
+        is_known = sources[name].is_found and (start is not None or not recipe.init.weights)
         for seed in point.seeds:
-            digest = recipe.digest(seed, sources[name].digest) if sources[name].is_found else "unknown"
-            run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest}")
-            runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks))
+            digest = recipe.digest(seed, sources[name].digest, start.sha256 if start else "")
+            run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest if is_known else 'unknown'}")
+            runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks, start))
     notes += [source.problem for source in sources.values() if source.problem]
     runs, spent = _without_spent(_with_states(runs, runs_url))
     notes += spent
@@ -259,6 +275,16 @@ def plan_runs(
                 "(augment.repeats): some will share a micro-batch, and its BatchNorm. Use more --virtual-ranks."
             )
     return runs, notes
+
+
+def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[Found | None, list[str]]:
+    """Return the weights that a recipe starts from; what is wrong with them is a note where nothing will be sent."""
+    try:
+        return initial_weights(recipe, runs_url), []
+    except RsbError as error:
+        if not dry_run:
+            raise
+        return None, [str(error)]
 
 
 def _find_data(name: str, data: str, job: Job) -> DataSource:
@@ -347,33 +373,6 @@ def _check_reach(runs: Sequence[PlannedRun]) -> None:
                 f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
                 "--data s3://bucket/folder."
             )
-
-
-def _what_is_checked(recipe: Recipe) -> str:
-    """Return what the check of the model looks at; numbers of the optimizer and schedule are checked by the recipe."""
-    plain = recipe.model_dump(include={"model", "data", "augment", "eval"}, mode="json")
-    return json.dumps([plain, recipe.optimizer.name], sort_keys=True)
-
-
-def _check_models(runs: Sequence[PlannedRun]) -> dict[str, int]:
-    """Build the distinct models and transforms in one process of their own: this one must stay light.
-
-    Returns:
-        Numbers of parameters, by what was checked.
-    """
-    recipes = {_what_is_checked(p.recipe): p.recipe for p in reversed(runs)}
-    if not recipes:
-        return {}
-    command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
-    asked = json.dumps([recipe.model_dump(mode="json") for recipe in recipes.values()])
-    done = subprocess.run(command, input=asked, capture_output=True, text=True)
-    try:
-        answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise RsbError(f"the check of the model did not work:\n{done.stderr.strip()}") from error
-    if errors := [answer["error"] for answer in answers if "error" in answer]:
-        raise ConfigError("\n".join(dict.fromkeys(errors)))
-    return {what: int(answer["parameters"]) for what, answer in zip(recipes, answers, strict=True)}
 
 
 def _submissions_folder(job: Job, runs_url: str) -> Path:

@@ -38,6 +38,7 @@ def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "usd": _usd(plan.runs, rates),
         "data": first.data.url,
         "data_found": first.data.is_found,
+        "init": {"source": first.init.source, "sha256": first.init.sha256} if first.init else None,
         "notes": list(plan.notes),
         "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
         "script": (plan.arrays[0].script or None) if plan.arrays else None,
@@ -72,6 +73,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         **({"price": in_words(job, hours)} if job.backend == "cloud" else {}),
         **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
         "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
+        "starts from": _start(first),
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
         "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",
     }
@@ -84,6 +86,13 @@ def describe(plan: Plan, rates: Rates) -> str:
     if plan.arrays and (script := plan.arrays[0].script):
         text += f"\n\n--- {_SCRIPTS[job.backend]} ---\n" + script
     return text
+
+
+def _start(planned: PlannedRun) -> str:
+    if planned.init is not None:
+        return f"{planned.init.source} (SHA-256 {planned.init.sha256[:12]})"
+    weights = planned.recipe.init.weights
+    return f"{weights} (NOT FOUND)" if weights else "random weights"
 
 
 # --- a sweep --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,13 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
 Interpolation = Literal["bicubic", "bilinear", "random"]
+Procedure = Literal[
+    "", "A1", "A2", "A3", "DeiT", "T2", "A1h", "A2-reg",
+    "FT-CIFAR10", "FT-CIFAR100", "FT-Flowers102", "FT-Cars", "FT-iNat2019",
+]  # fmt: skip
+
+# What a recipe says of itself, besides its science; where its weights lie is no science, what is in them is.
+ABOUT: dict[str, Any] = {"description": True, "paper": True, "reconstruction": True, "init": {"weights"}}
 
 
 class Section(BaseModel):
@@ -46,6 +53,17 @@ class Model(Section):
     drop_rate: Fraction = Field(0.0, description="dropout before the classifier")
     drop_path_rate: Fraction = Field(0.0, description="stochastic depth; grows linearly with depth")
     kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class Init(Section):
+    """The weights that training starts from."""
+
+    weights: str = Field(
+        "", description="a run, checkpoint, file of weights, timm's folder or name (--init); empty: random"
+    )
+    head: Literal["auto", "replace"] = Field(
+        "auto", description="the classifier; auto: new where the number of classes differs; replace: always new"
+    )
 
 
 class Data(Section):
@@ -170,8 +188,12 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
-    paper: Literal["", "A1", "A2", "A3", "DeiT"] = Field("", description="the procedure's column in the paper")
+    paper: Procedure = Field("", description="the published procedure that this is")
+    reconstruction: bool = Field(
+        False, description="its values are not public and these are ours: no match is called a reproduction"
+    )
     model: Model
+    init: Init = Init()
     data: Data
     augment: Augment
     loss: Loss
@@ -206,14 +228,19 @@ class Recipe(Section):
             raise ValueError("train.global_batch is smaller than augment.repeats")
         return self
 
-    def digest(self, seed: int, data_digest: str) -> str:
+    def digest(self, seed: int, data_digest: str, init_digest: str = "") -> str:
         """Name all that can change the result, in 8 hex digits.
 
         Fields that stand at their default are left out, so that a later version may add a field without making every
         unfinished run a stranger.
+
+        Args:
+            seed: The run's.
+            data_digest: Stands for the content of the data.
+            init_digest: SHA-256 of the weights that it starts from; empty for random ones.
         """
-        science = self.model_dump(exclude_defaults=True, exclude={"name", "description", "paper"}, mode="json")
-        text = json.dumps([science, seed, data_digest], sort_keys=True)
+        science = self.model_dump(exclude_defaults=True, exclude={"name": True, **ABOUT}, mode="json")
+        text = json.dumps([science, seed, data_digest, *([init_digest] if init_digest else [])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

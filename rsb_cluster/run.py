@@ -3,6 +3,7 @@
 In ``<runs>/<run_id>/`` lie:
 
 - ``recipe.json``, ``spec.json``: written once, at the first submit
+- ``init/``: the file of weights that it starts from, where it has one; copied at the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
 - ``submissions/<id>/spec.json``, ``task.yaml``: what a cloud's nodes, and the engine, were told
 - ``code/``: wheels for these nodes
@@ -36,12 +37,15 @@ from pydantic import Field
 
 from rsb_cluster import sweep
 from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_mean
-from rsb_cluster.recipe import Recipe, Section, validate
+from rsb_cluster.recipe import ABOUT, Recipe, Section, validate
 from rsb_cluster.storage import Store
 
 Cause = Literal[
     "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
 ]
+
+# Beside the runs: what `rsb_cluster.evaluation` keeps.
+EVALUATIONS = "evaluations"
 
 # Small files of many runs are read at once: an object store answers each after some milliseconds.
 READERS = 32
@@ -61,6 +65,18 @@ PACKAGES = (
 
 DIGEST_DIGITS = 12
 
+_NO_RUNS = ("submissions", EVALUATIONS, sweep.FOLDER)
+
+
+class InitialWeights(Section):
+    """The file of weights that a run starts from: a copy, as what a source stands for may change or go."""
+
+    source: str = Field(description="where it was copied from")
+    file: str = Field(description="its name in the run's folder init/")
+    sha256: str
+    architecture: str
+    procedure: str = Field("", description="the paper's procedure that made them; empty: not known")
+
 
 class Spec(Section):
     """What was fixed at the first submit, besides the recipe."""
@@ -71,18 +87,15 @@ class Spec(Section):
     data: str = Field(description="folder that holds train/ and val/")
     train_digest: str
     val_digest: str
+    init: InitialWeights | None = None
     modified: dict[str, tuple[Any, Any]] = Field({})
     code: dict[str, str] = Field({})
     packages: dict[str, str] = Field({})
     created: float = 0.0
 
     def brief(self) -> Spec:
-        """Return it with uncommitted changes of the code named by a digest: enough to tell two versions apart."""
-        diff = self.code.get("uncommitted", "")
-        if len(diff) <= DIGEST_DIGITS:
-            return self
-        digest = hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]
-        return self.model_copy(update={"code": self.code | {"uncommitted": digest}})
+        """Return it with uncommitted changes of the code named by a digest."""
+        return self.model_copy(update={"code": brief_code(self.code)})
 
 
 class Submission(Section):
@@ -151,6 +164,11 @@ class Run:
     def runs_url(self) -> str:
         """The folder of runs that it is in."""
         return self.url.rpartition("/")[0]
+
+    @property
+    def init(self) -> Store:
+        """Folder of the weights that it starts from."""
+        return self.store.child("init")
 
     def exists(self) -> bool:
         """Whether it was ever submitted."""
@@ -276,7 +294,7 @@ def _attempt_name(number: int) -> str:
 
 def list_folders(runs_url: str) -> list[Run]:
     """Return what lies in a folder of runs, sorted by id; without a look into each, so some may be no run at all."""
-    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in ("submissions", sweep.FOLDER)]
+    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in _NO_RUNS]
 
 
 def list_runs(runs_url: str) -> list[Run]:
@@ -369,6 +387,14 @@ def describe_code() -> dict[str, str]:
     return described
 
 
+def brief_code(code: dict[str, str]) -> dict[str, str]:
+    """Return a description of the code with uncommitted changes named by a digest: it tells two versions apart."""
+    diff = code.get("uncommitted", "")
+    if len(diff) <= DIGEST_DIGITS:
+        return code
+    return code | {"uncommitted": hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]}
+
+
 def describe_packages() -> dict[str, str]:
     """Return the versions of the packages that can change a result."""
     found = {}
@@ -387,8 +413,8 @@ def default_runs() -> str:
 
 def check_same(existing: Run, recipe: Recipe) -> None:
     """Refuse to mix two sciences in one folder (possible only if files were edited by hand)."""
-    ignored = {"description", "paper"}  # the run id does not stand for these
-    if existing.recipe().model_dump(exclude=ignored) != recipe.model_dump(exclude=ignored):
+    # The run id does not stand for what a recipe says of itself.
+    if existing.recipe().model_dump(exclude=ABOUT) != recipe.model_dump(exclude=ABOUT):
         raise StorageError(
             f"{existing.url}/recipe.json is not the recipe that its run id stands for; it was edited. "
             "Move the folder away, or choose another --runs."

@@ -27,6 +27,13 @@ settings.load_profile("steady")
 FOREIGN = ("SLURM_", "SUBMITIT_", "AWS_", "MASTER_", "RSB_")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes run the tests, one takes all that need a server: it mostly waits, and starts each once."""
+    for item in items:
+        if any(item.get_closest_marker(server) for server in ("slurm", "s3")):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
 def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name != "RSB_REQUIRE":
@@ -34,10 +41,11 @@ def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_session() -> Iterator[None]:
-    """Keep the settings of the shell that runs the tests from session-wide fixtures."""
+def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the settings of the shell that runs the tests from session-wide fixtures, and its cache from all."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         _strip_environment(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

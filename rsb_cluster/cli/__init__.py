@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsb_cluster import __version__
-from rsb_cluster.cli import catalog, doctor, results, runs, selftest, shards, submit
+from rsb_cluster.cli import catalog, doctor, evaluate, export, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
 
 
@@ -50,6 +50,8 @@ for _command in (
     runs.cancel,
     runs.preempt,
     runs.retry,
+    evaluate.evaluate,
+    export.export,
     results.collect,
     results.report,
     doctor.doctor,

@@ -89,7 +89,7 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
     from rsb_cluster.recipe import flatten
 
     left, right = (flatten(catalog.load_recipe(name).recipe) for name in (one, other))
-    described = ("name", "description", "paper")
+    described = ("name", "description", "paper", "reconstruction")
     rows = {key: (left[key], right[key]) for key in left if key not in described and left[key] != right[key]}
     if as_json:
         click.echo(json.dumps(rows, indent=2))

@@ -25,14 +25,17 @@ from rsb_cluster.errors import ConfigError
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
 @click.option("--publish", is_flag=True, help="Write collect.json and report.html next to each sweep that is named.")
 def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None, publish: bool) -> None:
-    """Make a table of runs: final top-1, mean ± std over seeds, against the paper's number."""
+    """Make a table of runs: final top-1, mean ± std over seeds, against the paper's number.
+
+    A second table has what 'evaluate' found: other labels, other data sets, and weights that are no run's.
+    """
     from rsb_cluster.collect import collect as verb
     from rsb_cluster.collect import render
 
     if publish:
         _publish(names, runs)
         return
-    collected = verb(*find_with_sweeps(names, runs))
+    collected = verb(*find_with_sweeps(names, runs), weights_in="" if names else runs_url(runs))
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:

@@ -48,6 +48,7 @@ _SHARED = (
     ),
     click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]"),
     click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]"),
+    click.option("--init", default="", metavar="SOURCE", help="Start from a run, a file of weights, or a timm name."),
     click.option("--cache-dir", default="", help="Keep shards in this folder on each node's own disk."),
     click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch."),
     click.option(
@@ -96,6 +97,7 @@ def submit(
     rsb-cluster submit --recipe digits --wait
     rsb-cluster submit --recipe a1 --nodes 4 --data s3://bucket/imagenet-1k --runs s3://bucket/runs
     rsb-cluster submit --recipe a3 --model resnet18 --seeds 3 --set optimizer.lr=4e-3 --dry-run
+    rsb-cluster submit --recipe ft-cars --init a1-resnet50-s0-2df9ebd6
     """
     from rsb_cluster import catalog, preview
     from rsb_cluster.grid import Grid, SweepFile

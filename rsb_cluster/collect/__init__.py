@@ -14,17 +14,20 @@ The verdict compares a group's mean top-1 with the first published value there i
   Where the paper ran one seed, N is 1 and S is 0.1, the spread of ResNet-50 with A2 over 100 seeds (Figure 1).
 
 So: ``reproduced``, ``above``, ``below``; ``no reference`` where nothing is published, or not at these resolutions;
-``modified`` where the recipe was changed, whatever the difference; ``not counted`` where none of the results counts;
-``no result`` where there is none yet.
+``modified`` where the recipe was changed, whatever the difference; ``reconstruction`` where the procedure's values are
+not public and the recipe's are our guess, so that even an equal number reproduces nothing; ``not counted`` where none
+of the results counts; ``no result`` where there is none yet.
 """
 
-from rsb_cluster.collect.groups import Collection, Group, collect, judge
+from rsb_cluster.collect.evaluations import Evaluated, collect
+from rsb_cluster.collect.groups import Collection, Group, judge
 from rsb_cluster.collect.render import FORMATS, Format, render
 from rsb_cluster.collect.rows import Result, Row, Science, Unfinished
 
 __all__ = [
     "FORMATS",
     "Collection",
+    "Evaluated",
     "Format",
     "Group",
     "Result",

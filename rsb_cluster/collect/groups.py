@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rsb_cluster.catalog import differences
 from rsb_cluster.collect.rows import (
@@ -23,12 +23,16 @@ from rsb_cluster.collect.rows import (
     published,
     resolutions,
 )
-from rsb_cluster.recipe import Recipe
 from rsb_cluster.references import Reference
 from rsb_cluster.run import Run
 from rsb_cluster.sweep import Member, Sweep
 
-Verdict = Literal["reproduced", "above", "below", "no reference", "modified", "not counted", "no result"]
+if TYPE_CHECKING:
+    from rsb_cluster.collect.evaluations import Evaluated
+
+Verdict = Literal[
+    "reproduced", "above", "below", "reconstruction", "no reference", "modified", "not counted", "no result"
+]
 
 ONE_SEED_POINTS = 0.3
 FIGURE1_STD = 0.1
@@ -80,13 +84,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found: groups in natural order, and all runs that have no result, those of the groups too."""
+    """What was found.
+
+    Attributes:
+        groups: In natural order.
+        unfinished: All runs that have no result, those of the groups too.
+        evaluations: What 'evaluate' left, of runs first.
+        unreadable: What is to be said of evaluations that could not be read.
+    """
 
     groups: tuple[Group, ...]
     unfinished: tuple[Unfinished, ...]
+    evaluations: tuple[Evaluated, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
-def collect(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:
+def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:
     """Read runs and compare them with what is published. A run that cannot be read is named, not raised.
 
     Args:
@@ -165,12 +178,14 @@ def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
     recipe, changes = science.recipe, science.changes
     counted = [row for row in rows if not row.flags]
     top1 = [row.result.top1 for row in counted]
-    references, notes = _references(recipe, changes)
+    references, notes = _references(science)
     delta: float | None = None
     tolerance: float | None = None
     verdict: Verdict = "no reference"
     if references and top1:
         delta, tolerance, verdict = judge(top1, references[0])
+        if recipe.reconstruction:  # near or far, it is not what the paper did
+            tolerance, verdict = None, "reconstruction"
     if changes:
         tolerance, verdict = None, "modified"
     costs = [item.result for item in rows] + [item.cost for item in unfinished if item.cost is not None]
@@ -193,7 +208,7 @@ def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
         delta=delta,
         tolerance=tolerance,
         verdict=verdict if top1 else ("not counted" if rows else "no result"),
-        notes=(*notes, *_unlike(counted)),
+        notes=(*notes, *_start(science), *_unlike(counted)),
         gpu_hours=math.fsum(item.gpu_hours for item in costs),
         rank_hours=math.fsum(item.rank_hours or 0.0 for item in costs),
         attempts=sum(item.attempts for item in costs),
@@ -222,13 +237,15 @@ def _goodput(rows: Sequence[Row]) -> float | None:
     return useful / math.fsum(row.result.train_s / max(row.result.goodput, 1e-9) for row in rows) if useful else None
 
 
-def _references(recipe: Recipe, changes: Changes) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+def _references(science: Science) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
     """Return what to compare with, and why there is nothing where one would expect something."""
-    known = published(recipe)
+    recipe, changes = science.recipe, science.changes
+    known = published(recipe, science.spec)
     if not recipe.paper or OTHER_DATA & changes.keys():
         return (), ()
     if known is None:
-        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}",)
+        from_ = " from such weights" if recipe.init.weights else ""
+        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}{from_}",)
     if known.doubt:
         return (), (f"not compared: {known.doubt}",)
     if resolutions(recipe) != known.px and not changes.keys() & set(RESOLUTIONS):
@@ -238,6 +255,12 @@ def _references(recipe: Recipe, changes: Changes) -> tuple[tuple[Reference, ...]
             f"Use --set augment.resolution={train} --set eval.resolution={test}",
         )
     return known.references, ()
+
+
+def _start(science: Science) -> tuple[str, ...]:
+    """Say which weights the runs of a group start from."""
+    init = science.spec.init
+    return (f"starts from {init.source} (SHA-256 {init.sha256[:12]})",) if init else ()
 
 
 def _unlike(counted: Sequence[Row]) -> list[str]:
@@ -270,6 +293,9 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
             unlike: Changes = dict(differences(there.recipe, here.recipe))
             if other.virtual_ranks != group.virtual_ranks:
                 unlike["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
+            before, after = (s.spec.init.sha256[:12] if s.spec.init else "" for s in (there, here))
+            if before != after:
+                unlike["initial weights"] = (before, after)
             group = replace(group, notes=(*group.notes, f"unlike the group of the same name: {describe(unlike)}"))
         result.append(group)
     return result

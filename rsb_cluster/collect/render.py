@@ -2,7 +2,7 @@
 
 The tables have one line per group, and say below it what was compared with what and which runs do not count. JSON has
 all: groups with their runs, and the unfinished runs. CSV has one line per run, the unfinished ones too, with all that
-is known of the run and nothing of its group.
+is known of the run and nothing of its group; and one per evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import sys
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
+from rsb_cluster.collect.evaluations import Evaluated
 from rsb_cluster.collect.groups import Collection
+from rsb_cluster.evaluation import Evaluation
 
 Format = Literal["table", "csv", "json", "md", "latex", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -26,6 +28,7 @@ RUN_COLUMNS = (
     *("gpu_hours", "rank_hours", "wall_s", "train_s", "images_per_s", "goodput"),
     *("attempts", "preemptions", "steps_repeated", "finished", "code", "url", "reason"),
 )
+EVALUATION_COLUMNS = ("data_set", "part", "labels", "resolution", "crop", "metric", "value", "scored")
 
 
 def render(collection: Collection, format: Format, *, terminal: bool | None = None) -> str:
@@ -60,7 +63,9 @@ def _to_json(collection: Collection) -> dict[str, Any]:
         values["references"] = [asdict(reference) for reference in group.references]
         values["runs"] = [row.to_json() for row in group.rows]
         groups.append(values | {"unfinished": [run.run_id for run in group.open]})
-    return {"groups": groups, "unfinished": [run.to_json() for run in collection.unfinished]}
+    evaluations = [line.to_json() for line in collection.evaluations]
+    unfinished = [run.to_json() for run in collection.unfinished]
+    return {"groups": groups, "unfinished": unfinished, "evaluations": evaluations}
 
 
 def _plain(value: Any) -> Any:
@@ -74,9 +79,19 @@ def _plain(value: Any) -> Any:
 
 def _csv(collection: Collection) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, RUN_COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, RUN_COLUMNS + EVALUATION_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for group in collection.groups:
         writer.writerows(row.to_json() for row in group.rows)
     writer.writerows(run.to_json() for run in collection.unfinished)
+    for line in collection.evaluations:
+        writer.writerows(_evaluation_row(line, row) for row in line.rows)
     return text.getvalue()
+
+
+def _evaluation_row(line: Evaluated, row: Evaluation) -> dict[str, Any]:
+    """Return what the columns for runs and those for evaluations say of an evaluation."""
+    columns = (*(name for name in RUN_COLUMNS if name != "code"), *EVALUATION_COLUMNS)
+    known = {key: value for key, value in row.model_dump().items() if key in columns}
+    said = {"recipe": line.name, "steps": row.step, "url": row.weights_url, "value": row.value}
+    return known | said | {"state": "evaluated", "counted": row in line.counted, "code": row.code.get("version", "")}

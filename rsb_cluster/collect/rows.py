@@ -216,11 +216,12 @@ class Reader:
         return self._science(said.get("recipe"), validate(Spec, said.get("spec"), where), run)
 
     def _science(self, recipe_values: Any, spec: Spec, run: Run) -> Science:
-        text = json.dumps(recipe_values, sort_keys=True)
+        start = spec.init.sha256 if spec.init else ""
+        text = json.dumps([recipe_values, start], sort_keys=True)
         if text not in self._recipes:
             recipe = validate(Recipe, recipe_values, run.store.locate("recipe.json"))
             # Always the same seed and data: seeds meet, and so do copies of a data set.
-            self._recipes[text] = (recipe, recipe.digest(0, ""))
+            self._recipes[text] = (recipe, recipe.digest(0, "", start))
         recipe, digest = self._recipes[text]
         brief = spec.brief()
         return self._changed(Science(recipe, brief, {}, digest), brief.modified)
@@ -228,7 +229,7 @@ class Reader:
     def _changed(self, science: Science, changes: Changes) -> Science:
         """Note what was changed, and with it the group."""
         recipe, spec = science.recipe, science.spec
-        known = published(recipe)
+        known = published(recipe, spec)
         if known and known.px == resolutions(recipe):
             changes = {key: change for key, change in changes.items() if key not in RESOLUTIONS}
         digest = science.key.partition(" ")[0]
@@ -262,9 +263,9 @@ class Reader:
         return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
 
 
-def published(recipe: Recipe) -> Known | None:
-    """Return what is published for a recipe's procedure and model."""
-    return lookup(recipe.paper, recipe.model.name)
+def published(recipe: Recipe, spec: Spec) -> Known | None:
+    """Return what is published for a recipe's procedure and model, and the procedure of the weights it starts from."""
+    return lookup(recipe.paper, recipe.model.name, spec.init.procedure if spec.init else "")
 
 
 def resolutions(recipe: Recipe) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -12,10 +12,24 @@ from rich.table import Table
 from rich.text import Text
 
 from rsb_cluster.collect.cells import COLUMNS, WORDS, cells, remarks
+from rsb_cluster.collect.evaluation_cells import (
+    EVALUATION_COLUMNS,
+    EVALUATION_WORDS,
+    evaluation_cells,
+    evaluation_remarks,
+)
 from rsb_cluster.collect.groups import Collection
 
 DROPPED_FIRST = ("repeated", "attempts", "min–max", "top-5", "seed 0", "goodput", "preemptions", "timm", "GPU-hours")
-COLOURS = {"reproduced": "green", "above": "cyan", "below": "red", "modified": "yellow"}
+COLOURS = {
+    "reproduced": "green",
+    "above": "cyan",
+    "below": "red",
+    "modified": "yellow",
+    "reconstruction": "magenta",
+    "agrees": "green",
+    "differs": "red",
+}
 
 
 def table(collection: Collection, terminal: bool) -> str:
@@ -29,35 +43,50 @@ def table(collection: Collection, terminal: bool) -> str:
     # Without a terminal nothing is folded: a file or a pipe has no width.
     width = shutil.get_terminal_size((120, 24)).columns if terminal else 10_000
     console = Console(file=file, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
-    unlimited = console.options.update(width=10_000)
-    shown = list(COLUMNS)
-    for name in (None, *DROPPED_FIRST):
-        if name:
-            shown.remove(name)
-        made = _rich_table(collection, shown)
-        if console.measure(made, options=unlimited).maximum <= width:
-            break
+    below = remarks(collection)
     if collection.groups:
-        console.print(made)
+        rows = [cells(group) for group in collection.groups]
+        if left_out := _print_table(console, rows, COLUMNS, WORDS):
+            below["Left out for want of width"] = [", ".join(left_out)]
     else:
         console.print(Text("No run has a result."))
-    below = remarks(collection)
-    left_out = [name for name in COLUMNS if name not in shown]
-    if left_out and collection.groups:
-        below["Left out for want of width"] = [", ".join(left_out)]
+    _print_remarks(console, below)
+    if collection.evaluations:
+        console.print()
+        rows = [evaluation_cells(line) for line in collection.evaluations]
+        _print_table(console, rows, EVALUATION_COLUMNS, EVALUATION_WORDS)
+    _print_remarks(console, evaluation_remarks(collection))
+    return file.getvalue()
+
+
+def _print_table(
+    console: Console, rows: Sequence[Mapping[str, str]], columns: Sequence[str], words: Sequence[str]
+) -> list[str]:
+    """Print a table with the columns that there is room for; return the others."""
+    unlimited = console.options.update(width=10_000)
+    shown = list(columns)
+    for name in (None, *(name for name in DROPPED_FIRST if name in columns)):
+        if name:
+            shown.remove(name)
+        made = _rich_table(rows, shown, words)
+        if console.measure(made, options=unlimited).maximum <= console.width:
+            break
+    console.print(made)
+    return [name for name in columns if name not in shown]
+
+
+def _print_remarks(console: Console, below: Mapping[str, Sequence[str]]) -> None:
     for heading, lines in below.items():
         console.print(Text(f"\n{heading}:", style="bold"))
         for remark in lines:
             console.print(Text(f"  {remark}"))
-    return file.getvalue()
 
 
-def _rich_table(collection: Collection, columns: Sequence[str]) -> Table:
+def _rich_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], words: Sequence[str]) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
-        made.add_column(name, justify="left" if name in WORDS else "right")
-    for group in collection.groups:
-        texts = cells(group)
-        colour = {"verdict": COLOURS.get(group.verdict, "")}
+        made.add_column(name, justify="left" if name in words else "right")
+    for texts in rows:
+        colour = {"verdict": COLOURS.get(texts["verdict"], "")}
         made.add_row(*(Text(texts[name], style=colour.get(name, "")) for name in columns))
     return made

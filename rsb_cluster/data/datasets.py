@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 Metric = Literal[
     "top1",  # right images among all images
+    "top5",  # images whose class is among the five best predictions
     "mean_per_class",  # mean over classes of the share of right images (macro recall)
     "label_set_top1",  # images whose prediction is in their label set, among images that have one
     "macro_f1",  # mean over classes of F1

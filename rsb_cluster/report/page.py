@@ -137,7 +137,8 @@ def _run(item: Row | Unfinished, group: int | None, history: History, output: Pa
 
 def _group(group: Group) -> dict[str, Any]:
     first = group.references[0] if group.references else None
-    known = published(group.rows[0].science.recipe) if group.rows else None
+    science = group.rows[0].science if group.rows else None
+    known = published(science.recipe, science.spec) if science else None
     return {
         "label": f"{label(group)} · {group.model}",
         "verdict": group.verdict,

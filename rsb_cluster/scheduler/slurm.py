@@ -36,12 +36,14 @@ _COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 _SETUP = ["trap : TERM USR2", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
 
 # srun reports the highest exit code of all tasks. A job that ends by itself within the grace time counts as finished
-# for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING.
+# for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING, and not where
+# Slurm has held this host for dead and started the job elsewhere.
 _TEARDOWN = f"""\
 code=$?
 job="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
 if [ "$code" -eq {EXIT_AGAIN} ] || {{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}; then
-  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job" && sleep 300; fi
+  read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
+  if [ "$state $restarts" = "RUNNING ${{SLURM_RESTART_COUNT:-0}}" ]; then scontrol requeue "$job" && sleep 300; fi
 fi
 exit "$code\"""".splitlines()
 

@@ -16,7 +16,8 @@ from timm.data import Mixup, auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from rsb_cluster.recipe import Recipe
+from rsb_cluster.data.order import seed_of
+from rsb_cluster.recipe import Eval, Recipe
 
 
 def seed_everything(seed: int) -> None:
@@ -24,6 +25,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
+
+
+def seed_micro_batch(seed: int, step: int, virtual_rank: int) -> None:
+    """Set them for all that is drawn in one micro-batch of a run, whichever process computes it."""
+    seed_everything(seed_of(seed, step, virtual_rank, 3))
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
@@ -65,16 +71,13 @@ class TrainTransform:
 class EvalTransform:
     """timm's evaluation transform, to uint8 of shape (C, H, W); the seed is not used."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        e = recipe.eval
+    def __init__(self, spec: Eval) -> None:
         self._transform: Any = create_transform(
-            (3, e.resolution, e.resolution),
+            (3, spec.resolution, spec.resolution),
             is_training=False,
-            use_prefetcher=True,
-            interpolation=e.interpolation,
-            crop_pct=e.crop,
-            mean=recipe.data.mean,
-            std=recipe.data.std,
+            use_prefetcher=True,  # uint8 out; normalisation is left to the device
+            interpolation=spec.interpolation,
+            crop_pct=spec.crop,
         )
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
@@ -84,13 +87,27 @@ class EvalTransform:
 
 
 class Normalise:
-    """Turns uint8 images on the device into normalised floats of the training dtype."""
+    """Turns uint8 images on the device into normalised floats.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    Args:
+        mean: Of each channel, of 1.
+        std: Likewise.
+        device: Where.
+        channels_last: The memory format of the result.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device,
+        *,
+        channels_last: bool,
+    ) -> None:
         shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(recipe.data.mean, device=device).view(shape) * 255
-        self._std = torch.tensor(recipe.data.std, device=device).view(shape) * 255
-        self._format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+        self._mean = torch.tensor(mean, device=device).view(shape) * 255
+        self._std = torch.tensor(std, device=device).view(shape) * 255
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Return ``(x/255 − mean) / std`` as float32."""

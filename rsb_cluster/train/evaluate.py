@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from rsb_cluster.errors import DataError
 from rsb_cluster.run import Cause
@@ -46,45 +46,59 @@ class Stopped(Exception):
 
 
 @torch.inference_mode()
-def evaluate(
+def logits_of(
     model: nn.Module,
-    batches: Any,
+    batches: Iterable[Batch],
     stream: EvalStream,
     *,
-    total: int,
-    group: Group,
+    device: torch.device,
     normalise: Normalise,
     autocast: Callable[[], Any],
     agree: Callable[[], Cause | None],
-) -> Score:
-    """Score a model on all shards.
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch of this process, and the model's answers to it: float32, shape (B, K).
 
     Args:
         model: The network; left in evaluation mode.
         batches: The stream's decoded batches.
         stream: This process's part of the set.
-        total: Images in the index; the sum over all processes is checked against it.
-        group: The processes.
+        device: Where the model is.
         normalise: From uint8 to the model's input.
         autocast: Context of the forward pass.
         agree: Asked once a round by every rank; a cause ends the evaluation.
 
     Raises:
         Stopped: A cause was agreed.
-        DataError: The images counted are not those of the index.
     """
     model.eval()
-    device = group.device
-    # top-1 hits, top-5 hits, sum of losses, images, images that could not be decoded
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
     source = iter(batches)
     for _ in range(stream.rounds):
-        batch: Batch | None = next(source, None)
+        batch = next(source, None)
         if batch is not None:
-            _add(sums, model, batch, device, normalise, autocast)
+            images_BCHW = normalise(batch.images.to(device, non_blocking=True))
+            with autocast():
+                logits_BK = model(images_BCHW)
+            yield batch, logits_BK.float()
         cause = agree()
         if cause is not None:
             raise Stopped(cause)
+
+
+def add_up(answers: Iterable[tuple[Batch, Tensor]], *, total: int, group: Group) -> Score:
+    """Add up the answers of all processes.
+
+    Args:
+        answers: Those of this process.
+        total: Images in the index; the sum over all processes is checked against it.
+        group: The processes.
+
+    Raises:
+        DataError: The images counted are not those of the index.
+    """
+    # top-1 hits, top-5 hits, sum of losses, images, images that could not be decoded
+    sums = torch.zeros(5, dtype=torch.float64, device=group.device)
+    for batch, logits_BK in answers:
+        sums += _counts(batch, logits_BK)
     hits1, hits5, loss, counted, bad = group.sum_(sums).tolist()
     if int(counted) != total:
         raise DataError(
@@ -94,22 +108,12 @@ def evaluate(
     return Score(100 * hits1 / total, 100 * hits5 / total, loss / max(1, total - bad), total, int(bad))
 
 
-def _add(
-    sums: torch.Tensor,
-    model: nn.Module,
-    batch: Batch,
-    device: torch.device,
-    normalise: Normalise,
-    autocast: Callable[[], Any],
-) -> None:
-    images_BCHW = normalise(batch.images.to(device, non_blocking=True))
+def _counts(batch: Batch, logits_BK: Tensor) -> Tensor:
+    device = logits_BK.device
     labels_B = batch.labels.to(device, non_blocking=True)
     good_B = batch.good.to(device)
-    with autocast():
-        logits_BK = model(images_BCHW)
-    logits_BK = logits_BK.float()
     top_B5 = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
     hit_B5 = (top_B5 == labels_B[:, None]) & good_B[:, None]
     losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none") * good_B
     counts = [hit_B5[:, 0].sum(), hit_B5.sum(), losses_B.double().sum(), good_B.numel(), (~good_B).sum()]
-    sums += torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in counts])
+    return torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in counts])

@@ -14,6 +14,8 @@ from torch import nn
 from rsb_cluster.errors import ConfigError, did_you_mean
 from rsb_cluster.recipe import Optimizer, Recipe, Schedule
 
+AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 def build_model(recipe: Recipe) -> nn.Module:
     """Create the recipe's network with random weights.

@@ -13,16 +13,24 @@ from rsb_cluster.recipe import Recipe, validate
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
 from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
+from rsb_cluster.train.weights import fitted, parse
+from rsb_cluster.weights import Found
 
 
-def check(recipe: Recipe) -> dict[str, int]:
+def check(recipe: Recipe, init: Found | None = None) -> dict[str, int]:
     """Build all that a recipe names, on torch's meta device: shapes without memory.
+
+    Args:
+        recipe: The recipe.
+        init: The file of weights that it starts from.
 
     Returns:
         The number of parameters.
 
     Raises:
-        ConfigError: timm does not know the model, an argument, a transform; or the model does not take the images.
+        ConfigError: timm does not know the model, an argument, a transform; or the model does not take the images, or
+            the weights.
+        CheckpointError: The weights cannot be read.
     """
     with torch.device("meta"):
         model = build_model(recipe)
@@ -38,12 +46,14 @@ def check(recipe: Recipe) -> dict[str, int]:
                 raise ConfigError(
                     f"model.name = '{recipe.model.name}' gives outputs of shape {shape}, not one logit per class."
                 )
+    if init is not None:
+        fitted(model, parse(init.read(), init), recipe.model.name, init.source, recipe.init.head)
     build_optimizer(model, recipe.optimizer)
     LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch).at(0)
     try:
-        TrainTransform(recipe), EvalTransform(recipe)
+        TrainTransform(recipe), EvalTransform(recipe.eval)
         if recipe.data.pipeline == "fast":
-            FastTrain(recipe), FastEval(recipe)
+            FastTrain(recipe), FastEval(recipe.eval)
     except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(
             f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}."
@@ -52,12 +62,12 @@ def check(recipe: Recipe) -> dict[str, int]:
 
 
 def main() -> None:
-    """Read a list of recipes as JSON on standard input; answer each with JSON on standard output."""
+    """Read pairs of a recipe and its start as JSON on standard input; answer each with JSON on standard output."""
     warnings.simplefilter("ignore")
     answers: list[dict[str, object]] = []
-    for values in json.load(sys.stdin):
+    for values, init in json.load(sys.stdin):
         try:
-            answers.append(dict(check(validate(Recipe, values, "recipe"))))
+            answers.append(dict(check(validate(Recipe, values, "recipe"), Found(**init) if init else None)))
         except RsbError as error:
             answers.append({"error": str(error)})
     sys.stdout.write(json.dumps(answers) + "\n")

@@ -30,26 +30,27 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
-from rsb_cluster.run import Cause, Run, Spec
+from rsb_cluster.run import Cause, InitialWeights, Run, Spec
 from rsb_cluster.storage import Store
-from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything
+from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group, lost_peers_named
-from rsb_cluster.train.evaluate import Score, Stopped, evaluate
+from rsb_cluster.train.evaluate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.exchange import Local, StepExchange, Summary
 from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.losses import criterion
-from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.samples import SampleLog
-from rsb_cluster.train.state import Progress, Saver, SaveTooSlowError, from_files
+from rsb_cluster.train.saver import Saver, SaveTooSlowError
+from rsb_cluster.train.state import Progress, from_files
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.streams import EvalStream, TrainStream
 from rsb_cluster.train.watchdog import Watchdog
+from rsb_cluster.train.weights import fitted, parse
+from rsb_cluster.weights import Found
 
 log = logging.getLogger(__name__)
-
-AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # torch 2.15 has a new name for it.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -99,8 +100,8 @@ class Trainer:
         self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
         self._open_data()
         self._build()
-        self.saver = Saver(run.store, job.checkpoint, claim) if claim is not None else None
-        self._load(run.store.child("checkpoints"), claim)
+        self.saver = Saver(run.store, job.checkpoint, claim, self.device) if claim is not None else None
+        self._load(run, claim)
         self._samples = SampleLog(run.store, group, claim) if job.log_samples else None
         self.exchange = StepExchange(group, self.statistics)
         self._interval_started, self._interval_steps = time.monotonic(), 0
@@ -140,22 +141,27 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.train.amp == "fp16")
         self.statistics = RunningStatistics(self.model, self.spec.virtual_ranks)
         self.loss = criterion(recipe.loss)
-        self.normalise = Normalise(recipe, self.device)
+        self.normalise = Normalise(
+            recipe.data.mean, recipe.data.std, self.device, channels_last=recipe.train.channels_last
+        )
         self.mix = Mix(recipe, self.device)
 
-    def _load(self, folder: Store, claim: Claim | None) -> None:
-        """Go on from the newest whole checkpoint, the same one on every rank."""
+    def _load(self, run: Run, claim: Claim | None) -> None:
+        """Go on from the newest whole checkpoint, the same one on every rank; else start."""
+        folder = run.store.child("checkpoints")
         found = checkpoint.read_latest(folder, claim.starts) if claim is not None else None
         name = self.group.share("resume", found.saved.folder if found else "")
         if saved := checkpoint.Saved.of(name):
             found = found or checkpoint.read(folder, saved)
-            self.progress, tensors = from_files(found, self.device)
-            self.model.load_state_dict(tensors["model"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.progress, states = from_files(found, self.device)
+            self.model.load_state_dict(states["model"])
+            self.optimizer.load_state_dict(states["optimizer"])
             if self.scaler.is_enabled():
-                self.scaler.load_state_dict(tensors["scaler"])
+                self.scaler.load_state_dict(states["scaler"])
             if self.ema is not None:
-                self.ema.module.load_state_dict(tensors["ema"])
+                self.ema.module.load_state_dict(states["ema"])
+        elif self.spec.init is not None:
+            self._start_from(run.init, self.spec.init)
         network: nn.Module = self.model
         if self.recipe.train.compile:
             network = torch.compile(network)  # type: ignore[assignment]
@@ -168,6 +174,18 @@ class Trainer:
                 **_KEEP_BUFFERS,  # the statistics are averaged over virtual ranks instead
             )
             self._rehearse()
+
+    def _start_from(self, folder: Store, init: InitialWeights) -> None:
+        """Take the initial weights; each rank reads the same file, and a new classifier is drawn from the seed."""
+        found = Found(init.source, folder.url, init.file, init.sha256, init.architecture)
+        taken = fitted(self.model, parse(found.read(), found), init.architecture, init.source, self.recipe.init.head)
+        self.model.load_state_dict(taken.tensors)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(taken.tensors)
+        log.info(
+            "starts from %s (SHA-256 %s); new: %s; resized: %s",
+            init.source, init.sha256[:12], ", ".join(taken.new) or "nothing", ", ".join(taken.resized) or "nothing",
+        )  # fmt: skip
 
     def _rehearse(self) -> None:
         """Run one backward pass for nothing.
@@ -212,6 +230,8 @@ class Trainer:
         while cause is None and self.progress.step < total:
             with lost_peers_named():
                 self._step(source)
+            if self.saver is not None and self.progress.step == self._first_step + 1:
+                self.saver.prepare(self._states())  # now the optimizer's is there
             at_epoch_end = self.progress.step % per_epoch == 0
             cause = self._account(self.exchange.take(all_=at_epoch_end)) or early
             early = None
@@ -225,7 +245,7 @@ class Trainer:
                 # Only rank 0 is here. On a GPU the others read this step's numbers one step later, and all must leave
                 # the loop after the same step: what rank 0 learns now it acts on then.
                 early = self._account(self.exchange.take(all_=True))
-                self.saver.save(self.progress, self._tensors())
+                self.saver.save(self.progress, self._states())
         return self._finish(cause)
 
     def _finish(self, cause: Cause | None) -> Cause:
@@ -237,7 +257,7 @@ class Trainer:
             log.info("%s after step %d: saving", end, self.progress.step)
             budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end, 0)
             try:
-                self.saver.save_last(self.progress, self._tensors(), within_s=self.flag.left_s(budget))
+                self.saver.save_last(self.progress, self._states(), within_s=self.flag.left_s(budget))
                 self.saver.close()
             except SaveTooSlowError as error:
                 self.message = str(error)
@@ -277,17 +297,17 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns its loss, on the device."""
-        if self._samples is not None:
-            self._samples.add(step, virtual_rank, batch)
-        seed_everything(seed_of(self.spec.seed, step, virtual_rank, 3))
+        seed_micro_batch(self.spec.seed, step, virtual_rank)
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        images, weights = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        images, shares = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        if self._samples is not None:
+            self._samples.add(step, virtual_rank, batch, shares)
         # Gradients travel with the last micro-batch only.
         wait = isinstance(self.network, DistributedDataParallel) and not last
         with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast():
                 logits = self.network(images)
-            loss: torch.Tensor = self.loss(logits, weights)
+            loss: torch.Tensor = self.loss(logits, shares)
             self.scaler.scale(loss / len(self.mine)).backward()
         return loss.detach()
 
@@ -353,7 +373,7 @@ class Trainer:
             self.saver.metrics.add(row)
             self.saver.flush_metrics()
             if is_best and step < self.recipe.total_steps:
-                self.saver.save(self.progress, self._tensors())
+                self.saver.save(self.progress, self._states())
         score = self.scores[""]
         log.info(
             "epoch %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
@@ -368,25 +388,25 @@ class Trainer:
         stream = EvalStream(
             reader, self.val_index, rank=self.group.rank, world_size=self.group.world_size, batch=max(size, 64)
         )
-        return evaluate(
+        answers = logits_of(
             model,
             self._batches(stream),
             stream,
-            total=self.val_index.num_samples,
-            group=self.group,
+            device=self.device,
             normalise=self.normalise,
             autocast=self._autocast,
             agree=self._agree_now,
         )
+        return add_up(answers, total=self.val_index.num_samples, group=self.group)
 
     def _batches(self, stream: TrainStream | EvalStream) -> Iterable[Batch]:
         """Return a stream's batches, by the recipe's pipeline."""
         recipe, workers, pin = self.recipe, self.job.loader_workers, self.device.type == "cuda"
         training = isinstance(stream, TrainStream)
         if recipe.data.pipeline == "timm":
-            stock = TrainTransform(recipe) if training else EvalTransform(recipe)
+            stock = TrainTransform(recipe) if training else EvalTransform(recipe.eval)
             return process_batches(stream, stock, workers=workers, pin=pin)
-        fast = FastTrain(recipe) if training else FastEval(recipe, recipe.eval.exact)
+        fast = FastTrain(recipe) if training else FastEval(recipe.eval)
         side = recipe.augment.resolution if training else recipe.eval.resolution
         return ThreadedBatches(stream, fast, side=side, threads=workers, pin=pin)
 
@@ -440,7 +460,7 @@ class Trainer:
             spec.virtual_ranks, order.micro_batch, self.group.world_size, recipe.model.name, self.device, order.dropped,
         )  # fmt: skip
 
-    def _tensors(self) -> dict[str, Any]:
+    def _states(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()

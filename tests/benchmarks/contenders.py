@@ -152,7 +152,7 @@ def ours(task: Task, repeats: int = 1) -> Iterator[Any]:
     reader = ShardReader(store, index)
     if not task.training:
         stream = EvalStream(reader, index, rank=0, world_size=1, batch=BATCH)
-        batches = ThreadedBatches(stream, FastEval(recipe), side=task.side, threads=task.workers, pin=False)
+        batches = ThreadedBatches(stream, FastEval(recipe.eval), side=task.side, threads=task.workers, pin=False)
         return _endless(batches)
     training = TrainStream(
         reader, recipe, index, seed=0, virtual_ranks=virtual_ranks, mine=range(virtual_ranks), start_step=0,

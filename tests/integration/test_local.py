@@ -13,7 +13,7 @@ from rsb_cluster.metrics import Row, read_rows
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
-from tests.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of, samples_of
 
 
 def run_of(rsb: RsbCluster, printed: str, runs: str = "runs") -> Run:
@@ -94,18 +94,21 @@ def test_one_two_and_four_processes_train_alike_and_count_each_image_once(rsb: R
     # So each of the first 20 steps has the recipe's own learning rate: they are the start of its 234 warm-up steps.
     peak = 8e-3 * 20 / 234
     found: dict[int, list[Row]] = {}
+    held = {}
     for processes in (1, 2, 4):
         printed = rsb(
             "submit", "--recipe", "fashion-mnist", "--job", "local", "--data", str(twenty_steps), "--wait", "--json",
             "--runs", f"runs-{processes}", "--set", f"job.tasks_per_node={processes}", "--set", "job.log_every_steps=1",
             "--set", "data.train_samples=5120", "--set", "schedule.epochs=2", "--set", f"optimizer.lr={peak}",
+            "--set", "job.log_samples=true",
         )  # fmt: skip
         run_id = next(line.split('"')[3] for line in printed.splitlines() if '"run_id"' in line)
         run = Run.at(rsb.cwd / f"runs-{processes}", run_id)
-        found[processes] = rows_of(run)
+        found[processes], held[processes] = rows_of(run), samples_of(run)
         evaluations = [row for row in found[processes] if row["kind"] == "eval"]
         assert [(row["step"], row["samples"], row["bad"]) for row in evaluations] == [(20, 10_000, 0), (40, 10_000, 0)]
         assert run.attempts()[0].world_size == processes
+    assert held[1] and held[1] == held[2] == held[4], "the same samples, pixels and λ in every micro-batch"
     losses = {p: [r["loss"] for r in rows if r["kind"] == "train"][:20] for p, rows in found.items()}
     assert len(losses[1]) == 20 and losses[1][-1] < losses[1][0]
     for processes in (2, 4):
@@ -151,3 +154,21 @@ def test_a_damaged_image_is_named_and_ends_the_run(rsb: RsbCluster, tmp_path: Pa
     (finished,) = [r for r in rsb.json("status", "--json") if r["state"] == "finished"]
     rows = read_rows(Run.at(rsb.cwd / "runs", finished["run_id"]))
     assert max(row.get("bad_samples", 0) for row in rows) == 1
+
+
+def test_two_processes_start_from_a_run_and_the_dry_run_says_so(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
+    source = f"{unbroken.runs_url}/{unbroken.run_id}"
+    short = ("schedule.epochs=1", "schedule.warmup_epochs=0", "optimizer.lr=1e-6")
+    changed = [word for assignment in short for word in ("--set", assignment)]
+    asked = ("--recipe", "digits", "--job", "local", "--data", str(digits), "--init", source, *changed)
+    plan = rsb.json("submit", *asked, "--dry-run", "--json")
+    run = run_of(rsb, rsb("submit", *asked, "--wait"))
+    assert plan["runs"][0]["run_id"] == run.run_id
+    init = run.spec().init
+    assert init is not None and (init.source, init.sha256) == tuple(plan["init"].values())
+    assert init.source.startswith(f"{source}/checkpoints/step-")
+    started, ended = unbroken.result(), run.result()
+    assert started is not None and ended is not None
+    assert ended["top1"] == pytest.approx(started["top1"], abs=3)  # with such a small rate nothing is learned or lost
+    refused = rsb.error("submit", *asked, "--model", "resnet18")
+    assert "is a resnet10t, model.name is 'resnet18'" in refused

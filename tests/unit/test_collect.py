@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from rsb_cluster.collect import Collection, Group, collect, judge, render
+from rsb_cluster.collect.render import EVALUATION_COLUMNS
 from rsb_cluster.recipe import Recipe, override
 from rsb_cluster.references import Reference, lookup
 from rsb_cluster.run import Attempt, Run, Spec, Submission, list_folders
@@ -229,6 +230,40 @@ def test_a_change_that_only_the_spec_tells_of_counts_as_one(tmp_path: Path) -> N
     run = make_run(tmp_path, spec={"modified": {"loss.reduction": ("mean", "sum")}})
     group = only(collect([finish(run, 78.0, modified={})]))
     assert (group.verdict, group.changes) == ("modified", {"loss.reduction": ("mean", "sum")})
+
+
+def test_a_reconstruction_that_hits_the_number_reproduces_nothing(tmp_path: Path) -> None:
+    recipe = a_recipe("name=a2-reg", "paper=A2-reg", "model.name=resnet152", "augment.resolution=224")
+    plain = finished(tmp_path / "plain", 82.4, recipe)
+    guess = finished(tmp_path / "guess", 82.4, recipe.model_copy(update={"reconstruction": True}))
+    assert only(collect([plain])).verdict == "reproduced"
+    group = only(collect([guess]))
+    assert (group.verdict, group.tolerance, group.references[0].top1) == ("reconstruction", None, 82.4)
+    assert group.delta == pytest.approx(0)
+
+
+def test_fine_tuning_is_compared_with_the_row_of_the_weights_it_started_from(tmp_path: Path) -> None:
+    recipe = a_recipe(
+        "name=ft-cars", "paper=FT-Cars", "augment.resolution=224", "init.weights=w", "reconstruction=true"
+    )
+    init = {"source": "w", "file": "w.pt", "architecture": "resnet50"}
+    starts = {"A1": "1", "A3": "3", "": "0"}
+    runs = [
+        finish(
+            make_run(
+                tmp_path, recipe, tag=f"-{digit}", spec={"init": {**init, "sha256": digit * 64, "procedure": procedure}}
+            ),
+            92.0,
+        )
+        for procedure, digit in starts.items()
+    ]
+    a1_, a3_, own = (only(collect([run])) for run in runs)
+    assert [r.top1 for r in (*a1_.references, *a3_.references)] == [92.7, 92.5]
+    assert own.references == () and "nothing is published for resnet50 with FT-Cars from such weights" in own.notes
+    assert "starts from w (SHA-256 111111111111)" in a1_.notes
+    kept_apart = collect(runs).groups
+    assert len(kept_apart) == 3
+    assert any("initial weights" in note for note in kept_apart[1].notes)
 
 
 def test_runs_of_one_name_and_unlike_recipes_are_kept_apart(tmp_path: Path) -> None:
@@ -535,7 +570,7 @@ def test_csv_has_one_line_per_run_and_no_number_for_the_unfinished(runs: list[Ru
     assert by_id["a1-resnet152-s0"]["steps"] == "700"
     assert all(None not in row for row in rows)
     empty = [name for name in rows[0] if not any(row[name] for row in rows)]
-    assert empty == []
+    assert empty == list(EVALUATION_COLUMNS)  # there are none here
 
 
 def test_json_has_every_run_and_is_strict(runs: list[Run]) -> None:
@@ -611,14 +646,16 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(
 
 def test_nothing_at_all_is_said_so() -> None:
     assert render(collect([]), "table") == "No run has a result.\n"
-    assert json.loads(render(collect([]), "json")) == {"groups": [], "unfinished": []}
+    assert json.loads(render(collect([]), "json")) == {"groups": [], "unfinished": [], "evaluations": []}
     assert render(collect([]), "csv").count("\n") == 1
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_costs_one_file_and_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_costs_one_file_and_all_their_evaluations_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, old, waiting = finished(tmp_path, 78.0), finished(tmp_path, 78.0, seed=1), make_run(tmp_path, seed=2)
     old.store.write_json("result.json", {k: v for k, v in old.store.read_json("result.json").items() if k != "science"})
     attempt(run, cause="finished", ended=2e9)
@@ -643,7 +680,7 @@ def test_a_finished_run_costs_one_file_and_no_listing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Store, "read_many", spy_many)
     monkeypatch.setattr(Store, "files", spy_files)
     collect([run])
-    assert read == ["a3-resnet50-s0/result.json"]
+    assert read == ["a3-resnet50-s0/result.json", "evaluations/"]
     read.clear()
     assert only(collect([old])).n == 1
     assert sorted(read) == [f"a3-resnet50-s1/{name}.json" for name in ("recipe", "result", "spec")]

@@ -299,7 +299,7 @@ def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
 
 STUBS = {
     "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; eval "$SRUN_DOES"; exit "$CODE"',
-    "squeue": 'echo "$@" >>"$OUT/squeue"; echo "$STATE"',
+    "squeue": 'echo "$@" >>"$OUT/squeue"; printf "%-20s%-20s\\n" $STATE "${RESTARTS:-0}"',
     "scontrol": 'echo "$@" >>"$OUT/scontrol"; exit "${SCONTROL_CODE:-0}"',
     "sleep": 'echo "$@" >>"$OUT/sleep"',
 }
@@ -356,8 +356,15 @@ def test_a_job_queues_again_just_when_another_attempt_makes_sense(node, code, st
 
 def test_an_element_of_an_array_queues_itself_again_and_not_its_siblings(node):
     assert node.run(75, "RUNNING", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0") == 75
-    assert node.calls("squeue") == ["-h -j 5_0 -o %T"]
+    assert node.calls("squeue") == ["-h -j 5_0 -O State,RestartCnt"]
     assert node.calls("scontrol") == ["requeue 5_0"]
+
+
+@pytest.mark.parametrize(("mine", "now", "again"), [("1", "1", True), ("1", "2", False), (None, "1", False)])
+def test_a_script_on_a_host_that_was_held_for_dead_leaves_the_job_alone(node, mine, now, again):
+    """Slurm has started it elsewhere meanwhile."""
+    assert node.run(75, "RUNNING", RESTARTS=now, **({"SLURM_RESTART_COUNT": mine} if mine else {})) == 75
+    assert node.calls("scontrol") == (["requeue 7"] if again else [])
 
 
 def test_a_job_that_may_not_queue_again_ends_at_once(node):

@@ -282,8 +282,8 @@ def test_without_randaugment_only_the_resize_differs(interpolation: str, most: i
 @pytest.mark.parametrize(("side", "crop"), [(160, 0.95), (224, 0.95), (224, 1.0), (32, 0.875)])
 def test_evaluation_gives_timms_image(side: int, crop: float, interpolation: str) -> None:
     recipe = a_recipe(eval__resolution=side, eval__crop=crop, eval__interpolation=interpolation)
-    stock, ours = EvalTransform(recipe), FastEval(recipe)
-    exact = FastEval(recipe, exact=True)
+    stock, ours = EvalTransform(recipe.eval), FastEval(recipe.eval)
+    exact = FastEval(recipe.eval.model_copy(update={"exact": True}))
     odd_sizes = [encoded(photographs()[0].resize(size)) for size in ((235, 235), (236, 240), (30, 31), (301, 97))]
     for data in jpegs() + odd_sizes:
         want = by_timm(stock, data, 0)
@@ -317,7 +317,7 @@ def test_the_global_generators_are_neither_read_nor_moved() -> None:
 
 
 def test_a_transform_survives_pickling() -> None:
-    for ours in (FastTrain(a_recipe()), FastEval(a_recipe()), FastEval(a_recipe(), exact=True)):
+    for ours in (FastTrain(a_recipe()), FastEval(a_recipe().eval), FastEval(a_recipe(eval__exact=True).eval)):
         again = pickle.loads(pickle.dumps(ours))
         assert np.array_equal(fast(ours, jpegs()[0], 3, 224), fast(again, jpegs()[0], 3, 224))
 
@@ -334,11 +334,11 @@ def test_bytes_and_memoryviews_and_any_strides_of_the_output_will_do() -> None:
     assert np.array_equal(fast(ours, memoryview(png), 5, 224), fast(ours, png, 5, 224))
 
 
-@pytest.mark.parametrize("transform", [FastTrain, FastEval])
-def test_an_output_of_another_shape_or_type_is_refused(transform: type[FastTrain] | type[FastEval]) -> None:
+@pytest.mark.parametrize("transform", [FastTrain(a_recipe()), FastEval(a_recipe().eval)], ids=["train", "eval"])
+def test_an_output_of_another_shape_or_type_is_refused(transform: FastTrain | FastEval) -> None:
     for out in (np.zeros((3, 224, 224), np.uint8), np.zeros((224, 224, 3), np.float32)):
         with pytest.raises(ValueError, match=r"must be uint8 of shape \(224, 224, 3\)"):
-            transform(a_recipe())(jpegs()[0], 0, out)  # type: ignore[arg-type]
+            transform(jpegs()[0], 0, out)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -405,14 +405,16 @@ def test_odd_files_decode_as_with_pil(name: str, data: bytes) -> None:
     assert got.flags.c_contiguous
     for seed in range(4):
         fast(FastTrain(a_recipe(augment__resolution=32)), data, seed, 32)
-    fast(FastEval(a_recipe(eval__resolution=32)), data, 0, 32)
+    fast(FastEval(a_recipe(eval__resolution=32).eval), data, 0, 32)
 
 
 def test_twenty_megapixels_decode_as_with_pil() -> None:
     data = encoded(photographs()[1].resize((5472, 3648)), quality=90)
     assert np.array_equal(decode(data), np.asarray(by_pil(data)))
     recipe = a_recipe()
-    assert difference(fast(FastEval(recipe), data, 0, 224), by_timm(EvalTransform(recipe), data, 0)).max() <= 2
+    assert (
+        difference(fast(FastEval(recipe.eval), data, 0, 224), by_timm(EvalTransform(recipe.eval), data, 0)).max() <= 2
+    )
 
 
 def with_precision(data: bytes, bits: int) -> bytes:
@@ -438,7 +440,7 @@ def bad_files() -> Iterator[tuple[str, bytes]]:
 def test_what_pil_refuses_is_a_bad_image(data: bytes) -> None:
     with pytest.raises(Exception):  # noqa: B017 - whatever PIL raises
         by_pil(data)
-    transforms = FastTrain(a_recipe()), FastEval(a_recipe()), FastEval(a_recipe(), exact=True)
+    transforms = FastTrain(a_recipe()), FastEval(a_recipe().eval), FastEval(a_recipe(eval__exact=True).eval)
     for transform in transforms:
         out = np.full((224, 224, 3), 7, np.uint8)
         with pytest.raises(BadImageError, match=r"\w"):

@@ -11,10 +11,13 @@ from click.testing import CliRunner
 
 from rsb_cluster import catalog, references
 from rsb_cluster.cli import main
+from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.recipe import Recipe, Section, flatten, override, parse_toml, validate
 
-BUNDLED = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
+FINE_TUNING = ("ft-cars", "ft-cifar10", "ft-cifar100", "ft-flowers102", "ft-inat2019")
+RECONSTRUCTED = ("a1h", "a2-reg", "t2", *FINE_TUNING)
+BUNDLED = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist", *RECONSTRUCTED)
 RECIPES = catalog.bundled_dir("recipes")
 
 
@@ -173,6 +176,93 @@ def test_the_deit_recipe_has_the_defaults_of_the_published_code():
         "schedule.update": "epoch",
         "eval.interpolation": "bicubic",
     }.items() <= values.items()
+
+
+# DeiT's author on fine-tuning (github.com/facebookresearch/deit/issues, 45 and 105): "else as on ImageNet", that is the
+# deit recipe.
+SGD_FINE_TUNING = {
+    "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.weight_decay": 1e-4, "schedule.epochs": 1000,
+    "augment.erase_prob": 0.0, "model.drop_path_rate": 0.0,
+}  # fmt: skip
+OF_INAT = {
+    "optimizer.name": "adamw", "optimizer.lr": 7.5e-5, "optimizer.weight_decay": 0.05, "schedule.epochs": 360,
+    "augment.erase_prob": 0.1, "model.drop_path_rate": 0.1,
+}  # fmt: skip
+OUR_CHOICE = {"train.channels_last", "eval.every_epochs"}
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_fine_tuning_is_deits_procedure_but_for_what_its_author_says(name):
+    values, deit = flatten(load(name)), flatten(load("deit"))
+    said = (OF_INAT if name == "ft-inat2019" else SGD_FINE_TUNING) | {
+        "train.global_batch": 768, "model.name": "resnet50", "init.weights": "resnet50.a1_in1k", "reconstruction": True,
+    }  # fmt: skip
+    assert {key: values[key] for key in said} == said
+    differ = {key for key in values if values[key] != deit[key]} - {"name", "description", "paper"}
+    of_data = {"data.set", "data.num_classes", "data.train_samples", "data.val_samples"}
+    assert differ - of_data - OUR_CHOICE <= said.keys()
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_a_fine_tuning_recipe_is_of_a_data_set_that_shards_make_knows(name):
+    data = load(name).data
+    known = known_data_sets()[data.set]
+    assert (data.train_samples, data.val_samples) == (known.samples["train"], known.samples["val"])
+    assert data.num_classes == known.classes
+
+
+# Table 5 by the weights that fine-tuning starts from: pytorch, A1, A2, A3.
+TABLE_5 = {
+    "ft-inat2019": (73.2, 73.9, 75.0, 73.8),
+    "ft-flowers102": (97.9, 97.9, 97.9, 97.5),
+    "ft-cars": (92.5, 92.7, 92.6, 92.5),
+    "ft-cifar100": (86.6, 86.9, 86.2, 85.3),
+    "ft-cifar10": (98.2, 98.3, 98.0, 97.6),
+}
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_a_fine_tuning_recipe_is_set_beside_table_5_by_what_it_starts_from(name):
+    recipe = load(name)
+    starts = ("pytorch", "A1", "A2", "A3")
+    known = [references.lookup(recipe.paper, recipe.model.name, start) for start in starts]
+    assert tuple(one.references[0].top1 for one in known) == TABLE_5[name]
+    assert {one.px for one in known} == {(recipe.augment.resolution, recipe.eval.resolution)}
+    assert references.lookup(recipe.paper, "resnet18", "A1") is None
+    assert references.lookup(recipe.paper, recipe.model.name, "") is None
+
+
+# What is public of them (facts, 1.2): all else is our guess.
+@pytest.mark.parametrize(
+    ("name", "base", "public", "top1"),
+    [
+        (
+            "t2",
+            "a2",
+            {"model.name": "deit_small_patch16_224", "schedule.epochs": 300, "train.global_batch": 2048},
+            80.4,
+        ),
+        ("a2-reg", "a2", {"model.name": "resnet152", "schedule.epochs": 300, "train.global_batch": 2048}, 82.4),
+        ("a1h", "a1", {"model.name": "resnet152", "schedule.epochs": 600}, 82.818),
+    ],
+)
+def test_a_reconstruction_keeps_what_is_public_and_says_that_the_rest_is_ours(name, base, public, top1):
+    recipe, notes = load(name), catalog.notes(RECIPES / f"{name}.toml")
+    values, of_base = flatten(recipe), flatten(load(base))
+    assert {key: values[key] for key in public} == public
+    assert recipe.reconstruction
+    assert references.lookup(recipe.paper, recipe.model.name).references[0].top1 == top1
+    ours = {key for key in values if values[key] != of_base[key]} - public.keys() - {"name", "description", "paper"}
+    assert {key for key in ours if not re.match(r"ours: |open: ", notes[key])} == {"reconstruction"}
+    strength = ("model.drop_rate", "model.drop_path_rate", "augment.mixup")
+    assert all(values[key] >= of_base[key] for key in strength)
+    assert int(magnitude(recipe).split("/")[0]) > int(magnitude(load(base)).split("/")[0])
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_only_what_is_not_public_is_a_reconstruction(name):
+    assert load(name).reconstruction == (name in RECONSTRUCTED)
+    assert load(name).paper.lower() in (name, "")
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -416,7 +506,8 @@ def _other(annotation: Any, value: Any) -> Any:
 
 
 def _fields() -> list[str]:
-    without = ("name", "description", "paper", "schedule.name")  # of schedules there is but one
+    # Of schedules there is but one. Where initial weights lie is no science; their SHA-256 is.
+    without = ("name", "description", "paper", "reconstruction", "schedule.name", "init.weights")
     return [key for key in flatten(load("a1")) if key not in without]
 
 
@@ -436,8 +527,14 @@ def test_seed_and_data_change_the_digest():
     assert re.fullmatch("[0-9a-f]{8}", recipe.digest(0, "d"))
 
 
+def test_the_weights_that_a_run_starts_from_change_the_digest_and_not_where_they_lie():
+    here, there = load("a1", "init.weights=here.pth"), load("a1", "init.weights=s3://b/there.pth")
+    assert here.digest(0, "d", "sha") == there.digest(0, "d", "sha")
+    assert len({load("a1").digest(0, "d"), here.digest(0, "d", "sha"), here.digest(0, "d", "other")}) == 3
+
+
 def test_names_do_not_change_the_digest():
-    other = load("a1", "name=mine", "description=of my own", "paper=")
+    other = load("a1", "name=mine", "description=of my own", "paper=", "reconstruction=true")
     assert other.digest(0, "d") == load("a1").digest(0, "d")
 
 

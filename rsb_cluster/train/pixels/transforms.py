@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.recipe import Recipe
+from rsb_cluster.recipe import Eval, Recipe
 from rsb_cluster.train.augment import EvalTransform
 from rsb_cluster.train.pixels.crop import eval_crop, random_box, resize
 from rsb_cluster.train.pixels.decode import Pixels, Source, open_with_pil
@@ -72,13 +72,12 @@ class FastEval:
     """The evaluation transform: resize, centre crop.
 
     Args:
-        recipe: The recipe.
-        exact: Decode and resize by PIL through timm's transform, bit for bit; takes more than twice as long.
+        spec: What to do; where it is exact, by PIL through timm's transform, which takes more than twice as long.
     """
 
-    def __init__(self, recipe: Recipe, exact: bool = False) -> None:
-        self._eval = recipe.eval
-        self._stock = EvalTransform(recipe) if exact else None
+    def __init__(self, spec: Eval) -> None:
+        self._eval = spec
+        self._stock = EvalTransform(spec) if spec.exact else None
 
     def __call__(self, source: Source, seed: int, out: Pixels) -> None:
         """Write the image; ``seed`` is not used. See ``FastTrain`` for the rest.

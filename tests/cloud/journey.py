@@ -91,6 +91,7 @@ class Journey:
 
     def assert_as_if_nothing_had_been(self, folder: Path) -> None:
         """Every weight and every row are those of a run on this machine that nothing happened to."""
+        folder.mkdir()
         printed = RsbCluster(folder, {})(
             "submit", *SCIENCE, "--job", "local", "--set", "job.tasks_per_node=2", "--data", self._data, "--wait"
         )

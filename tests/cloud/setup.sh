@@ -44,6 +44,7 @@ UV_OFFLINE=1
 UV_CACHE_DIR=/var/cache/uv
 UV_PROGRAM=/usr/local/bin/uv
 UV_VENV_OPTION=--system-site-packages
+UV_INSTALL_OPTION=--no-deps
 END
   runtime=/home/ubuntu/skypilot-runtime
   chroot "$image" python3 -m venv $runtime
@@ -52,7 +53,7 @@ END
   "$uv" pip install --quiet --python "$image$runtime/bin/python" "skypilot[aws,slurm,remote]==$sky"
 fi
 
-if [ ! -e "$venv/installed" ]; then
+if [ ! "$venv/installed" -nt "$source/pyproject.toml" ]; then
   "$uv" venv --quiet --clear --python 3.11 "$venv"
   "$uv" pip install --quiet --python "$venv/bin/python" --editable "$source" --group "$source/pyproject.toml:test" \
     "skypilot[aws,slurm]==$sky" "moto[ec2,iam,server]>=5.1"

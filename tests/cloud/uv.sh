@@ -1,7 +1,13 @@
 #!/bin/sh
 # The machines' uv. SkyPilot installs itself on Python 3.10, which uv would download; the machine's own 3.11 does as well.
-# UV_VENV_OPTION goes to each environment that is made: with --system-site-packages it has what the image has.
-[ "$1" = venv ] && case "$*" in *"$UV_VENV_OPTION"*) ;; *) set -- "$@" "$UV_VENV_OPTION" ;; esac
+# UV_VENV_OPTION goes to each environment that is made, UV_INSTALL_OPTION to each installation. Where they are
+# --system-site-packages and --no-deps, an environment has what the image has, and only what is named is installed:
+# uv by itself would copy all of torch.
+case "$1 $2 $*" in
+  *"${UV_VENV_OPTION:-no option}"*) ;;
+  "venv "*) set -- "$@" $UV_VENV_OPTION ;;
+  "pip install "*) set -- "$@" $UV_INSTALL_OPTION ;;
+esac
 for word; do
   shift
   [ "$word" = 3.10 ] && word=3.11

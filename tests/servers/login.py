@@ -23,21 +23,30 @@ Subsystem sftp internal-sftp
 # As on the login node, root has another home; ~root, too, is not this machine's.
 _HOME = "mount --bind {root}/passwd /etc/passwd"
 
+# SkyPilot gives each of its clusters a home of its own, and gets the installer of uv by curl; without internet, this.
+_CURL = "mount --bind {root}/curl /usr/bin/curl"
+CURL = """\
+#!/bin/sh
+echo 'mkdir -p "$UV_INSTALL_DIR" && ln -sf {uv} "$UV_INSTALL_DIR/uv"'
+"""
+
 
 class SlurmByLogin(SlurmHosts):
     """Hosts and a login node.
 
     Args:
+        uv: The program that hosts install as uv.
         env: Added to the environment of sessions there.
 
     ``ssh_config`` has what a client needs to know, for the host ``lab``.
     """
 
     name = "lab"
-    boot = BOOT.replace("slurmd -D", f"{_HOME}\nslurmd -D")
+    boot = BOOT.replace("slurmd -D", f"{_HOME}; {_CURL}\nslurmd -D")
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, uv: Path, env: dict[str, str]) -> None:
         super().__init__()
+        self._uv = uv
         self.home = self.root / "home"
         self._sessions = self.env | env
         (self._port,) = free_ports(1)
@@ -61,5 +70,6 @@ class SlurmByLogin(SlurmHosts):
     def _write_config(self) -> None:
         super()._write_config()
         self.home.mkdir()
+        self._write("curl", CURL.format(uv=self._uv), 0o755)
         (self.root / "ssh").mkdir()
         self._write("passwd", Path("/etc/passwd").read_text().replace("root:/root:", f"root:{self.home}:"), 0o644)

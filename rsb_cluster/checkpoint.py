@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,7 @@ class Checkpoint:
         return self.saved.step
 
 
-def write(
-    store: Store, saved: Saved, files: Iterable[tuple[str, Buffer]], *, before_manifest: Callable[[], None]
-) -> None:
+def write(store: Store, saved: Saved, files: Mapping[str, Buffer], *, before_manifest: Callable[[], None]) -> None:
     """Write a checkpoint; it exists from the moment its manifest does.
 
     Where the attempt saved this step before, other file names are taken, so that the old one is whole until the new
@@ -80,13 +78,13 @@ def write(
     Args:
         store: The run's ``checkpoints`` folder.
         saved: Its step and attempt.
-        files: Name and content of each file, taken one after the other.
+        files: Content by file name.
         before_manifest: Called when all files are there; an exception leaves no checkpoint.
     """
     folder = saved.folder
     entries: dict[str, dict[str, Any]] = {}
     again = store.exists(f"{folder}/{MANIFEST}")
-    for name, content in files:
+    for name, content in files.items():
         sha256 = hashlib.sha256(content).hexdigest()
         file = f"{sha256[:16]}-{name}" if again else name
         store.write_bytes(f"{folder}/{file}", content)

@@ -11,6 +11,8 @@ Another job waits until the holder has been silent for a while, and gives up whe
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -90,12 +92,16 @@ class Claim:
             self._thread.join(timeout=BEAT_S)
 
     def _beat(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
-        beats = 0
+        beats, asked = 0, False
         while True:
             try:
                 self.check()
                 beats += 1
                 self._run.write_heartbeat(self.record.number, Heartbeat(beats=beats, step=step(), time=time.time()))
+                if not asked and self._run.is_asked_to_end(self.record.number):
+                    asked = True
+                    log.info("the user asks this attempt to save and end")
+                    os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler says it, where there is one on the node
             except SupersededError as error:
                 log.error("%s", error)
                 superseded()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rsb_cluster import scheduler
+from rsb_cluster.cost import check_budget
 from rsb_cluster.errors import RsbError, SubmitError
 from rsb_cluster.job import Job
 from rsb_cluster.plan import make_arrays
@@ -76,7 +77,9 @@ def retry(runs: Sequence[Run], *, failed_only: bool) -> Retried:
         if not is_over(status) or status.state == "finished" or (failed_only and status.state == "stopped"):
             continue
         try:
-            again.append((run, _last_job(run, status)))
+            job = _last_job(run, status)
+            check_budget(run, job)
+            again.append((run, job))
         except RsbError as error:
             refused[run.run_id] = str(error)
     arrays = make_arrays(again[0][0].runs_url, again, name="retry") if again else ()

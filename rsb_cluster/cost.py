@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster.errors import ConfigError, RsbError, StorageError
+from rsb_cluster.job import Job
 from rsb_cluster.run import Attempt, Run
+
+
+class SpentError(ConfigError):
+    """A run has used up the GPU-hours that it may have."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Span:
     def seconds(self) -> float:
         """How long it held its machines, as far as known."""
         return max(0.0, self.ended - self.attempt.started)
+
+    @property
+    def device_hours(self) -> float:
+        """Hours times GPUs held; on CPUs times processes, so that a limit holds there as well."""
+        return self.seconds * devices(self.attempt) / 3600
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,33 @@ def cost(found: Sequence[Span]) -> Cost:
         attempts=len(found),
         preemptions=sum(span.attempt.cause == "preempted" for span in found),
         steps_repeated=max(0, computed - max((span.end_step for span in found), default=0)),
+    )
+
+
+def devices(attempt: Attempt) -> int:
+    """Return what ``job.max_gpu_hours`` counts in an attempt: its GPUs, or without any its processes."""
+    return attempt.gpus or attempt.world_size
+
+
+def check_budget(run: Run, job: Job, attempts: Sequence[Attempt] | None = None) -> float:
+    """Return the GPU-hours that a run has left; infinite where the job sets no limit.
+
+    Raises:
+        SpentError: None are left.
+    """
+    if not job.max_gpu_hours:
+        return math.inf
+    used = sum(span.device_hours for span in spans(run, attempts))
+    if used >= job.max_gpu_hours:
+        raise SpentError(spent_message(run, used, job))
+    return job.max_gpu_hours - used
+
+
+def spent_message(run: Run, used: float, job: Job) -> str:
+    """Return what a user is told whose run has no GPU-hours left."""
+    return (
+        f"{run.run_id} has used {used:.2f} of the {job.max_gpu_hours:g} GPU-hours that it may. "
+        "Its state is saved; submit it again with a larger --max-gpu-hours to go on."
     )
 
 

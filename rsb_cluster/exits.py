@@ -1,5 +1,7 @@
 """The exit codes by which a rank speaks to whoever started it, and the files by which a local job's queue is kept."""
 
+from collections.abc import Sequence
+
 # sysexits.h's EX_TEMPFAIL: state is saved, or a peer was lost; start this job again.
 EXIT_AGAIN = 75
 # A failure that another attempt would repeat. It is above EXIT_AGAIN because srun reports the highest code of all
@@ -21,3 +23,8 @@ def should_restart(code: int) -> bool:
     and ends the run where there is no progress.
     """
     return code == EXIT_AGAIN or code < 0 or (code > 128 and code != EXIT_STOPPED)
+
+
+def together(codes: Sequence[int]) -> int:
+    """Return the code that ranks stand for together: 0, EXIT_AGAIN, or the highest of those that end a job."""
+    return max((code for code in codes if code and not should_restart(code)), default=EXIT_AGAIN if any(codes) else 0)

@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import FrameType
 
 from submitit.local.local import Controller
 
-from rsb_cluster.exits import CANCELLED, RUNNING, should_restart
-
-# How long the other ranks may take to end by themselves after one has died, in seconds.
-PATIENCE_S = 30.0
+from rsb_cluster import children
+from rsb_cluster.exits import CANCELLED, EXIT_AGAIN, RUNNING, together
 
 
 class RestartingController(Controller):
@@ -40,18 +37,8 @@ class RestartingController(Controller):
         self._stopped = True
 
     def wait(self, freq: int = 24) -> list[int]:
-        """Wait for all ranks to end; those that outlive a dead one for too long are killed."""
-        limit = None
-        while True:
-            codes = [task.poll() for task in self.tasks]
-            if all(code is not None for code in codes):
-                return [code for code in codes if code is not None]
-            if limit is None and any(codes):
-                limit = time.monotonic() + PATIENCE_S
-                self._forward_signal(signal.SIGCONT)  # one that is stopped cannot end
-            if limit is not None and time.monotonic() > limit:
-                self._forward_signal(signal.SIGKILL)
-            time.sleep(1.0 / freq)
+        """Wait for all ranks to end."""
+        return children.wait(self.tasks)
 
     def run(self, max_retry: int = 0) -> None:
         """Run the job to its end."""
@@ -63,7 +50,7 @@ class RestartingController(Controller):
                 codes = self.wait()
             finally:
                 self.kill_tasks()
-            if not any(codes) or any(code and not should_restart(code) for code in codes):
+            if together(codes) != EXIT_AGAIN:
                 break
             restart += 1
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from rsb_cluster import scheduler
 from rsb_cluster.errors import ConfigError, MissingError
 from rsb_cluster.run import Run
+from rsb_cluster.storage import Store
 
 POLL_S = 0.5
+POLL_REMOTE_S = 5.0  # an object store, which has no part of a log before a node has put it there
 
 
 def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str]:
@@ -39,18 +41,17 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
     last = submissions[-1]
     place = 0
     while True:
-        ended = scheduler.states([last]) == ["gone"]
-        paths = scheduler.log_paths(last)
-        if rank < len(paths):
-            with paths[rank].open("rb") as file:
-                file.seek(place)
-                piece = file.read()
+        ended = not follow or scheduler.has_ended(run, last)
+        piece = scheduler.read_log(run, last, rank, place)
+        if piece is not None:
             place += len(piece)
             yield piece.decode(errors="replace")
-        elif ended or not follow:
+        elif ended:
             kept = run.store.names("logs")
             hint = f"The folder keeps: {', '.join(kept)}." if kept else "It has not started yet."
+            if last.backend == "cloud":
+                hint += f" What its nodes say besides: sky jobs logs --name {last.job_id}."
             raise ConfigError(f"there is no log of rank {rank} in {last.folder}. {hint}")
-        if ended or not follow:
+        if ended:
             return
-        time.sleep(POLL_S)
+        time.sleep(POLL_S if Store(last.folder).is_local else POLL_REMOTE_S)

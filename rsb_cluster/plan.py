@@ -9,20 +9,19 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rsb_cluster import scheduler, sweep
+from rsb_cluster.cost import SpentError, check_budget
 from rsb_cluster.dataset import DataSource, find_data, require
-from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.grid import Point, SweepFile, expand
 from rsb_cluster.job import Job
+from rsb_cluster.model_check import check_models
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import READERS, Run, Submission, check_same, default_runs
 from rsb_cluster.storage import Store
@@ -45,6 +44,7 @@ class Request:
     gpus_per_node: int | None = None
     exclude_failed_hosts: bool = False
     parallel: int = 0
+    max_gpu_hours: float | None = None
     seeds: tuple[int, ...] = ()
     data: str = ""
     runs: str = ""
@@ -63,6 +63,8 @@ class Request:
             found.append(f"gpus_per_node={self.gpus_per_node}")
         if self.parallel:
             found.append(f"array_parallelism={self.parallel}")
+        if self.max_gpu_hours is not None:
+            found.append(f"max_gpu_hours={self.max_gpu_hours}")
         if self.cache_dir:
             found.append(f"cache_dir={json.dumps(self.cache_dir)}")
         return found
@@ -85,7 +87,7 @@ class PlannedRun:
     Attributes:
         point: The recipe and the job.
         init: The weights that it starts from; None for random ones, or where a dry run could not find them.
-        state: new, unfinished, already submitted, or finished.
+        state: new, unfinished, already submitted, finished, or over budget.
         parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
     """
 
@@ -126,8 +128,8 @@ class Array:
 
     @property
     def script(self) -> str:
-        """The exact text that Slurm will get."""
-        return scheduler.sbatch_text(self.job, self.folder, self.name, len(self.runs))
+        """The exact text that the engine will get; empty for this machine."""
+        return scheduler.backend(self.job).script(self.job, self.tasks, self.folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
     if not dry_run:
-        scheduler.check_available(first)
+        scheduler.backend(first).check_available(first)
         Store(runs_url).check_writable()
     made = None
     if is_sweep:
@@ -190,16 +192,18 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     if request.exclude_failed_hosts:
         runs, more = _without_failed_hosts(runs)
         notes += more
+    _check_reach(runs)
     arrays = make_arrays(
         runs_url,
         [(p.run, p.point.job) for p in runs if p.is_to_submit],
         name=made.sweep_id if made else points[0].resolved.recipe.name,
     )
     for array in arrays:
-        if array.job.backend == "slurm":
-            array.script  # noqa: B018 - refuses options that Slurm's script cannot have
-    checked = _check_models(runs if dry_run else [p for p in runs if p.state == "new"])  # last, as it takes seconds
-    counted = tuple(replace(p, parameters=checked.get(_what_is_checked(p), 0)) for p in runs)
+        array.script  # noqa: B018 - refuses options that cannot be
+    to_check = [p for p in runs if dry_run or p.state == "new"]
+    parameters = check_models([(p.recipe, p.init) for p in to_check])  # last, as it may take seconds
+    by_id = {p.run.run_id: count for p, count in zip(to_check, parameters, strict=True)}
+    counted = tuple(replace(p, parameters=by_id.get(p.run.run_id, 0)) for p in runs)
     return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
 
 
@@ -208,11 +212,9 @@ def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) ->
     of_class: dict[str, list[tuple[Run, Job]]] = {}
     for run, job in runs:
         of_class.setdefault(job.model_dump_json(), []).append((run, job))
-    is_array = any(len(members) > 1 and members[0][1].backend == "slurm" for members in of_class.values())
-    limit = scheduler.max_array_size() if is_array else 1
     parts: list[list[tuple[Run, Job]]] = []
     for members in of_class.values():
-        size = limit if members[0][1].backend == "slurm" else len(members)
+        size = scheduler.backend(members[0][1]).max_runs() if len(members) > 1 else 1
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []
@@ -247,7 +249,7 @@ def plan_runs(
         recipe = point.resolved.recipe
         name = recipe.data.set
         if name not in sources:
-            sources[name] = find_data(name, data, point.job)
+            sources[name] = _find_data(name, data, point.job) if dry_run else find_data(name, data, point.job)
             if not dry_run:
                 require(sources[name])
         if (text := recipe.data.model_dump_json()) not in checked:
@@ -264,7 +266,8 @@ def plan_runs(
             run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest if is_known else 'unknown'}")
             runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks, start))
     notes += [source.problem for source in sources.values() if source.problem]
-    runs = _with_states(runs, runs_url)
+    runs, spent = _without_spent(_with_states(runs, runs_url))
+    notes += spent
     for planned in runs:
         if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
             notes.append(
@@ -284,9 +287,17 @@ def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[Found | N
         return None, [str(error)]
 
 
+def _find_data(name: str, data: str, job: Job) -> DataSource:
+    """Look for the data of a dry run, which is made without a network, too."""
+    try:
+        return find_data(name, data, job)
+    except StorageError as error:
+        return DataSource(data or job.data, problem=f"the data could not be looked for: {error}")
+
+
 def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
     """Say how far the runs are; folders are read at once, and the scheduler is asked once."""
-    there = set(Store(runs_url).names())
+    there = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
 
     def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
         run, point = planned.run, planned.point
@@ -310,6 +321,30 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
     ]
 
 
+def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Mark the runs that may use no more GPU-hours, as their jobs would end at once.
+
+    Raises:
+        SpentError: There is no other to submit.
+    """
+
+    def problem(planned: PlannedRun) -> str:
+        try:
+            if planned.state == "unfinished":
+                check_budget(planned.run, planned.point.job)
+        except SpentError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(READERS) as pool:
+        problems = list(pool.map(problem, runs))
+    marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
+    notes = [spent for spent in problems if spent]
+    if notes and not any(p.is_to_submit for p in marked):
+        raise SpentError("\n".join(notes))
+    return marked, notes
+
+
 def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
     """Take the hosts on which ranks of the runs' last attempts failed out of the jobs of all."""
     with ThreadPoolExecutor(READERS) as pool:
@@ -328,34 +363,16 @@ def _excluding(job: Job, hosts: Sequence[str]) -> Job:
     return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
 
 
-def _what_is_checked(planned: PlannedRun) -> str:
-    """Return what the check of the model looks at; numbers of the optimizer and schedule are checked by the recipe."""
-    recipe, init = planned.recipe, planned.init
-    plain = recipe.model_dump(include={"model", "init", "data", "augment", "eval"}, mode="json")
-    return json.dumps([plain, recipe.optimizer.name, init.sha256 if init else ""], sort_keys=True)
-
-
-def _check_models(runs: Sequence[PlannedRun]) -> dict[str, int]:
-    """Build the distinct models and transforms in one process of their own: this one must stay light.
-
-    Returns:
-        Numbers of parameters, by what was checked.
-    """
-    distinct = {_what_is_checked(p): p for p in reversed(runs)}
-    if not distinct:
-        return {}
-    command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
-    asked = json.dumps(
-        [[p.recipe.model_dump(mode="json"), asdict(p.init) if p.init else None] for p in distinct.values()]
-    )
-    done = subprocess.run(command, input=asked, capture_output=True, text=True)
-    try:
-        answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise RsbError(f"the check of the model did not work:\n{done.stderr.strip()}") from error
-    if errors := [answer["error"] for answer in answers if "error" in answer]:
-        raise ConfigError("\n".join(dict.fromkeys(errors)))
-    return {what: int(answer["parameters"]) for what, answer in zip(distinct, answers, strict=True)}
+def _check_reach(runs: Sequence[PlannedRun]) -> None:
+    """Refuse data that machines of a cloud cannot read; on SkyPilot's Slurm they may."""
+    for planned in runs:
+        job, url = planned.point.job, planned.data.url
+        shared = job.cloud.infra and all(where.startswith("slurm") for where in job.cloud.infra)
+        if job.backend == "cloud" and "://" not in url and not shared:
+            raise ConfigError(
+                f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
+                "--data s3://bucket/folder."
+            )
 
 
 def _submissions_folder(job: Job, runs_url: str) -> Path:

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.estimate import Rates, gpu_hours, in_words, total, usd
 from rsb_cluster.plan import Array, Plan, PlannedRun
-from rsb_cluster.recipe import Recipe, flatten
+from rsb_cluster.recipe import flatten
 
-Rates = Mapping[str, float]  # training images/s of one GPU, by model or glob
-
-
-def parse_rates(texts: Sequence[str]) -> Rates:
-    """Return ``["resnet18=3000", "1200"]`` as ``{"resnet18": 3000.0, "*": 1200.0}``; the first that fits counts."""
-    found: dict[str, float] = {}
-    for text in texts:
-        model, _, number = text.rpartition("=")
-        try:
-            rate = float(number)
-        except ValueError:
-            rate = 0.0
-        if not 0 < rate < math.inf:
-            raise ConfigError(f"--images-per-s {text} is neither images/s, as in 1200, nor MODEL=images/s.")
-        found.setdefault(model or "*", rate)
-    return found
-
-
-def gpu_hours(recipe: Recipe, rates: Rates) -> float | None:
-    """Return the GPU-hours of a run's training images; None where no rate is known."""
-    rate = next((rate for pattern, rate in rates.items() if fnmatchcase(recipe.model.name, pattern)), None)
-    return recipe.total_steps * recipe.train.global_batch / rate / 3600 if rate else None
-
-
-def _total(hours: Sequence[float | None]) -> float | None:
-    """Return a sum that is unknown as soon as a part of it is."""
-    known = [h for h in hours if h is not None]
-    return sum(known) if len(known) == len(hours) else None
-
+_SCRIPTS = {"slurm": "sbatch script", "cloud": "SkyPilot task"}
 
 # --- one recipe -----------------------------------------------------------------------------------------------------
 
@@ -64,13 +34,14 @@ def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "steps_per_epoch": recipe.steps_per_epoch,
         "steps": recipe.total_steps,
         "images": recipe.total_steps * recipe.train.global_batch,
-        "gpu_hours": _total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "gpu_hours": total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "usd": _usd(plan.runs, rates),
         "data": first.data.url,
         "data_found": first.data.is_found,
         "init": {"source": first.init.source, "sha256": first.init.sha256} if first.init else None,
         "notes": list(plan.notes),
         "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
-        "script": plan.arrays[0].script if plan.arrays and job.backend == "slurm" else None,
+        "script": (plan.arrays[0].script or None) if plan.arrays else None,
     }
 
 
@@ -80,7 +51,7 @@ def describe(plan: Plan, rates: Rates) -> str:
     resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
     images = recipe.total_steps * recipe.train.global_batch
     accumulation = first.virtual_ranks // job.world_size
-    hours = _total([gpu_hours(p.recipe, rates) for p in plan.runs])
+    hours = total([gpu_hours(p.recipe, rates) for p in plan.runs])
     if hours is not None:
         ranks = job.world_size * len(plan.runs)
         rate = images * len(plan.runs) / hours / 3600
@@ -99,10 +70,12 @@ def describe(plan: Plan, rates: Rates) -> str:
         "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
         "images": f"{images:,}",
         "cost": cost,
+        **({"price": in_words(job, hours)} if job.backend == "cloud" else {}),
+        **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
         "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
         "starts from": _start(first),
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
-        "scripts and logs": "\n".join(str(array.folder) for array in plan.arrays) or "nothing is to be submitted",
+        "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",
     }
     if resolved.modified:
         lines["modified"] = "\n".join(f"{k}: {there!r} → {here!r}" for k, (there, here) in resolved.modified.items())
@@ -110,8 +83,8 @@ def describe(plan: Plan, rates: Rates) -> str:
     text = "\n".join(f"{key:<{width}}" + value.replace("\n", "\n" + " " * width) for key, value in lines.items())
     text += _notes(plan)
     text += "\n\n--- recipe, resolved ---\n" + "\n".join(f"{k} = {v!r}" for k, v in flatten(recipe).items())
-    if plan.arrays and job.backend == "slurm":
-        text += "\n\n--- sbatch script ---\n" + plan.arrays[0].script
+    if plan.arrays and (script := plan.arrays[0].script):
+        text += f"\n\n--- {_SCRIPTS[job.backend]} ---\n" + script
     return text
 
 
@@ -159,8 +132,9 @@ def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "runs": [_run_as_dict(p, rates) for p in plan.runs],
         "arrays": [_array_as_dict(array) for array in plan.arrays],
         "steps": sum(p.recipe.total_steps for p in plan.runs),
-        "gpu_hours": _total([gpu_hours(p.recipe, rates) for p in plan.runs]),
-        "gpu_hours_to_submit": _total([gpu_hours(p.recipe, rates) for p in plan.runs if p.is_to_submit]),
+        "gpu_hours": total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "gpu_hours_to_submit": total([gpu_hours(p.recipe, rates) for p in plan.runs if p.is_to_submit]),
+        "usd": _usd(plan.runs, rates),
         "notes": list(plan.notes),
     }
 
@@ -190,7 +164,7 @@ def _array_as_dict(array: Array) -> dict[str, Any]:
         "shape": array.job.shape,
         "folder": str(array.folder),
         "runs": [run.run_id for run in array.runs],
-        "script": array.script if array.job.backend == "slurm" else None,
+        "script": array.script or None,
     }
 
 
@@ -203,7 +177,7 @@ def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
     rows = []
     for line in shown:
         first = line.first
-        hours = _total([gpu_hours(p.recipe, rates) for p in line.runs])
+        hours = total([gpu_hours(p.recipe, rates) for p in line.runs])
         rows.append(
             {
                 "recipe": first.recipe.name,
@@ -221,7 +195,7 @@ def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
         "recipe": "total",
         "runs": str(len(plan.runs)),
         "steps": f"{sum(p.recipe.total_steps for p in plan.runs):,}",
-        "GPU-hours": _hours(_total([gpu_hours(p.recipe, rates) for p in plan.runs])),
+        "GPU-hours": _hours(total([gpu_hours(p.recipe, rates) for p in plan.runs])),
         "state": count(p.state for p in plan.runs),
     }
     rows.append(dict.fromkeys(rows[0], "") | totals)
@@ -232,22 +206,42 @@ def sweep_summary(plan: Plan, rates: Rates) -> str:
     """Return what a sweep's table does not say: its id, what will be handed over, and notes."""
     assert plan.sweep is not None
     todo = [p for p in plan.runs if p.is_to_submit]
-    hours = _total([gpu_hours(p.recipe, rates) for p in todo])
+    hours = total([gpu_hours(p.recipe, rates) for p in todo])
     text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {len(plan.runs)} runs to submit, in {len(plan.arrays)} "
     text += "job" if len(plan.arrays) == 1 else "jobs"
     text += f", {_hours(hours)} GPU-hours (training images; evaluation comes on top)" if hours is not None else ""
     for array in plan.arrays:
-        at_once = min(len(array.runs), array.job.array_parallelism) if array.job.backend == "slurm" else 1
+        at_once = 1 if array.job.backend == "local" else min(len(array.runs), array.job.array_parallelism)
         text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {at_once} at once"
-        text += f"\n    scripts and logs: {array.folder}"
+        text += f"\n    scripts and logs: {_places(array)}"
+    prices = _usd(todo, rates)
+    if hours is not None and prices:
+        text += "".join(
+            f"\n{kind}: {f'${cost:,.2f}' if cost is not None else 'price unknown'}" for kind, cost in prices.items()
+        )
     if hours is None:
         text += "\nsay --images-per-s N or MODEL=N (of one GPU, in training) to see GPU-hours"
     return text + _notes(plan)
 
 
+def _places(array: Array) -> str:
+    """Return where an array's scripts and logs will be."""
+    if array.job.backend != "cloud":
+        return str(array.folder)
+    return "in each run's folder: submissions/ (spec and task), code/ (this package as a wheel), logs/"
+
+
 def count(states: Any) -> str:
     """Return ``"8 new, 2 finished"``."""
     return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
+
+
+def _usd(runs: Sequence[PlannedRun], rates: Rates) -> dict[str, float | None] | None:
+    """Return what runs cost on a cloud's machines, spot and on demand; None where they go elsewhere."""
+    if not runs or any(planned.point.job.backend != "cloud" for planned in runs):
+        return None
+    parts = [(planned.point.job, gpu_hours(planned.recipe, rates)) for planned in runs]
+    return {"spot": usd(parts, spot=True), "on demand": usd(parts, spot=False)}
 
 
 def _hours(hours: float | None) -> str:

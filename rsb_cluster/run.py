@@ -5,9 +5,12 @@ In ``<runs>/<run_id>/`` lie:
 - ``recipe.json``, ``spec.json``: written once, at the first submit
 - ``init/``: the file of weights that it starts from, where it has one; copied at the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
+- ``submissions/<id>/spec.json``, ``task.yaml``: what a cloud's nodes, and the engine, were told
+- ``code/``: wheels for these nodes
 - ``cancelled.json``: the job that the user ended last
-- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-rank00003.json``:
-  what is known of a rank that failed
+- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-asked.json``:
+  the user's wish that it ends; ``0001-rank00003.json``: what is known of a rank that failed
+- ``notices/0001/<host>.json``: a cloud's word in attempt 1 that it takes a host back
 - ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1
 - ``samples/0001-rank00000.jsonl``: what each micro-batch held, where the job has ``log_samples``
@@ -193,8 +196,9 @@ class Run:
     def submissions(self) -> list[Submission]:
         """Return all submissions, oldest first."""
         found = [
-            validate(Submission, self.store.read_json(name), self.store.locate(name))
-            for name in self.store.files("submissions")
+            validate(Submission, self.store.read_json(f"submissions/{name}"), self.store.locate(f"submissions/{name}"))
+            for name in self.store.names("submissions")
+            if name.endswith(".json")
         ]
         return sorted(found, key=lambda submission: submission.time)
 
@@ -243,6 +247,14 @@ class Run:
         except MissingError:
             return None
 
+    def ask_to_end(self, number: int) -> None:
+        """Ask an attempt to save and end, where no signal reaches its ranks; they look with each sign of life."""
+        self.store.write_json(f"attempts/{number:04d}-asked.json", {"time": time.time()})
+
+    def is_asked_to_end(self, number: int) -> bool:
+        """Whether an attempt was asked to end."""
+        return self.store.exists(f"attempts/{number:04d}-asked.json")
+
     def write_rank_failure(self, number: int, rank: int, failure: dict[str, Any]) -> None:
         """Note what is known of a rank that failed: cause, message, host, traceback."""
         self.store.write_json(f"attempts/{number:04d}-rank{rank:05d}.json", failure)
@@ -252,6 +264,15 @@ class Run:
         prefix = f"attempts/{attempt:04d}-rank"
         names = [name for name in self.store.files("attempts") if name.startswith(prefix)]
         return {int(name[len(prefix) : -len(".json")]): self.store.read_json(name) for name in names}
+
+    def write_notice(self, number: int, host: str, notice: dict[str, Any]) -> None:
+        """Note in an attempt that a cloud takes a host back: source, deadline, text."""
+        self.store.write_json(f"notices/{number:04d}/{host}.json", notice)
+
+    def notices(self, number: int) -> dict[str, dict[str, Any]]:
+        """Return what clouds announced during an attempt, by host."""
+        names = self.store.files(f"notices/{number:04d}")
+        return {name.rpartition("/")[2].removesuffix(".json"): self.store.read_json(name) for name in names}
 
     def failed_hosts(self, attempts: int = 3) -> list[str]:
         """Return the hosts on which ranks of the last attempts failed, stood still or were lost."""

@@ -110,7 +110,7 @@ def compare(unbroken: Run, broken: Run) -> list[Finding]:
         Finding("resumed at the next step", "always" if not gaps else f"no: {gaps}", not gaps),
         Finding("micro-batches computed twice", str(repeated), repeated == 0),
         Finding(
-            "samples and pixels of each micro-batch",
+            "samples, pixels and mix of each micro-batch",
             f"{len(theirs)} equal" if not differing else f"{len(differing)} differ, first at {differing[0]}",
             not differing and bool(theirs),
         ),
@@ -156,18 +156,18 @@ def _sample_lines(run: Run) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _samples(run: Run) -> dict[tuple[int, int], tuple[list[int], int]]:
-    """Return what each micro-batch held, by step and virtual rank: the samples, and a checksum of the pixels.
+def _samples(run: Run) -> dict[tuple[int, int], tuple[list[int], int, int]]:
+    """Return what each micro-batch held, by step and virtual rank: samples, checksums of pixels and of class shares.
 
     Raises:
         StorageError: It was computed twice and differs.
     """
-    found: dict[tuple[int, int], tuple[list[int], int]] = {}
+    found: dict[tuple[int, int], tuple[list[int], int, int]] = {}
     for line in _sample_lines(run):
-        place, content = (line["step"], line["virtual_rank"]), (line["samples"], line["pixels"])
+        place, content = (line["step"], line["virtual_rank"]), (line["samples"], line["pixels"], line["shares"])
         if found.setdefault(place, content) != content:
             raise StorageError(
-                f"{run.url}: two attempts saw different samples or pixels at (step, virtual rank) {place}."
+                f"{run.url}: two attempts saw other samples, pixels or mixes at (step, virtual rank) {place}."
             )
     return found
 
@@ -191,4 +191,4 @@ def _final_state(run: Run) -> dict[str, str]:
     store = run.store.child("checkpoints")
     saved = checkpoint.listed(store, {a.number: a.start_step for a in run.attempts()})[-1]
     files = store.read_json(f"{saved.folder}/{checkpoint.MANIFEST}")["files"]
-    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".pt")}
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}

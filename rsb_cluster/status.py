@@ -30,7 +30,9 @@ class Status:
         step: Optimizer steps done, as far as logged.
         eta_s: Seconds to go at the present speed, or None.
         top1: Last evaluation, percent, or None.
-        cause: Why the last ended attempt ended, with its message; of a broken run what is wrong with its files.
+        cause: Why the last ended attempt ended, with its message; of a broken run what is wrong with its files; without
+            an attempt why the engine gave the job up.
+        engine: The engine's own id and word for the job, where it has more to say than ``state``.
     """
 
     run_id: str
@@ -46,6 +48,7 @@ class Status:
     top1: float | None = None
     cause: str = ""
     job_id: str = ""
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def read_status(runs: Sequence[Run]) -> list[Status]:
     with ThreadPoolExecutor(min(READERS, len(runs))) as pool:
         read = list(pool.map(_read, runs))
     unfinished = [s for folder in read if isinstance(folder, _Folder) for s in folder.submissions]
-    states = iter(scheduler.states(unfinished))
-    return [f if isinstance(f, Status) else _unfinished(f, {next(states) for _ in f.submissions}) for f in read]
+    seen = iter(scheduler.look(unfinished))
+    return [f if isinstance(f, Status) else _unfinished(f, [next(seen) for _ in f.submissions]) for f in read]
 
 
 def _read(run: Run) -> Status | _Folder:
@@ -101,8 +104,9 @@ def _read(run: Run) -> Status | _Folder:
         return Status(run.run_id, run.url, "broken", cause=f"its metrics or result.json: {error!r}")
 
 
-def _unfinished(folder: _Folder, states: set[scheduler.State]) -> Status:
+def _unfinished(folder: _Folder, seen: Sequence[scheduler.Seen]) -> Status:
     recipe, attempts = folder.recipe, folder.attempts
+    states = {one.state for one in seen}
     last = attempts[-1] if attempts else None
     if "running" in states:
         # The scheduler runs it, but between two attempts, or before the first, no rank has reported yet.
@@ -130,8 +134,9 @@ def _unfinished(folder: _Folder, states: set[scheduler.State]) -> Status:
         loss=train["loss"] if train else None,
         eta_s=to_go / speed if speed and state == "running" else None,
         top1=score["top1"] if score else None,
-        cause=_last_end(attempts if state != "running" else attempts[:-1]),
+        cause=_last_end(attempts if state != "running" else attempts[:-1]) or (seen[-1].reason if seen else ""),
         job_id=folder.submissions[-1].job_id if folder.submissions else "",
+        engine=seen[-1].engine if seen else "",
     )
 
 

@@ -26,6 +26,9 @@ from rsb_cluster.transfer import GuardedFile, Transfer, fill, stream_file
 
 Buffer = bytes | bytearray | memoryview
 
+# What is larger than two parts goes to S3 in parts: no more than so many of them are copied for it at a time.
+PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
+
 READ_AT_ONCE = 32  # a shared file system or an object store takes milliseconds for an answer, whatever its size
 
 # Time-outs and retries of the S3 client: a request that hangs must not hold up a job for ever.
@@ -111,8 +114,11 @@ class Store:
         url = self._inside(path)
         with _translated(url):
             if not self.is_local:
-                # Copied unless it is bytes: botocore refuses a memoryview, and aiohttp warns of a large bytearray.
-                self._fs.pipe_file(url, bytes(content))
+                if url.startswith(("s3://", "s3a://")) and len(content) > 2 * PART_BYTES:
+                    parts = _Parts(content)
+                    self._fs.pipe_file(url, parts, chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+                else:
+                    self._fs.pipe_file(url, bytes(content))
                 return
             target = Path(url)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -321,6 +327,19 @@ def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
         return fsspec.filesystem(protocol, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot read {protocol}:// URLs: {error}") from error
+
+
+class _Parts:
+    """Bytes of which a slice is a copy: botocore refuses a memoryview, and aiohttp warns of a large bytearray."""
+
+    def __init__(self, content: Buffer) -> None:
+        self._content = memoryview(content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(self._content[part])
 
 
 @contextmanager

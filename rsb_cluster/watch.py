@@ -218,10 +218,13 @@ def table(found: Sequence[Status], width: int) -> Table:
         found: How the runs are.
         width: Characters of a line; what does not fit is cut from messages first, then from ids.
     """
+    engines = any(s.engine for s in found)
+    header = (*HEADER[:2], "engine", *HEADER[2:]) if engines else HEADER
     rows = [
         (
             s.run_id,
             s.state,
+            *([s.engine or "–"] if engines else []),
             str(s.attempt or "–"),
             f"{s.epoch:.1f}",
             f"{s.step}/{s.total_steps}" if s.total_steps else "–",
@@ -232,13 +235,13 @@ def table(found: Sequence[Status], width: int) -> Table:
         )
         for s in found
     ]
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     room = width - sum(widths[1:-1]) - 2 * (len(widths) - 1)
     widths[0] = min(widths[0], max(MIN_ID, room - MIN_MESSAGE))
     widths[-1] = max(1, min(widths[-1], room - widths[0]))
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name, of in zip(HEADER, widths, strict=True):
-        justify: JustifyMethod = "left" if name in ("run", "state", "last end") else "right"
+    for name, of in zip(header, widths, strict=True):
+        justify: JustifyMethod = "left" if name in ("run", "state", "engine", "last end") else "right"
         shown.add_column(name, justify=justify, width=of, no_wrap=True, overflow="ellipsis")
     for status, cells in zip(found, rows, strict=True):
         # Text and not str: a message may hold brackets, which rich would take for markup.

@@ -31,6 +31,7 @@ from rsb_cluster.storage import Store
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 CONFIG = "config.json"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them in a folder
+_MODEL, _EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,10 @@ def _of_checkpoint(store: Store, ema: bool | None) -> Found:
     if not run_url or saved is None:
         raise ConfigError(f"{store.url} is not in a run's folder, which would say what it is. Name the run.")
     run, files = _run_at(run_url), _files(store)
-    if ema and "ema.pt" not in files:
+    if ema and _EMA not in files:
         raise ConfigError(f"{run.run_id} keeps no moving average of its weights (train.ema_decay = 0).")
     recipe = run.recipe()
-    name = "model.pt" if ema is False or "ema.pt" not in files else "ema.pt"
+    name = _MODEL if ema is False or _EMA not in files else _EMA
     file, sha256 = files[name]
     return Found(
         source=store.url,
@@ -240,7 +241,7 @@ def _of_checkpoint(store: Store, ema: bool | None) -> Found:
         architecture=recipe.model.name,
         run_url=run.url,
         step=saved.step,
-        is_ema=name == "ema.pt",
+        is_ema=name == _EMA,
         procedure="" if run.spec().modified else recipe.paper,
     )
 

@@ -27,6 +27,13 @@ settings.load_profile("steady")
 FOREIGN = ("SLURM_", "SUBMITIT_", "AWS_", "MASTER_", "RSB_")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes run the tests, one takes all that need a server: it mostly waits, and starts each once."""
+    for item in items:
+        if any(item.get_closest_marker(server) for server in ("slurm", "s3")):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
 def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name != "RSB_REQUIRE":
@@ -34,10 +41,11 @@ def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_session() -> Iterator[None]:
-    """Keep the settings of the shell that runs the tests from session-wide fixtures."""
+def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the settings of the shell that runs the tests from session-wide fixtures, and its cache from all."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         _strip_environment(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -47,7 +55,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     _strip_environment(monkeypatch)
 
 
-def _skip_without(server: str, missing: list[str]) -> None:
+def skip_without(server: str, missing: list[str]) -> None:
     """Skip a test that this machine cannot run; fail it where RSB_REQUIRE (``slurm,s3``) says that it must run."""
     if not missing:
         return
@@ -60,7 +68,7 @@ def _skip_without(server: str, missing: list[str]) -> None:
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
     """One Slurm cluster for all tests. Take ``slurm`` instead, unless jobs are to outlive a test."""
-    _skip_without("slurm", SlurmCluster.unavailable())
+    skip_without("slurm", SlurmCluster.unavailable())
     with SlurmCluster() as cluster:
         yield cluster
 
@@ -75,7 +83,7 @@ def slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[SlurmHosts]:
     """A Slurm of four hosts that can be killed or cut off, for the tests of one module."""
-    _skip_without("slurm", SlurmHosts.unavailable())
+    skip_without("slurm", SlurmHosts.unavailable())
     with SlurmHosts() as cluster:
         yield cluster
 
@@ -83,7 +91,7 @@ def hosts() -> Iterator[SlurmHosts]:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """One S3 server for all tests."""
-    _skip_without("s3", S3Server.unavailable())
+    skip_without("s3", S3Server.unavailable())
     with S3Server() as server:
         yield server
 
@@ -98,7 +106,7 @@ def s3_bucket(s3: S3Server) -> str:
 def browser() -> Iterator[Browser]:
     """A headless Chromium, Debian's."""
     program = shutil.which("chromium")
-    _skip_without("chromium", [] if program else ["chromium"])
+    skip_without("chromium", [] if program else ["chromium"])
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield opened
@@ -118,7 +126,7 @@ def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of FashionMNIST, from Debian's package dataset-fashion-mnist."""
     source = Path("/usr/share/datasets/fashion-mnist")
     if not source.is_dir():
-        _skip_without("fashion", ["Debian's package dataset-fashion-mnist"])
+        skip_without("fashion", ["Debian's package dataset-fashion-mnist"])
     folder = tmp_path_factory.mktemp("fashion-mnist")
     make_set(open_set("FashionMNIST", root=source), Store(folder))
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -25,6 +26,19 @@ def final_state(run: Run) -> dict[str, Any]:
     found = checkpoint.read_latest(run.store.child("checkpoints"), starts)
     assert found is not None
     return from_files(found, torch.device("cpu"))[1]
+
+
+def samples_of(run: Run) -> dict[tuple[int, int], tuple[tuple[int, ...], int, int]]:
+    """What each micro-batch held that became part of the run: samples, and checksums of pixels and class shares."""
+    kept: dict[tuple[int, int], tuple[tuple[int, ...], int, int]] = {}
+    for attempt in run.attempts():
+        kept = {key: held for key, held in kept.items() if key[0] < attempt.start_step}
+        for name in run.store.files("samples"):
+            if name.startswith(f"samples/{attempt.number:04d}-"):
+                for line in run.store.read_bytes(name).decode().splitlines():
+                    row = json.loads(line)
+                    kept[row["step"], row["virtual_rank"]] = (tuple(row["samples"]), row["pixels"], row["shares"])
+    return kept
 
 
 def assert_bit_equal(one: Any, other: Any, where: str = "") -> None:

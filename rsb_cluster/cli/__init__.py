@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsb_cluster import __version__
-from rsb_cluster.cli import catalog, evaluate, export, results, runs, selftest, shards, submit
+from rsb_cluster.cli import catalog, doctor, evaluate, export, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
 
 
@@ -32,6 +32,7 @@ def main() -> None:
     \b
     rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes
     rsb-cluster submit --recipe a1 --nodes 4 --dry-run  what would be sent to Slurm
+    rsb-cluster doctor --job cloud-spot                 what a job needs, before it costs anything
     rsb-cluster sweep resnet-depths --dry-run           many runs as job arrays, sent again only where needed
     rsb-cluster collect                                 finished runs against the paper's numbers
     """
@@ -53,6 +54,7 @@ for _command in (
     export.export,
     results.collect,
     results.report,
+    doctor.doctor,
     selftest.selftest,
 ):
     main.add_command(_command)

@@ -41,6 +41,11 @@ _SHARED = (
     click.option("--exclude-failed-hosts", is_flag=True, help="Keep off hosts where ranks of these runs failed."),
     click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of a node instead of the job's; 0: CPU."),
     click.option("--parallel", default=0, type=click.IntRange(0), help="Runs of a job array at once.  [default: 256]"),
+    click.option(
+        "--max-gpu-hours",
+        type=click.FloatRange(0, min_open=True),
+        help="Save and stop each run when all its attempts have used so many; on CPUs process-hours.",
+    ),
     click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]"),
     click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]"),
     click.option("--init", default="", metavar="SOURCE", help="Start from a run, a file of weights, or a timm name."),
@@ -159,11 +164,11 @@ def sweep(
     rsb-cluster sweep --recipe a1,a2,a3 --model resnet18,resnet50 --seeds 3 --nodes 2 --parallel 4
     rsb-cluster sweep --recipe a3 --vary optimizer.lr=4e-3,8e-3 --name lr
     """
-    from rsb_cluster import grid, preview
+    from rsb_cluster import estimate, grid, preview
     from rsb_cluster.plan import Request, parse_seeds
     from rsb_cluster.recipe import validate
 
-    known_rates = preview.parse_rates(rates)
+    known_rates = estimate.parse_rates(rates)
     if name and (recipes or models or vary):
         raise ConfigError(f"'{name}' is a sweep file, which says recipes, models and values itself; give one of them.")
     if name:
@@ -244,7 +249,7 @@ def _wait(runs: list[Run]) -> None:
     from rsb_cluster.watch import follow
 
     unfinished = [s for s in follow(runs, console(stderr=True)) if s.state != "finished"]
-    if unfinished and all(s.state == "stopped" for s in unfinished):
+    if unfinished and all(s.cause == "stopped" for s in unfinished):
         raise RsbError("stopped by you, and saved. Submit again to go on.")
     if unfinished:
         reasons = "\n".join(f"{s.run_id}: {s.cause or s.state}" for s in unfinished)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ Progress = Callable[[int, int], None]  # (done, total); a total of 0 is not know
 
 _FORMAT = 1
 _BLOCK_BYTES = 512  # of a tar
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +214,9 @@ def _check(index: ShardIndex) -> None:
     per_shard, per_sample = len(index.shards), index.num_samples
     if not len(index.shard_sha256) == len(index.shard_bytes) == len(index.shard_start) - 1 == per_shard:
         raise ValueError("its lists of shards differ in length")
+    # Both become names of files: of the shards' folder, and of the cache's.
+    if any("/" in name for name in index.shards) or not all(map(_SHA256.fullmatch, index.shard_sha256)):
+        raise ValueError("it names a shard that is in another folder, or a checksum that is none")
     for array in (index.offsets, index.stops, index.image_offsets, index.image_sizes, index.key_starts[1:]):
         if array.shape != (per_sample,):
             raise ValueError("its lists of samples differ in length")

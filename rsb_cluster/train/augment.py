@@ -16,6 +16,7 @@ from timm.data import Mixup, auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from rsb_cluster.data.order import seed_of
 from rsb_cluster.recipe import Eval, Recipe
 
 
@@ -24,6 +25,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
+
+
+def seed_micro_batch(seed: int, step: int, virtual_rank: int) -> None:
+    """Set them for all that is drawn in one micro-batch of a run, whichever process computes it."""
+    seed_everything(seed_of(seed, step, virtual_rank, 3))
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:

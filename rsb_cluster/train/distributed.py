@@ -16,6 +16,9 @@ import torch.distributed as dist
 from rsb_cluster.errors import MissingError, RsbError, StorageError
 from rsb_cluster.storage import Store
 
+# How long rank 0 may take to answer before its address is looked up again.
+CONNECT = datetime.timedelta(seconds=20)
+
 
 class LostPeerError(RsbError):
     """Another rank is gone; this one is well and can go on in the next attempt."""
@@ -32,6 +35,7 @@ class Ranks:
         job_id: The scheduler's id of the job.
         restart: How often the scheduler has started this job again.
         held: Processes that the job has; more than train where they cannot share the work equally.
+        address: The address of this machine on which it may listen; empty: on all, as on a cluster's own network.
     """
 
     rank: int
@@ -40,13 +44,15 @@ class Ranks:
     job_id: str
     restart: int
     held: int
+    address: str = ""
 
     @staticmethod
     def from_environment() -> Ranks:
         """Read what submitit and the scheduler say."""
         env = submitit.JobEnvironment()
-        restart = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("RSB_LOCAL_RESTART") or "0"
-        return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart), env.num_tasks)
+        restart = os.environ.get("RSB_LOCAL_RESTART") or os.environ.get("SLURM_RESTART_COUNT") or "0"
+        address = os.environ.get("RSB_ADDRESS", "")
+        return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart), env.num_tasks, address)
 
     def sharing(self, parts: int) -> Ranks:
         """Return the same process in the largest world that shares so many parts equally; some may be spare."""
@@ -124,8 +130,17 @@ class Group:
         """Return the store through which all ranks talk, and where it is."""
         if self.rank:
             return _join(self.ranks, self._folder, self._timeout)
-        store = dist.TCPStore("0.0.0.0", 0, self.world_size, True, self._timeout, wait_for_workers=False)
-        address = (_reachable_name(), store.port)
+        if private := self.ranks.address:
+            # By itself the store listens on all addresses of a machine, and in a cloud one may be public.
+            listener = socket.create_server((private, 0), backlog=1024)
+            port, listener_fd = listener.getsockname()[1], listener.detach()
+        else:
+            port, listener_fd = 0, None
+        store = dist.TCPStore(
+            private or "0.0.0.0", port, self.world_size, True, self._timeout, wait_for_workers=False,
+            master_listen_fd=listener_fd,
+        )  # fmt: skip
+        address = (private or _reachable_name(), store.port)
         self._folder.write_json(self.ranks.card, {"host": address[0], "port": address[1]})
         store.set("attempt", self.ranks.attempt_key)
         return store, address
@@ -181,22 +196,32 @@ class Group:
 
 
 def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
-    """Return the store that rank 0 keeps, and where it is."""
+    """Return the store that rank 0 keeps, and where it is.
+
+    The address may be that of a killed attempt until rank 0 has written its own, where the engine counts no attempts.
+    """
     deadline = time.monotonic() + timeout.total_seconds()
-    while True:
-        with contextlib.suppress(MissingError):
-            card = folder.read_json(ranks.card)
-            break
-        if time.monotonic() > deadline:
-            raise LostPeerError(
-                f"rank 0 did not say where to meet within {timeout.total_seconds():.0f} s "
-                f"(no {folder.locate(ranks.card)}); is it still starting, or did it fail? See its log."
-            )
-        time.sleep(0.2)
+    problem = f"no {folder.locate(ranks.card)}"
+    while time.monotonic() < deadline:
+        try:
+            return _connect(ranks, folder, timeout)
+        except LostPeerError as error:
+            problem = str(error)
+        except MissingError:
+            time.sleep(0.2)
+    raise LostPeerError(
+        f"rank 0 could not be met within {timeout.total_seconds():.0f} s ({problem}); "
+        "is it still starting, or did it fail? See its log."
+    )
+
+
+def _connect(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
+    card = folder.read_json(ranks.card)
     address = (card["host"], card["port"])
     try:
-        store = dist.TCPStore(*address, ranks.world_size, False, timeout)
+        store = dist.TCPStore(*address, ranks.world_size, False, min(timeout, CONNECT))
         met = store.get("attempt").decode()
+        store.set_timeout(timeout)
     except (RuntimeError, dist.DistError) as error:
         raise LostPeerError(f"rank 0 at {address[0]}:{address[1]} does not answer: {error}") from error
     if met != ranks.attempt_key:

@@ -11,13 +11,12 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from rsb_cluster.run import Cause
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group
-from rsb_cluster.train.stopping import CAUSES, agreed
+from rsb_cluster.train.stopping import COUNTS
 
-# causes; bad samples, seconds waited for data, bytes read; loss
-_HEADER = len(CAUSES) + 4
+# stop flags; bad samples, seconds waited for data, bytes read; loss
+_HEADER = COUNTS + 4
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ class Summary:
     """What all ranks together say of one step.
 
     Attributes:
-        cause: Why to stop, or None.
+        flags: What the stop flags say, added up.
         bad: Samples that could not be decoded.
         loss: Mean over the global batch.
         data_wait_s: Seconds that the ranks waited for data, mean over ranks.
         bytes_read: Bytes that all ranks read from the store.
     """
 
-    cause: Cause | None
+    flags: list[float]
     bad: int
     loss: float
     data_wait_s: float
@@ -68,15 +67,15 @@ class StepExchange:
         self._vector = torch.zeros(_HEADER + statistics.size, device=group.device)
         self._arrived: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-    def post(self, causes: list[float], local: Local, loss: Tensor) -> None:
+    def post(self, flags: list[float], local: Local, loss: Tensor) -> None:
         """Exchange the numbers of the step that has just been computed.
 
         Args:
-            causes: From the stop flag.
+            flags: From this rank's stop flag.
             local: This rank's numbers.
             loss: On the device: this rank's sum of micro-batch losses, over the number of its micro-batches.
         """
-        host = torch.tensor([*causes, *map(float, astuple(local)), 0.0], pin_memory=self._on_gpu)
+        host = torch.tensor([*flags, *map(float, astuple(local)), 0.0], pin_memory=self._on_gpu)
         header = self._vector[:_HEADER]
         header.copy_(host, non_blocking=True)
         header[-1] = loss
@@ -102,6 +101,6 @@ class StepExchange:
     def _summary(self, header: Tensor, event: torch.cuda.Event | None) -> Summary:
         if event is not None:
             event.synchronize()
-        *causes, bad, wait, read, loss = header.tolist()
+        *flags, bad, wait, read, loss = header.tolist()
         world_size = self._group.world_size
-        return Summary(agreed(causes), int(bad), loss / world_size, wait / world_size, read)
+        return Summary(flags, int(bad), loss / world_size, wait / world_size, read)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from rsb_cluster.errors import StorageError
 from rsb_cluster.storage import Store, redact
 from rsb_cluster.train.distributed import Ranks
+
+COPY_S = 10.0  # between two copies of a log that grows
 
 
 class LogFile:
@@ -26,9 +29,28 @@ class LogFile:
         self._store = store
         self.name = ""
         self.path = Path(tempfile.mkstemp(prefix="rsb-", suffix=".log")[1])
+        self._ended = threading.Event()
+        self._copier: threading.Thread | None = None
+
+    def keep_copying(self) -> None:
+        """Copy it from now on whenever it has grown: where nodes share no file system, nobody could follow it else."""
+        self._copier = threading.Thread(target=self._copy_as_it_grows, name="log", daemon=True)
+        self._copier.start()
+
+    def _copy_as_it_grows(self) -> None:
+        copied = 0
+        while not self._ended.wait(COPY_S):
+            content = self.path.read_bytes()
+            if self.name and len(content) > copied:
+                with contextlib.suppress(StorageError):
+                    self._store.write_bytes(self.name, content)
+                    copied = len(content)
 
     def copy(self) -> None:
         """Copy it, and remove the local one."""
+        self._ended.set()
+        if self._copier is not None:
+            self._copier.join()
         if self.name:
             self._store.write_bytes(self.name, self.path.read_bytes())
         self.path.unlink(missing_ok=True)

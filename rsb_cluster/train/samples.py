@@ -6,6 +6,8 @@ import json
 import zlib
 from pathlib import Path
 
+from torch import Tensor
+
 from rsb_cluster.claim import Claim
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage import Store
@@ -16,8 +18,9 @@ from rsb_cluster.train.loader import Batch
 class SampleLog:
     """Appends a line per micro-batch to ``samples/<attempt>-rank<rank>.jsonl`` in the run's folder.
 
-    A line holds the step, the virtual rank, the numbers of the samples in the index, and a CRC-32 of their pixels. It
-    is there before the step is computed, so that a rank that is killed leaves no gap.
+    A line holds the step, the virtual rank, the numbers of the samples in the index, a CRC-32 of their pixels, and one
+    of the share of each class in them, which tells the partners and the λ of Mixup and CutMix. It is there before the
+    step is computed, so that a rank that is killed leaves no gap.
 
     Args:
         folder: The run's folder; it must be local, as an object store cannot append.
@@ -32,9 +35,18 @@ class SampleLog:
         self._path = Path(folder.locate(f"samples/{attempt}-rank{group.rank:05d}.jsonl"))
         self._path.parent.mkdir(exist_ok=True)
 
-    def add(self, step: int, virtual_rank: int, batch: Batch) -> None:
-        """Note a micro-batch."""
-        pixels = zlib.crc32(batch.images.contiguous().numpy().data)
-        line = {"step": step, "virtual_rank": virtual_rank, "samples": batch.samples.tolist(), "pixels": pixels}
+    def add(self, step: int, virtual_rank: int, batch: Batch, shares_BK: Tensor) -> None:
+        """Note a micro-batch, and what it was mixed to."""
+        line = {
+            "step": step,
+            "virtual_rank": virtual_rank,
+            "samples": batch.samples.tolist(),
+            "pixels": _checksum(batch.images),
+            "shares": _checksum(shares_BK),
+        }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.cpu().contiguous().numpy().data)

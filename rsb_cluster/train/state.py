@@ -1,28 +1,34 @@
-"""The state of a training as files, and saving it while training goes on."""
+"""The state of a training as files: plain numbers as JSON, each state dict as one file in the safetensors format.
+
+In that format tensors lie in a file as they lie in memory, so a save is one copy into host memory: what was copied is
+already the file. Nothing that is read is unpickled.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pickle import UnpicklingError
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rsb_cluster import checkpoint
-from rsb_cluster.claim import Claim
-from rsb_cluster.errors import CheckpointError, StorageError
-from rsb_cluster.job import Checkpoint as CheckpointRules
-from rsb_cluster.metrics import MetricsWriter
-from rsb_cluster.storage import Store
+from rsb_cluster.errors import CheckpointError
 
-log = logging.getLogger(__name__)
+_SUFFIX = ".safetensors"
+_DTYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+# Where a file begins, bytes: any type of number may lie there.
+_ALIGNMENT = 64
+# More is reserved than is needed, bytes: the numbers in a header get longer as training goes on.
+_SPARE = 1 << 20
 
 
 @dataclass
@@ -54,147 +60,148 @@ class Progress:
     best_step: int = 0
 
 
-def to_files(progress: Progress, tensors: dict[str, Any]) -> Iterator[tuple[str, memoryview]]:
-    """Serialise plain numbers and state dicts, one file each.
+class Staging:
+    """Host memory that holds the files of one checkpoint, and is kept from one save to the next.
 
-    A state dict is taken out of ``tensors`` when its turn comes, so that only
-    the one that is being written is in memory twice.
+    The first use of fresh memory costs many times what copying into it costs, and a GPU copies into pinned memory only
+    as fast as the bus allows.
+
+    Args:
+        device: Where the tensors are.
     """
-    yield "progress.json", memoryview(json.dumps(asdict(progress)).encode())
-    for name in list(tensors):
-        buffer = io.BytesIO()
-        torch.save(tensors.pop(name), buffer)
-        yield f"{name}.pt", buffer.getbuffer()
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def reserve(self, size: int) -> None:
+        """Have so many bytes ready; what was there before is lost if there were fewer."""
+        if size > len(self._memory):
+            self._memory = torch.empty(0, dtype=torch.uint8)  # gives the old memory back first
+            self._memory = torch.empty(size + _SPARE, dtype=torch.uint8, pin_memory=self._device.type == "cuda").fill_(
+                0
+            )
+
+    def put(self, progress: Progress, states: Mapping[str, Any]) -> dict[str, memoryview]:
+        """Copy a state here, in place of the one before.
+
+        Args:
+            progress: Plain numbers.
+            states: State dicts by name.
+
+        Returns:
+            Content by file name; valid until the next call.
+        """
+        files = {f"{name}{_SUFFIX}": _File(state) for name, state in states.items()}
+        self.reserve(sum(file.space for file in files.values()))
+        placed: dict[str, memoryview] = {"progress.json": memoryview(json.dumps(asdict(progress)).encode())}
+        start = 0
+        for name, file in files.items():
+            place = self._memory[start : start + file.size]
+            file.copy_to(place)
+            placed[name] = place.numpy().data
+            start += file.space
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return placed
+
+
+def space_of(states: Mapping[str, Any]) -> int:
+    """Return how many bytes of a staging memory state dicts take."""
+    return sum(_File(state).space for state in states.values())
+
+
+class _File:
+    """The layout of a state dict in a file.
+
+    Attributes:
+        size: Its bytes.
+        space: Its bytes, and those up to where the next file may begin.
+    """
+
+    def __init__(self, state: Any) -> None:
+        tensors: dict[str, Tensor] = {}
+        tree = _split(state, (), tensors)
+        # The format knows no gaps: in this order each number lies at a multiple of its own size.
+        self._tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+        header: dict[str, Any] = {"__metadata__": {"tree": json.dumps(tree)}}
+        end = 0
+        for name, tensor in self._tensors.items():
+            begin, end = end, end + tensor.nbytes
+            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text = text.ljust(_rounded_up(8 + len(text)) - 8)
+        self._header = len(text).to_bytes(8, "little") + text
+        self.size = len(self._header) + end
+        self.space = _rounded_up(self.size)
+
+    def copy_to(self, memory: Tensor) -> None:
+        """Write the file into ``size`` bytes of host memory; what comes from a GPU may arrive later, in its stream."""
+        end = len(self._header)
+        memory[:end].copy_(torch.frombuffer(bytearray(self._header), dtype=torch.uint8))
+        for tensor in self._tensors.values():
+            begin, end = end, end + tensor.nbytes
+            memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
 
 
 def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progress, dict[str, Any]]:
-    """Undo ``to_files``. Only tensors and plain containers are accepted: nothing from storage is ever unpickled."""
+    """Return the plain numbers, and the state dicts by name, that a staging memory held."""
     try:
         progress = Progress(**json.loads(read.files["progress.json"]))
-        tensors = {
-            name.removesuffix(".pt"): torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        states = {
+            name.removesuffix(_SUFFIX): _state_of(content, device)
             for name, content in read.files.items()
-            if name.endswith(".pt")
+            if name.endswith(_SUFFIX)
         }
-    except (KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint of step {read.step} was not written by this version of the package: {error}"
         ) from error
-    return progress, tensors
+    return progress, states
 
 
-def on_host(value: Any) -> Any:
-    """Copy all tensors of a nested state to host memory, so that training may change the originals."""
+def _state_of(content: bytes, device: torch.device) -> Any:
+    tensors = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return _joined(json.loads(header["__metadata__"]["tree"]), tensors, device)
+
+
+def _split(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
+    """Take the tensors out of a nested state; return the rest, as JSON knows it, with their names in their places."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        name = ".".join(path)
+        if name in tensors:
+            raise ValueError(f"two tensors of a state have the name {name}")
+        tensors[name] = value.detach()
+        if value.is_contiguous():
+            return {"tensor": name}
+        # Files are contiguous. Sums over a tensor that comes back in another layout would differ in the last bit.
+        return {"tensor": name, "strides": torch.empty_like(value, device="meta").stride()}
     if isinstance(value, dict):
-        return {key: on_host(item) for key, item in value.items()}
+        return {"dict": [[key, _split(item, (*path, str(key)), tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return type(value)(on_host(item) for item in value)
-    return value
+        items = [_split(item, (*path, str(i)), tensors) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a state holds a {type(value).__name__}, which cannot be saved: {'.'.join(path)}")
 
 
-class SaveTooSlowError(CheckpointError):
-    """A save did not end in the time that was left for it."""
+def _joined(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Undo ``_split``."""
+    if isinstance(tree, list):
+        return [_joined(item, tensors, device) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "dict" in tree:
+        return {key: _joined(item, tensors, device) for key, item in tree["dict"]}
+    if "tuple" in tree:
+        return tuple(_joined(item, tensors, device) for item in tree["tuple"])
+    tensor = tensors[tree["tensor"]]
+    if "strides" in tree:
+        tensor = torch.empty_strided(tensor.shape, tree["strides"], dtype=tensor.dtype).copy_(tensor)
+    return tensor.to(device)
 
 
-class Saver:
-    """Writes checkpoints and metrics of rank 0 in the background, in the order in which they were asked for.
-
-    Training waits only for the copy to host memory, and for an earlier save that is not done yet: there is never more
-    than one copy.
-
-    Args:
-        folder: The run's folder.
-        rules: When to save and how many to keep.
-        claim: The attempt; once another has taken its place, nothing more is saved.
-
-    Attributes:
-        metrics: The attempt's rows; they are written ahead of a checkpoint, so that a resume misses none.
-    """
-
-    def __init__(self, folder: Store, rules: CheckpointRules, claim: Claim) -> None:
-        self._folder = folder.child("checkpoints")
-        self._rules = rules
-        self.metrics = MetricsWriter(folder, claim.record.number)
-        self._claim = claim
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._pending: list[Future[None]] = []
-        self._last_save = time.monotonic()
-        self._last_flush = time.monotonic()
-        self._saved_step = claim.record.start_step
-
-    def is_due(self, step: int) -> bool:
-        """Whether a save is due after a step."""
-        by_steps = self._rules.every_steps and step % self._rules.every_steps == 0
-        by_time = self._rules.every_min and time.monotonic() - self._last_save >= self._rules.every_min * 60
-        return bool(by_steps or by_time)
-
-    def save(self, progress: Progress, tensors: dict[str, Any]) -> None:
-        """Copy the state of a step and write it in the background.
-
-        A save that fails is logged and training goes on: the checkpoint before is still there.
-
-        Raises:
-            SupersededError: A later attempt has taken the run over.
-        """
-        self._wait(raise_errors=False)
-        copied, numbers = on_host(tensors), Progress(**asdict(progress))
-        self._last_save = time.monotonic()
-        self._pending.append(self._executor.submit(self._write, numbers, copied))
-
-    def save_last(self, progress: Progress, tensors: dict[str, Any], *, within_s: float | None) -> None:
-        """Save the state of the last step of this attempt, and wait until its manifest is written.
-
-        Args:
-            progress: Where the training stands.
-            tensors: Its state.
-            within_s: Seconds that are left, or None.
-
-        Raises:
-            StorageError: Writing failed.
-            SaveTooSlowError: The time was over; the process must end without waiting for the save.
-            SupersededError: A later attempt has taken the run over.
-        """
-        deadline = None if within_s is None else time.monotonic() + within_s
-        try:
-            self._wait(raise_errors=False, deadline=deadline)
-            self.save(progress, tensors)
-            self._wait(raise_errors=True, deadline=deadline)
-        except TimeoutError:
-            raise SaveTooSlowError(
-                f"the state of step {progress.step} could not be written in the {within_s:.0f} s that were left. "
-                f"The last complete checkpoint is of step {self._saved_step}: the steps since will be repeated. "
-                "Save more often (job.checkpoint.every_min), or ask the site for a longer grace time (job.grace_s)."
-            ) from None
-
-    def flush_metrics(self, *, every_s: float = 0.0) -> None:
-        """Write the metric rows, at most every so many seconds."""
-        if time.monotonic() - self._last_flush >= every_s:
-            self._last_flush = time.monotonic()
-            self._pending.append(self._executor.submit(self.metrics.flush))
-
-    def close(self) -> None:
-        """Write what is left and end the thread."""
-        self.flush_metrics()
-        self._wait(raise_errors=False)
-        self._executor.shutdown()
-
-    def _write(self, progress: Progress, tensors: dict[str, Any]) -> None:
-        start = time.monotonic()
-        self.metrics.flush()
-        saved = checkpoint.Saved(progress.step, self._claim.record.number)
-        checkpoint.write(self._folder, saved, to_files(progress, tensors), before_manifest=self._claim.check)
-        self._saved_step = progress.step
-        checkpoint.prune(self._folder, self._claim.starts, keep=self._rules.keep, best_step=progress.best_step)
-        log.info("saved step %d in %.1f s", progress.step, time.monotonic() - start)
-
-    def _wait(self, *, raise_errors: bool, deadline: float | None = None) -> None:
-        while self._pending:
-            try:
-                self._pending[0].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            except (StorageError, CheckpointError) as error:
-                if raise_errors:
-                    raise
-                log.error("could not write: %s", error)
-            self._pending.pop(0)
+def _rounded_up(size: int) -> int:
+    return math.ceil(size / _ALIGNMENT) * _ALIGNMENT

@@ -32,7 +32,7 @@ from rsb_cluster.job import Job
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.run import Cause, InitialWeights, Run, Spec
 from rsb_cluster.storage import Store
-from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything
+from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group, lost_peers_named
 from rsb_cluster.train.evaluate import Score, Stopped, add_up, logits_of
@@ -42,8 +42,9 @@ from rsb_cluster.train.losses import criterion
 from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_optimizer
 from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.samples import SampleLog
-from rsb_cluster.train.state import Progress, Saver, SaveTooSlowError, from_files
-from rsb_cluster.train.stopping import StopFlag, agreed
+from rsb_cluster.train.saver import Saver, SaveTooSlowError
+from rsb_cluster.train.state import Progress, from_files
+from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.streams import EvalStream, TrainStream
 from rsb_cluster.train.watchdog import Watchdog
 from rsb_cluster.train.weights import fitted, parse
@@ -99,7 +100,7 @@ class Trainer:
         self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
         self._open_data()
         self._build()
-        self.saver = Saver(run.store, job.checkpoint, claim) if claim is not None else None
+        self.saver = Saver(run.store, job.checkpoint, claim, self.device) if claim is not None else None
         self._load(run, claim)
         self._samples = SampleLog(run.store, group, claim) if job.log_samples else None
         self.exchange = StepExchange(group, self.statistics)
@@ -152,13 +153,13 @@ class Trainer:
         name = self.group.share("resume", found.saved.folder if found else "")
         if saved := checkpoint.Saved.of(name):
             found = found or checkpoint.read(folder, saved)
-            self.progress, tensors = from_files(found, self.device)
-            self.model.load_state_dict(tensors["model"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.progress, states = from_files(found, self.device)
+            self.model.load_state_dict(states["model"])
+            self.optimizer.load_state_dict(states["optimizer"])
             if self.scaler.is_enabled():
-                self.scaler.load_state_dict(tensors["scaler"])
+                self.scaler.load_state_dict(states["scaler"])
             if self.ema is not None:
-                self.ema.module.load_state_dict(tensors["ema"])
+                self.ema.module.load_state_dict(states["ema"])
         elif self.spec.init is not None:
             self._start_from(run.init, self.spec.init)
         network: nn.Module = self.model
@@ -229,6 +230,8 @@ class Trainer:
         while cause is None and self.progress.step < total:
             with lost_peers_named():
                 self._step(source)
+            if self.saver is not None and self.progress.step == self._first_step + 1:
+                self.saver.prepare(self._states())  # now the optimizer's is there
             at_epoch_end = self.progress.step % per_epoch == 0
             cause = self._account(self.exchange.take(all_=at_epoch_end)) or early
             early = None
@@ -242,7 +245,7 @@ class Trainer:
                 # Only rank 0 is here. On a GPU the others read this step's numbers one step later, and all must leave
                 # the loop after the same step: what rank 0 learns now it acts on then.
                 early = self._account(self.exchange.take(all_=True))
-                self.saver.save(self.progress, self._tensors())
+                self.saver.save(self.progress, self._states())
         return self._finish(cause)
 
     def _finish(self, cause: Cause | None) -> Cause:
@@ -252,11 +255,9 @@ class Trainer:
         self.watchdog.progress(self.progress.step, "saving")
         if self.saver is not None and end != "superseded":
             log.info("%s after step %d: saving", end, self.progress.step)
-            budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end)
+            budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end, 0)
             try:
-                self.saver.save_last(
-                    self.progress, self._tensors(), within_s=self.flag.left_s(budget) if budget else None
-                )
+                self.saver.save_last(self.progress, self._states(), within_s=self.flag.left_s(budget))
                 self.saver.close()
             except SaveTooSlowError as error:
                 self.message = str(error)
@@ -296,17 +297,17 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns its loss, on the device."""
-        if self._samples is not None:
-            self._samples.add(step, virtual_rank, batch)
-        seed_everything(seed_of(self.spec.seed, step, virtual_rank, 3))
+        seed_micro_batch(self.spec.seed, step, virtual_rank)
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        images, weights = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        images, shares = self.mix(images, batch.labels.to(self.device, non_blocking=True))
+        if self._samples is not None:
+            self._samples.add(step, virtual_rank, batch, shares)
         # Gradients travel with the last micro-batch only.
         wait = isinstance(self.network, DistributedDataParallel) and not last
         with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast():
                 logits = self.network(images)
-            loss: torch.Tensor = self.loss(logits, weights)
+            loss: torch.Tensor = self.loss(logits, shares)
             self.scaler.scale(loss / len(self.mine)).backward()
         return loss.detach()
 
@@ -331,7 +332,7 @@ class Trainer:
             self.progress.interval_steps += 1
             self.progress.interval_bytes += summary.bytes_read
             self._attempt_bytes += summary.bytes_read
-            cause = cause or summary.cause
+            cause = cause or self.flag.agreed(summary.flags)
             if not math.isfinite(summary.loss):
                 raise DivergedError(
                     f"the loss became {summary.loss} near step {self.progress.step}; the last checkpoint is older. "
@@ -372,7 +373,7 @@ class Trainer:
             self.saver.metrics.add(row)
             self.saver.flush_metrics()
             if is_best and step < self.recipe.total_steps:
-                self.saver.save(self.progress, self._tensors())
+                self.saver.save(self.progress, self._states())
         score = self.scores[""]
         log.info(
             "epoch %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
@@ -412,7 +413,7 @@ class Trainer:
     def _agree_now(self) -> Cause | None:
         self.watchdog.progress(self.progress.step, "evaluating")
         counts = torch.tensor(self.flag.counts(), device=self.device)
-        return agreed(self.group.sum_(counts).tolist())
+        return self.flag.agreed(self.group.sum_(counts).tolist())
 
     def _log_train(self) -> None:
         p = self.progress
@@ -459,7 +460,7 @@ class Trainer:
             spec.virtual_ranks, order.micro_batch, self.group.world_size, recipe.model.name, self.device, order.dropped,
         )  # fmt: skip
 
-    def _tensors(self) -> dict[str, Any]:
+    def _states(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()

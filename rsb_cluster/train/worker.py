@@ -8,23 +8,27 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from rsb_cluster import claim
+from rsb_cluster import claim, cost
 from rsb_cluster.claim import Claim
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
+from rsb_cluster.notices import Notice
 from rsb_cluster.recipe import validate
 from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store, redact
 from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_peer
 from rsb_cluster.train.logfile import LogFile, logging_to
+from rsb_cluster.train.notice_watch import NoticeWatch
 from rsb_cluster.train.result import write_result
 from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trackers import Trackers
@@ -59,6 +63,8 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) 
     ranks = Ranks.from_environment()
     torch.set_num_threads(job.cpus_per_task)
     with logging_to(run.store, ranks) as log_file:
+        if job.backend == "cloud":
+            log_file.keep_copying()
         cause = _Attempt(run, job, ranks, flag, log_file).run()
         log.info("%s", cause)
     if cause != "finished":
@@ -111,7 +117,7 @@ class _Attempt:
             self._close(cause, message)
         if self._trackers is not None:
             self._trackers.close(finished=cause == "finished")
-        return cause
+        return self._why_lost() if cause == "lost peer" else cause
 
     def _train(self) -> Cause:
         spec, recipe = self._wait_for_storage(), self._run.recipe()
@@ -131,8 +137,11 @@ class _Attempt:
         log.info(
             "attempt %d, rank %d of %d on %s (%s)", self._number, group.rank, group.world_size, group.host, group.device
         )
+        if self._job.notice and self._ranks.local_rank == 0:
+            NoticeWatch(self._job.notice, self._flag, self._on_notice).start()
         if self._claim is not None:
             claim.check_history(self._claim, self._job)
+            self._keep_to_budget(self._claim)
             self._claim.keep_alive(self._step, self._flag.supersede)
         self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._leave_stuck)
         self._watchdog.start()
@@ -146,7 +155,7 @@ class _Attempt:
         cause = trainer.train()
         if cause == "preempted" and self._run.is_cancelled(self._ranks.job_id):
             cause = "stopped"
-        self._close(cause, trainer.message)
+        self._close(cause, trainer.message or (self._flag.reason if cause == self._flag.cause else ""))
         if cause == "finished" and group.rank == 0:
             write_result(self._run, trainer)
         self._watchdog.close()
@@ -184,6 +193,27 @@ class _Attempt:
             start_step=0,
         )
 
+    def _keep_to_budget(self, claimed: Claim) -> None:
+        """Have this rank's flag set when the run has used up its GPU-hours.
+
+        Raises:
+            SpentError: It has already.
+        """
+        left_h = cost.check_budget(self._run, self._job, claimed.earlier)
+        if self._job.max_gpu_hours:
+            ends = claimed.record.started + left_h * 3600 / cost.devices(claimed.record)
+            reason = cost.spent_message(self._run, self._job.max_gpu_hours, self._job)
+            timer = threading.Timer(max(0.0, ends - time.time()), self._flag.stop, ("stopped", reason))
+            timer.daemon = True
+            timer.start()
+
+    def _on_notice(self, notice: Notice) -> None:
+        """Leave the word for rank 0, which writes the record of the attempt, and for people."""
+        try:
+            self._run.write_notice(self._number, socket.gethostname(), asdict(notice))
+        except StorageError as error:
+            log.warning("the notice could not be written down: %s", error)
+
     def _step(self) -> int:
         if self._trainer is not None:
             return self._trainer.progress.step
@@ -198,7 +228,18 @@ class _Attempt:
             # What the lost peer said itself is the better explanation.
             for failure in self._run.rank_failures(self._number).values():
                 cause, message = failure["cause"], failure["message"]
+        cause, message = self._with_notices(cause, message)
         self._write_record(ended=time.time(), end_step=self._step(), cause=cause, message=message)
+
+    def _with_notices(self, cause: Cause, message: str) -> tuple[Cause, str]:
+        """Say of the end of this attempt that a cloud took machines back; of a lost peer, it is the reason."""
+        if not self._job.notice or cause not in ("preempted", "lost peer"):
+            return cause, message
+        told = [
+            f"{notice['source']} takes {host} back at {time.strftime('%H:%M:%S UTC', time.gmtime(notice['deadline']))}"
+            for host, notice in self._run.notices(self._number).items()
+        ]
+        return ("preempted" if told else cause), "; ".join([*told, *filter(None, [message])])
 
     def _write_record(self, **update: Any) -> None:
         assert self._claim is not None
@@ -209,6 +250,7 @@ class _Attempt:
         """Note the end of the attempt in place of rank 0, which cannot do it any more."""
         record = self._run.attempt(self._number)
         if not record.cause:
+            cause, message = self._with_notices(cause, message)
             heartbeat = self._run.heartbeat(self._number)
             update = {
                 "ended": time.time(),
@@ -217,6 +259,17 @@ class _Attempt:
                 "message": message,
             }
             self._run.write_attempt(record.model_copy(update=update))
+
+    def _why_lost(self) -> Cause:
+        """Return what the attempt ended with where another rank has ended it for good; it said so before it left.
+
+        Otherwise this rank would ask to be started again: where each node speaks for itself, that is heard.
+        """
+        with contextlib.suppress(StorageError):
+            said = [self._run.attempt(self._number).cause] if self._number else []
+            said += [failure["cause"] for failure in self._run.rank_failures(self._number).values()]
+            return next((cause for cause in said if cause in ("failed", "stopped")), "lost peer")
+        return "lost peer"
 
     def _report_lost(self) -> None:
         """Say which ranks are gone, where they could not do it themselves."""
@@ -270,6 +323,8 @@ def _classify(error: BaseException) -> tuple[Cause, str]:
     text = redact(str(error)) or type(error).__name__
     if isinstance(error, claim.SupersededError):
         return "superseded", text
+    if isinstance(error, cost.SpentError):
+        return "stopped", text
     if isinstance(error, LostPeerError) or is_lost_peer(error):
         return "lost peer", text
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_host_memory(error):

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.saving still [--rounds 5] [--s3]
     python -m tests.benchmarks.saving back
 
-``still``: ResNet-50 and ResNet-152 with LAMB's state. ``torch.save`` in the loop, as most training scripts do it,
-against the copy that training waits for here; the two take turns in one run. ``back``: a run on two hosts of a real
-Slurm is requeued, and watched from outside. Both need no GPU; the servers need root.
+``still``: ResNet-50 and ResNet-152 with LAMB's state, on the GPU where there is one. ``torch.save`` in the loop, as
+most training scripts do it, against the copy that training waits for here; the two take turns in one run. ``back``: a
+run on two hosts of a real Slurm is requeued, and watched from outside. Both need no GPU; the servers need root.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from rsb_cluster.job import Checkpoint
 from rsb_cluster.run import Attempt, Run
 from rsb_cluster.storage import Store
 from rsb_cluster.train.model import build_model, build_optimizer
-from rsb_cluster.train.state import Progress, Saver
+from rsb_cluster.train.saver import Saver
+from rsb_cluster.train.state import Progress
 from tests.command import RsbCluster
 from tests.faults.victim import on_slurm, submit
 from tests.servers.daemons import poll, processes_with
@@ -41,12 +42,13 @@ from tests.servers.hosts import SlurmHosts
 from tests.servers.s3 import S3Server
 
 MIB = 1 << 20
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def state_of(model: str) -> dict[str, Any]:
     """Return the state of a training after one step."""
     recipe = load_recipe("a2", model=model).recipe
-    network = build_model(recipe)
+    network = build_model(recipe).to(DEVICE)
     optimizer = build_optimizer(network, recipe.optimizer)
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -65,9 +67,9 @@ def resident() -> int:
 
 
 @contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Yield a list that in the end holds by how many bytes this process was larger than at the beginning."""
-    before, found, over = resident(), [0], threading.Event()
+def peak_memory(before: int) -> Iterator[list[int]]:
+    """Yield a list that in the end holds by how many bytes this process was larger than it had been before."""
+    found, over = [0], threading.Event()
 
     def look() -> None:
         while not over.wait(0.01):
@@ -100,19 +102,24 @@ def still(url: str, where: str, rounds: int) -> None:
         record = Attempt(number=1, job_id="", world_size=1, hosts=(), started=0.0, start_step=0)
         run = Run(store.child(model), model)
         run.claim_attempt(record)
-        saver = Saver(run.store, Checkpoint(), Claim(run, record, []))
-        theirs, ours, behind, peaks = [], [], [], []
+        saver = Saver(run.store, Checkpoint(), Claim(run, record, []), DEVICE)
+        theirs, ours, behind, burnt, peaks = [], [], [], [], []
+        before = resident()
+        saver.prepare(state)
         for step in range(1, rounds + 1):
             theirs.append(timed(in_the_loop, store, state))
-            with peak_memory() as peak:
+            with peak_memory(before) as peak:
                 ours.append(timed(saver.save, Progress(step=step), state))
+                begun = time.process_time()
                 behind.append(timed(saver._wait, raise_errors=True))
+                burnt.append(time.process_time() - begun)
             peaks.append(peak[0])
         saver.close()
         one, other = statistics.median(theirs), statistics.median(ours)
         print(
             f"{model:10s} {where:6s} {size / MIB:6.0f} MiB   torch.save in the loop {one:6.2f} s   here {other:6.3f} s"
-            f"   {one / other:5.1f} times less   in the background {statistics.median(behind):5.2f} s   "
+            f" ({min(ours):.3f} to {max(ours):.3f})   {one / other:5.1f} times less   "
+            f"in the background {statistics.median(behind):5.2f} s ({statistics.median(burnt):.2f} s of CPU)   "
             f"memory at most +{max(peaks) / size:.2f} of the state",
             flush=True,
         )

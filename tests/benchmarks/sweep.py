@@ -6,7 +6,7 @@ It starts the real Slurm of the tests, holds the jobs in the queue, and measures
 
 - map_array: submitit hands over as many tasks of the same kind, and keeps nothing besides;
 - sweep: plan (grid, digests, the index, what exists, what is queued), a folder for each run, and the array;
-- models: the check of the distinct models in a process that imports torch, once per submit of new runs;
+- models, once: the plan of ten runs whose model has not been checked before, in a process that imports torch;
 - again: the same sweep planned once more while all of it is queued;
 - status: of all runs, queued; and of as many that have finished, with checkpoints' worth of rows behind them.
 """
@@ -27,15 +27,14 @@ import submitit
 from rich.console import Console
 from rich.table import Table
 
-from rsb_cluster import plan as planning
-from rsb_cluster import scheduler
 from rsb_cluster.catalog import load_job
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.grid import Grid, SweepFile
 from rsb_cluster.metrics import MetricsWriter
-from rsb_cluster.plan import Plan, PlannedRun, Request, plan
+from rsb_cluster.plan import Plan, Request, plan
 from rsb_cluster.run import Attempt, Run, find_runs
+from rsb_cluster.scheduler import slurm
 from rsb_cluster.status import read_status
 from rsb_cluster.storage import Store
 from rsb_cluster.submit import submit
@@ -53,19 +52,6 @@ def timed(what: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, value
 
 
-class Models:
-    """The time of the check of the models, which is told apart: it is the import of torch."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._check = planning._check_models
-
-    def __call__(self, runs: list[PlannedRun]) -> dict[str, int]:
-        """Check them."""
-        self.seconds, checked = timed(lambda: self._check(runs))
-        return checked
-
-
 def make_plan(runs_url: str, data: Path, count: int) -> Plan:
     """Plan a sweep of ten recipes (learning rates) of so many runs in all, in one resource class."""
     rates = [round(1e-3 * (i + 1), 6) for i in range(10)]
@@ -78,7 +64,7 @@ def bare(folder: Path, count: int) -> None:
     """Hand over as many tasks by submitit alone."""
     job = load_job("slurm-cpu")[0]
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(**scheduler._slurm_parameters(job, "bare") | {"additional_parameters": {"hold": True}})
+    executor.update_parameters(**slurm._parameters(job, "bare") | {"additional_parameters": {"hold": True}})
     executor.map_array(Task.__call__, [Task("/nowhere", f"r{i}", job.model_dump(mode="json")) for i in range(count)])
 
 
@@ -104,7 +90,7 @@ def rows(count: int = 500) -> list[dict[str, Any]]:
     return [*made, {"kind": "eval", "step": count, "epoch": count / 50, "top1": 80.4, "top5": 95.0, "loss": 1.0}]
 
 
-def measure(runs_url: str, data: Path, count: int, folder: Path, rounds: int, models: Models) -> dict[str, list[float]]:
+def measure(runs_url: str, data: Path, count: int, folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each, by name."""
     found: dict[str, list[float]] = {}
 
@@ -113,14 +99,14 @@ def measure(runs_url: str, data: Path, count: int, folder: Path, rounds: int, mo
         found.setdefault(name, []).append(seconds)
         return value
 
+    note("models, once", lambda: make_plan(f"{runs_url}/first", data, 10))
     for turn in range(rounds):
         url = f"{runs_url}/{turn}"
         note("map_array", lambda turn=turn: bare(folder / f"bare-{turn}", count))
         seconds, made = timed(lambda url=url: make_plan(url, data, count))
-        found.setdefault("models", []).append(models.seconds)
         sending, sent = timed(lambda made=made: submit(made))
         assert len(sent) == count
-        found.setdefault("sweep", []).append(seconds - models.seconds + sending)
+        found.setdefault("sweep", []).append(seconds + sending)
         again = note("again", lambda url=url: make_plan(url, data, count))
         assert again.arrays == () and {p.state for p in again.runs} == {"already submitted"}
         name = (made.sweep.sweep_id,) if made.sweep else ()
@@ -146,11 +132,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--s3", action="store_true", help="keep the runs on the tests' S3 server")
     args = parser.parse_args()
-    models = Models()
-    planning._check_models = models  # type: ignore[assignment]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsb-sweep-")))
         os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         os.environ |= stack.enter_context(SlurmCluster()).env
         runs_url = str(folder / "runs")
         if args.s3:
@@ -159,7 +144,7 @@ def main() -> None:
             runs_url = f"s3://{server.make_bucket(f'sweep-{uuid.uuid4().hex[:8]}')}"
         data = folder / "digits"
         make_set(open_set("digits"), Store(data), shard_samples=200)
-        found = measure(runs_url, data, args.runs, folder, args.rounds, models)
+        found = measure(runs_url, data, args.runs, folder, args.rounds)
         shutil.rmtree(folder / "runs", ignore_errors=True)
     table = Table("what", "s (median)", "min–max", "ratio to map_array", box=None)
     base = statistics.median(found["map_array"])

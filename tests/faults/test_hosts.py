@@ -1,4 +1,4 @@
-"""Faults on Slurm, one after the other, to one run of two ranks on one of four hosts.
+"""Faults on Slurm, one after the other, to one run of two ranks on two of four hosts.
 
 The tests are stations of that run and stand in its order: each waits for the attempt that the one before left behind.
 Preemption without a user's signal, the time limit and scancel are in tests/integration/test_slurm*.py.
@@ -24,14 +24,19 @@ pytestmark = pytest.mark.slurm
 @pytest.fixture(scope="module")
 def victim(hosts: SlurmHosts, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Victim]:
     rsb = RsbCluster(tmp_path_factory.mktemp("hosts"), hosts.env)
-    yield on_slurm(rsb, submit(rsb, digits, "--job", "slurm-cpu", "--set", "job.slurm.partition=spot"))
+    two_hosts = ("--nodes", "2", "--set", "job.tasks_per_node=1", "--set", "job.slurm.partition=spot")
+    yield on_slurm(rsb, submit(rsb, digits, "--job", "slurm-cpu", *two_hosts))
     hosts.cancel_all()
 
 
-def where(victim: Victim) -> str:
-    """The host that the run is on."""
-    (host,) = victim.run.attempts()[-1].hosts
-    return host
+def where(victim: Victim) -> tuple[str, str]:
+    """The hosts that the run is on: rank 0's and rank 1's."""
+    first, second = victim.run.attempts()[-1].hosts
+    return first, second
+
+
+def wait_until_gone(victim: Victim, pid: int) -> None:
+    victim.wait("the old rank ends itself", lambda: not Path(f"/proc/{pid}").exists() or None)
 
 
 def test_a_preemption_by_the_users_signal_loses_nothing(victim: Victim, hosts: SlurmHosts) -> None:
@@ -63,34 +68,61 @@ def test_a_rank_killed_by_kill_9_costs_the_steps_since_the_last_checkpoint(victi
     assert victim.steps_lost(3, reached) <= EVERY_STEPS
 
 
-def test_ranks_that_outlive_their_slurmd_do_no_harm(victim: Victim, hosts: SlurmHosts) -> None:
-    """The split brain. They hang while the scheduler gives their host up, and wake when the run is elsewhere."""
-    reached, lost = victim.wait_for_steps(4), where(victim)
-    pids = [victim.pid(rank) for rank in (0, 1)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+def test_a_rank_that_is_stopped_is_named_with_its_host(victim: Victim) -> None:
+    """By SIGSTOP. Slurm would wait a while for it and kill it then; the test does not."""
+    reached, (_, second) = victim.wait_for_steps(4), where(victim)
+    pid = victim.pid(rank=1)
+    os.kill(pid, signal.SIGSTOP)
+    stuck = victim.wait_for_end(4)
+    os.kill(pid, signal.SIGKILL)
+    assert stuck.cause == "stuck"
+    assert f"rank 1 on {second} made no step" in stuck.message and "does not answer" in stuck.message
+    victim.wait_for_steps(5)
+    assert victim.steps_lost(4, reached) <= EVERY_STEPS
+
+
+def test_a_rank_that_outlives_its_slurmd_does_no_harm(victim: Victim, hosts: SlurmHosts) -> None:
+    """The split brain. It hangs while the scheduler gives its host up, and wakes when the run is elsewhere.
+
+    Its peer is dead then, so it ends as one that lost its peer, and the job script on its host would ask Slurm to
+    start the job again, which runs already.
+    """
+    reached, (lost, _) = victim.wait_for_steps(5), where(victim)
+    pid = victim.pid(rank=0)
+    os.kill(pid, signal.SIGSTOP)
     hosts.kill_slurmd(lost)
     hosts.wait_until_down(lost)
-    victim.wait_for_steps(5)
-    assert where(victim) != lost
-    assert victim.steps_lost(4, reached) <= EVERY_STEPS
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-    victim.wait("the old ranks end themselves", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids) or None)
+    victim.wait_for_steps(6)
+    assert lost not in where(victim)
+    assert victim.steps_lost(5, reached) <= EVERY_STEPS
+    os.kill(pid, signal.SIGCONT)
+    wait_until_gone(victim, pid)
     hosts.reboot(lost)
 
 
+def test_a_host_that_is_cut_off_costs_the_steps_since_the_last_checkpoint(victim: Victim, hosts: SlurmHosts) -> None:
+    """Its rank lives on and sees the run's folder, as over another network, but neither its peer nor Slurm."""
+    reached, (_, lost) = victim.wait_for_steps(6), where(victim)
+    pid = victim.pid(rank=1)
+    hosts.cut_off(lost)
+    victim.wait_for_steps(7)
+    assert lost not in where(victim)
+    assert victim.steps_lost(6, reached) <= EVERY_STEPS
+    wait_until_gone(victim, pid)
+    hosts.rejoin(lost)
+
+
 def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(victim: Victim, hosts: SlurmHosts) -> None:
-    reached, lost = victim.wait_for_steps(5), where(victim)
+    reached, (lost, _) = victim.wait_for_steps(7), where(victim)
     hosts.kill_node(lost)
-    victim.wait_for_steps(6)
-    assert victim.attempt(5).cause == ""
-    assert where(victim) != lost
-    assert victim.steps_lost(5, reached) <= EVERY_STEPS
+    victim.wait_for_steps(8)
+    assert victim.attempt(7).cause == "lost peer" and f"rank 0 on {lost} does not answer" in victim.attempt(7).message
+    assert lost not in where(victim)
+    assert victim.steps_lost(7, reached) <= EVERY_STEPS
     hosts.start_node(lost)
 
 
 def test_in_the_end_nothing_has_happened(victim: Victim, unbroken: Run) -> None:
     victim.wait_for_state("finished")
-    assert len(victim.run.attempts()) == 6
+    assert len(victim.run.attempts()) == 8
     victim.assert_as_if_nothing_had_been(unbroken)

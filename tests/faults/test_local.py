@@ -5,6 +5,7 @@ The tests are stations of that run and stand in its order: each waits for the at
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from rsb_cluster.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import EVERY_STEPS, PACE, SCIENCE, Victim, on_this_machine, submit
-from tests.servers.daemons import kill_all
+from tests.servers.daemons import kill_all, poll
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,32 @@ def test_a_rank_that_is_stopped_is_named_and_costs_the_steps_since_the_last_chec
     assert victim.run.rank_failures(2)[1]["cause"] == "stuck"
     victim.wait_for_steps(3)
     assert victim.steps_lost(2, reached) <= EVERY_STEPS
+
+
+@pytest.fixture
+def no_memory(needs_root: None) -> Iterator[Path]:
+    """A control group whose processes get no memory but what they have."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    group = (v1 if v1.exists() else v1.parent) / f"rsb-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if v1.exists() else "memory.max")).write_text(str(1 << 20))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    yield group
+    assert poll(lambda: not (group / "cgroup.procs").read_text(), 30), "the kernel has killed what was in it"
+    group.rmdir()
+
+
+def test_a_rank_that_the_kernel_kills_for_lack_of_memory_is_named(victim: Victim, no_memory: Path) -> None:
+    reached = victim.wait_for_steps(3)
+    (no_memory / "cgroup.procs").write_text(str(victim.pid(rank=1)))
+    ended = victim.wait_for_end(3)
+    assert ended.cause == "lost peer"
+    assert f"rank 1 on {ended.hosts[0]} " in ended.message
+    assert "the kernel has killed a process of this host for lack of memory. Ask for more (job.mem_gb)" in ended.message
+    victim.wait_for_steps(4)
+    assert victim.steps_lost(3, reached) <= EVERY_STEPS
 
 
 def foreground(rsb: RsbCluster, data: Path) -> subprocess.Popen[str]:

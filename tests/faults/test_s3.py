@@ -14,7 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from rsb_cluster.errors import AccessError
+from rsb_cluster import s3 as s3_client
+from rsb_cluster import storage
+from rsb_cluster.errors import AccessError, StorageError
 from rsb_cluster.run import Run
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab
@@ -78,6 +80,34 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(
     lab.attempt(AtStep({4: go}))
     assert time.monotonic() - begun > gone_s, "it was over before the server had come back"
     assert_nothing_was_lost(lab, tiny_unbroken)
+
+
+def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_so(
+    lab: Lab,
+    proxy: FaultyProxy,
+    tiny_unbroken: Run,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For longer than anything waits, which is less than usual here. The run goes on when it is submitted again."""
+    monkeypatch.setattr(s3_client, "TRIES", 3)
+    monkeypatch.setitem(storage.S3_CLIENT, "retries", {"total_max_attempts": 1})
+    storage._filesystem.cache_clear()
+    with pytest.raises(StorageError):  # how it ended cannot be noted
+        lab.attempt(AtStep({8: proxy.refuse}))
+    assert "crashed: cannot use s3://" in capfd.readouterr().err, "the scheduler is asked for another attempt"
+    lab.job = lab.job.model_copy(update={"rendezvous_s": 2})
+    with pytest.raises(StorageError):
+        lab.attempt()
+    said = capfd.readouterr().err
+    assert "failed: the run's folder could not be read for 2 s: cannot use s3://" in said
+    assert "Then submit the run again." in said
+    proxy.accept_again()
+    attempt = lab.attempt()
+    assert attempt.cause == "finished"
+    assert attempt.start_step in (3, 6)  # the save of step 6 may have been under way
+    assert rows_of(lab.run) == rows_of(tiny_unbroken)
+    assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))
 
 
 def test_credentials_that_expire_end_the_run_with_a_message(

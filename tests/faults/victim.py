@@ -57,8 +57,7 @@ class Victim:
 
     def log(self) -> str:
         """What rank 0 says, all attempts of the last submission together."""
-        paths = scheduler.log_paths(self.run.submissions()[-1])
-        return paths[0].read_text(errors="replace") if paths else ""
+        return (scheduler.read_log(self.run, self.run.submissions()[-1], 0, 0) or b"").decode(errors="replace")
 
     def progress(self) -> tuple[int, int]:
         """Number of the attempt that rank 0 last began, and the last step that it logged since; 0 where none."""

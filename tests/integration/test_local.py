@@ -13,7 +13,7 @@ from rsb_cluster.metrics import Row, read_rows
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
-from tests.equality import assert_bit_equal, final_state, rows_of
+from tests.equality import assert_bit_equal, final_state, rows_of, samples_of
 
 
 def run_of(rsb: RsbCluster, printed: str, runs: str = "runs") -> Run:
@@ -94,18 +94,21 @@ def test_one_two_and_four_processes_train_alike_and_count_each_image_once(rsb: R
     # So each of the first 20 steps has the recipe's own learning rate: they are the start of its 234 warm-up steps.
     peak = 8e-3 * 20 / 234
     found: dict[int, list[Row]] = {}
+    held = {}
     for processes in (1, 2, 4):
         printed = rsb(
             "submit", "--recipe", "fashion-mnist", "--job", "local", "--data", str(twenty_steps), "--wait", "--json",
             "--runs", f"runs-{processes}", "--set", f"job.tasks_per_node={processes}", "--set", "job.log_every_steps=1",
             "--set", "data.train_samples=5120", "--set", "schedule.epochs=2", "--set", f"optimizer.lr={peak}",
+            "--set", "job.log_samples=true",
         )  # fmt: skip
         run_id = next(line.split('"')[3] for line in printed.splitlines() if '"run_id"' in line)
         run = Run.at(rsb.cwd / f"runs-{processes}", run_id)
-        found[processes] = rows_of(run)
+        found[processes], held[processes] = rows_of(run), samples_of(run)
         evaluations = [row for row in found[processes] if row["kind"] == "eval"]
         assert [(row["step"], row["samples"], row["bad"]) for row in evaluations] == [(20, 10_000, 0), (40, 10_000, 0)]
         assert run.attempts()[0].world_size == processes
+    assert held[1] and held[1] == held[2] == held[4], "the same samples, pixels and λ in every micro-batch"
     losses = {p: [r["loss"] for r in rows if r["kind"] == "train"][:20] for p, rows in found.items()}
     assert len(losses[1]) == 20 and losses[1][-1] < losses[1][0]
     for processes in (2, 4):

@@ -56,7 +56,7 @@ def _other_loss(run: Path) -> None:
 def _other_weights(run: Path) -> None:
     manifest = max(run.glob("checkpoints/step-*/manifest.json"))
     value = json.loads(manifest.read_text())
-    value["files"]["ema.pt"]["sha256"] = "0" * 64
+    value["files"]["ema.safetensors"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(value))
 
 
@@ -66,7 +66,7 @@ def _gap(run: Path) -> None:
 
 
 HARMS = {
-    _other_pixels: "samples and pixels of each micro-batch",
+    _other_pixels: "samples, pixels and mix of each micro-batch",
     _other_loss: "metric rows",
     _other_weights: "weights, optimizer, statistics, average",
     _gap: "resumed at the next step",

@@ -57,5 +57,10 @@ def test_preempted_run_on_four_nodes_finishes_without_repeating_a_step(
     assert result is not None and result["preemptions"] == 1
     assert result["samples"] == 10_000
     assert result["top1"] >= 85
+    secret = on_s3.env["AWS_SECRET_ACCESS_KEY"].encode()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("submitted.pkl" in path.name for path in written)
+    assert not [path for path in written if secret in path.read_bytes()], "no credential in a script or a log"
+    assert not [name for name in run.store.files() if secret in run.store.read_bytes(name)]
     table = rsb("collect", "--runs", runs, "--format", "md")
     assert "fashion-mnist" in table and f"{result['top1']:.2f}" in table

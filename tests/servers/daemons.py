@@ -50,11 +50,11 @@ def free_ports(count: int) -> list[int]:
     raise ServerError(f"found only {len(ports)} of {count} free TCP ports")
 
 
-def listening(port: int) -> bool:
-    """Whether something accepts connections on this loopback port."""
+def listening(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on a port of this machine."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 def poll(predicate: Callable[[], T | None], timeout: float, interval: float = 0.1) -> T | None:

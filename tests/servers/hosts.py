@@ -1,18 +1,17 @@
 """A real Slurm whose nodes are separate hosts: each has its own network, name, processes and mounts.
 
 They are Linux namespaces behind one switch, so a host can be killed with all that runs on it, lose its slurmd alone,
-or be cut off from the network while its processes go on. The switch is a network namespace, too, which lives as long as
-the process that holds it: interfaces and addresses vanish with their processes, even if the tests are killed by -9.
+or be cut off from the network while its processes go on.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import signal
 from pathlib import Path
 
-from tests.servers.daemons import ServerError, free_ports, missing_tools, poll
+from tests.servers.daemons import free_ports, missing_tools
+from tests.servers.network import Switch
 from tests.servers.slurm import TOOLS, SlurmCluster
 
 # No accounting, as on many small clusters. SIGUSR2, which a job asks for ahead of its time limit, announces a
@@ -44,14 +43,13 @@ class SlurmHosts(SlurmCluster):
     All share this machine's file systems, as a cluster's nodes share theirs, whatever happens to their network.
     """
 
+    node_line, site, boot = NODE, SITE, BOOT
+
     def __init__(self, nodes: int = 4) -> None:
         super().__init__(nodes)
         self.nodes = [f"h{index}" for index in range(1, nodes + 1)]
-        # 198.18.0.0/15 is set aside for testing (RFC 2544): no real network is hidden meanwhile.
-        self._subnet = f"198.{random.SystemRandom().choice((18, 19))}.{random.SystemRandom().randrange(256)}"
-        self._uplink = f"rsb{os.getpid()}"
-        self._gateway = f"{self._subnet}.1"
-        self._addresses = {node: f"{self._subnet}.{10 + index}" for index, node in enumerate(self.nodes, 1)}
+        self.switch = Switch(self)
+        self._addresses = {node: f"{self.switch.subnet}.{10 + index}" for index, node in enumerate(self.nodes, 1)}
 
     @staticmethod
     def unavailable() -> list[str]:
@@ -61,56 +59,26 @@ class SlurmHosts(SlurmCluster):
     def start(self) -> None:
         """Start the switch, all daemons and hosts, and wait until all hosts are idle."""
         self._write_config()
-        self._start_switch()
+        self.switch.start()
         self._start_munged()
         self._start_slurm()
 
     def _write_config(self) -> None:
         ctld_port, port = free_ports(2)
-        nodes = [NODE.format(name=name, address=address, port=port) for name, address in self._addresses.items()]
-        self._write_slurm_conf(self._gateway, ctld_port, SITE, nodes)
+        nodes = [
+            self.node_line.format(name=name, address=address, port=port) for name, address in self._addresses.items()
+        ]
+        self._write_slurm_conf(self.switch.gateway, ctld_port, self.site.format(root=self.root), nodes)
         known = [f"{address} {name}" for name, address in self._addresses.items()]
         self._write("hosts", "\n".join(["127.0.0.1 localhost", *known, ""]), 0o644)
 
-    def _start_switch(self) -> None:
-        switch = self._spawn_namespace("switch", "--net", "sleep", "infinity")
-        self.command("ip", "link", "add", self._uplink, "type", "veth", "peer", "name", "uplink", "netns", str(switch))
-        self._on_switch("link", "add", "switch", "type", "bridge")
-        self._on_switch("link", "set", "switch", "up")
-        self._on_switch("link", "set", "uplink", "master", "switch", "up")
-        self.command("ip", "addr", "add", f"{self._gateway}/24", "dev", self._uplink)
-        self.command("ip", "link", "set", self._uplink, "up")
-
-    def _on_switch(self, *ip: str) -> None:
-        self.command("nsenter", f"--net=/proc/{self.daemons['switch'].pid}/ns/net", "ip", *ip)
-
-    def _spawn_namespace(self, name: str, *unshare: str) -> int:
-        """Start a process in a network of its own, and return its number once it has one."""
-        self.spawn(name, "unshare", *unshare)
-        pid = self.daemons[name].pid
-        ours, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{pid}/ns/net")
-        self.wait_daemon(name, lambda: theirs.readlink() != ours.readlink())
-        return pid
-
     def start_node(self, node: str) -> None:
         """Boot a host and plug it into the switch."""
-        boot = BOOT.format(name=node, root=self.root, address=self._addresses[node], gateway=self._gateway)
-        host = self._spawn_namespace(
-            f"slurmd-{node}", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+        boot = self.boot.format(name=node, root=self.root, address=self._addresses[node], gateway=self.switch.gateway)
+        self.switch.boot(
+            f"slurmd-{node}", node, "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
             "bash", "-c", boot,
         )  # fmt: skip
-        # The last one's end of the cable goes with its network, a moment after its death.
-        plug = ("link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", str(host))
-        if not poll(lambda: self._succeeds(plug), 10):
-            self._on_switch(*plug)
-        self._on_switch("link", "set", node, "master", "switch", "up")
-
-    def _succeeds(self, ip: tuple[str, ...]) -> bool:
-        try:
-            self._on_switch(*ip)
-        except ServerError:
-            return False
-        return True
 
     def kill_node(self, node: str) -> None:
         """Lose a host at once, as in a power cut, with all that runs on it."""
@@ -124,11 +92,11 @@ class SlurmHosts(SlurmCluster):
 
     def cut_off(self, node: str) -> None:
         """Unplug a host's network; what runs there goes on."""
-        self._on_switch("link", "set", node, "down")
+        self.switch.set_port(node, "down")
 
     def rejoin(self, node: str) -> None:
         """Plug it in again."""
-        self._on_switch("link", "set", node, "up")
+        self.switch.set_port(node, "up")
 
     def reboot(self, node: str) -> None:
         """Kill a host and boot it again, whatever state it is in."""

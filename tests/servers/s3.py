@@ -51,17 +51,22 @@ mgr data = {root}/mgr
 osd data = {root}/osd
 [client.rgw]
 rgw data = {root}/rgw
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint={address}:{port}
 """
 
 
 class S3Server(Server):
-    """An S3 endpoint with one user. ``env`` makes botocore, aiobotocore and s3fs talk to it."""
+    """An S3 endpoint with one user. ``env`` makes botocore, aiobotocore and s3fs talk to it.
 
-    def __init__(self) -> None:
+    Args:
+        address: Where it listens: one of this machine's own.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
         super().__init__("rsb-s3-")
+        self._address = address
         self._port, *self._mon_ports = free_ports(3)
-        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.endpoint = f"http://{address}:{self._port}"
         self.env = {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "rsbtest",
@@ -85,7 +90,7 @@ class S3Server(Server):
         """Make a new Ceph, start its daemons, and create the user."""
         fsid, osd_id = str(uuid.uuid4()), str(uuid.uuid4())
         mon_host = "[v2:127.0.0.1:{},v1:127.0.0.1:{}]".format(*self._mon_ports)
-        conf = CEPH_CONF.format(root=self.root, fsid=fsid, mon_host=mon_host, port=self._port)
+        conf = CEPH_CONF.format(root=self.root, fsid=fsid, mon_host=mon_host, address=self._address, port=self._port)
         (self.root / "ceph.conf").write_text(conf)
         for name in ("mon", "mgr", "osd", "rgw", "crash"):
             (self.root / name).mkdir()
@@ -103,7 +108,7 @@ class S3Server(Server):
         self.command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_id)
         self.spawn("osd.0", "ceph-osd", "-f", "-i", "0")
         self.spawn("client.rgw", "radosgw", "-f", "-n", "client.rgw")
-        self.wait_daemon("client.rgw", lambda: listening(self._port), timeout=60)
+        self.wait_daemon("client.rgw", lambda: listening(self._port, self._address), timeout=60)
         self.command(
             "radosgw-admin", "user", "create", "--uid=rsbtest", "--display-name=rsbtest",
             f"--access-key={self.env['AWS_ACCESS_KEY_ID']}", f"--secret-key={self.env['AWS_SECRET_ACCESS_KEY']}",

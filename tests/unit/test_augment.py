@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from rsb_cluster.catalog import load_recipe
-from rsb_cluster.train.augment import Mix, Normalise, TrainTransform, seed_everything
+from rsb_cluster.train.augment import Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 
 
 def noise(side: int = 48) -> Image.Image:
@@ -59,6 +61,40 @@ def test_mixing_is_a_function_of_the_seed_and_its_shares_sum_to_one() -> None:
     assert torch.equal(images, again) and torch.equal(shares, same)
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
     assert any(not torch.equal(mixed(seed)[1], shares) for seed in range(2, 5))
+
+
+Mixed = dict[tuple[int, int], tuple[list[float], float]]
+
+
+def mixed_by(processes: int, virtual_ranks: int, seed: int, steps: list[int]) -> Mixed:
+    """The shares and the pixels' sum of each micro-batch, where so many processes share the virtual ranks."""
+    recipe = load_recipe("deit", assignments=["data.num_classes=4"]).recipe  # Mixup, CutMix and erasing
+    images, labels = torch.linspace(0, 1, 4 * 3 * 16 * 16).view(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    each, found = virtual_ranks // processes, {}
+    for process in range(processes):
+        mix = Mix(recipe, torch.device("cpu"))
+        for step in steps:
+            for virtual_rank in range(process * each, (process + 1) * each):
+                seed_micro_batch(seed, step, virtual_rank)
+                mixed_images, shares = mix(images.clone(), labels)
+                found[step, virtual_rank] = (shares.flatten().tolist(), float(mixed_images.double().sum()))
+                torch.rand(1 + process)  # as dropout draws
+    return found
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 12), st.integers(0, 2**40), st.lists(st.integers(0, 10**6), min_size=1, max_size=3), st.data())
+def test_each_micro_batch_is_mixed_alike_on_any_number_of_processes(
+    virtual_ranks: int, seed: int, steps: list[int], data: st.DataObject
+) -> None:
+    """One λ each, the same wherever it is computed and whatever was drawn before; another in every micro-batch."""
+    processes = data.draw(st.sampled_from([n for n in range(1, virtual_ranks + 1) if virtual_ranks % n == 0]))
+    found = mixed_by(processes, virtual_ranks, seed, steps)
+    assert found == mixed_by(1, virtual_ranks, seed, steps)
+    last = (steps[-1], virtual_ranks - 1)
+    assert found[last] == mixed_by(virtual_ranks, virtual_ranks, seed, steps[-1:])[last], "resumed at this step"
+    if len(found) >= 12:
+        assert len({tuple(shares) for shares, _ in found.values()}) > 3
 
 
 def test_without_mixing_shares_are_the_labels() -> None:

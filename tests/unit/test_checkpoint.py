@@ -24,7 +24,7 @@ def files_of(step):
 
 
 def put(store, step, files, attempt=1):
-    checkpoint.write(store, Saved(step, attempt), files.items(), before_manifest=lambda: None)
+    checkpoint.write(store, Saved(step, attempt), files, before_manifest=lambda: None)
 
 
 def write(store, *steps, attempt=1):
@@ -258,7 +258,7 @@ def test_an_attempt_that_is_superseded_writes_no_manifest(anywhere):
         raise SupersededError
 
     with pytest.raises(SupersededError):
-        checkpoint.write(anywhere, Saved(7, 1), files_of(7).items(), before_manifest=superseded)
+        checkpoint.write(anywhere, Saved(7, 1), files_of(7), before_manifest=superseded)
     assert steps(anywhere) == []
 
 
@@ -273,7 +273,7 @@ while True:
     step += 1
     files = {f"part-{n}": bytes([step % 256]) * (100_000 + step) for n in range(3)}
     for content in (files, files | {"part-1": b"again"}):
-        checkpoint.write(store, checkpoint.Saved(step, 1), content.items(), before_manifest=lambda: None)
+        checkpoint.write(store, checkpoint.Saved(step, 1), content, before_manifest=lambda: None)
     checkpoint.prune(store, {}, keep=2, best_step=0)
     print(step, flush=True)
 """

@@ -37,12 +37,12 @@ def fast(monkeypatch):
 def test_attempts_are_numbered_and_start_at_the_newest_checkpoint(run):
     first = claim.take(run, draft())
     assert (first.record.number, first.record.start_step, first.starts) == (1, 0, {})
-    write(run.store.child("checkpoints"), Saved(12, 1), [("x", b"x")], before_manifest=first.check)
+    write(run.store.child("checkpoints"), Saved(12, 1), {"x": b"x"}, before_manifest=first.check)
     end(run, first)
     second = claim.take(run, draft())
     assert (second.record.number, second.record.start_step, second.starts) == (2, 12, {1: 0})
     # What the first saved after the second began is not the run's.
-    write(run.store.child("checkpoints"), Saved(20, 1), [("x", b"x")], before_manifest=lambda: None)
+    write(run.store.child("checkpoints"), Saved(20, 1), {"x": b"x"}, before_manifest=lambda: None)
     assert claim.take(run, draft()).record.start_step == 12
 
 
@@ -142,7 +142,7 @@ def test_crashes_in_a_row_end_a_run_and_preemptions_do_not(tmp_path, causes, ref
 def test_crashes_between_which_there_was_progress_are_no_loop(tmp_path):
     run = Run.at(tmp_path, "run")
     checkpoints = run.store.child("checkpoints")
-    write(checkpoints, Saved(30, 1), [("x", b"x")], before_manifest=lambda: None)
+    write(checkpoints, Saved(30, 1), {"x": b"x"}, before_manifest=lambda: None)
     claim.check_history(history(run, "crashed", "crashed", steps=(0, 30)), JOB)
 
 

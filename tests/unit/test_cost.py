@@ -1,9 +1,13 @@
-"""What a run cost, also where its attempts could not say how they ended."""
+"""What a run cost, also where its attempts could not say how they ended; and what it may."""
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsb_cluster.cost import cost, spans
+from rsb_cluster.catalog import load_job
+from rsb_cluster.cost import SpentError, check_budget, cost, spans
 from rsb_cluster.metrics import MetricsWriter
 from rsb_cluster.run import Attempt, Run
 
@@ -68,3 +72,18 @@ def test_repeated_steps_are_those_that_were_computed_more_than_once(moves):
         step = max(0, start + forward - back)
     run = Run.at("/nowhere", "r")
     assert cost(spans(run, attempts)).steps_repeated == sum(times.values()) - len(times)
+
+
+def test_a_budget_counts_the_gpus_of_all_attempts_and_on_cpus_processes(tmp_path):
+    run, (job, _) = Run.at(tmp_path, "r"), load_job("slurm", assignments=["max_gpu_hours=10"])
+    assert check_budget(run, job) == 10
+    add(run, 1, 0, 1000.0, ended=4600.0, end_step=9, gpus=4, world_size=3)  # one GPU was spare, and paid for
+    assert check_budget(run, job) == 6
+    add(run, 2, 9, 5000.0, gpus=0, world_size=4)  # killed
+    run.store.write_json("attempts/0002-alive.json", {"step": 20, "time": 6800.0, "beats": 36})
+    assert check_budget(run, job) == 4
+    assert check_budget(run, job, run.attempts()[:1]) == 6
+    add(run, 3, 20, 7000.0, ended=10600.0, end_step=30, gpus=4)
+    with pytest.raises(SpentError, match=r"^r has used 10\.00 of the 10 GPU-hours .* with a larger --max-gpu-hours"):
+        check_budget(run, job)
+    assert check_budget(run, load_job("slurm")[0]) == math.inf

@@ -455,6 +455,24 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, name, value):
         load_index(store)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"shards": ["../s.tar"]}, {"shards": ["/etc/s.tar"]}, {"sha256": ["../../" + "0" * 64]}, {"sha256": ["0" * 63]}],
+    ids=str,
+)
+def test_an_index_whose_names_leave_the_folder_is_refused(tmp_path, change):
+    """The checksum is the name of the shard's copy in a node's cache."""
+    store = store_of(tmp_path, s=WHOLE)
+    build_index(store)
+    with np.load(tmp_path / INDEX_NAME) as file:
+        arrays = {key: file[key] for key in file.files}
+    meta = json.loads(arrays["meta"].tobytes()) | change
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    np.savez(tmp_path / INDEX_NAME, **arrays)
+    with pytest.raises(DataError, match=r"index\.npz is damaged: it names a shard that is in another folder"):
+        load_index(store)
+
+
 def test_a_pickle_in_the_index_is_not_opened(tmp_path):
     class Bomb:
         def __reduce__(self):

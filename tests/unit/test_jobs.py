@@ -17,9 +17,14 @@ from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.job import Job
 from rsb_cluster.plan import parse_seeds
 from rsb_cluster.recipe import Recipe
+from rsb_cluster.scheduler import slurm
+from rsb_cluster.task import Task
 from rsb_cluster.virtual_ranks import choose_virtual_ranks
 
-JOBS = ("local", "slurm", "slurm-cpu")
+CLOUD_JOBS = (
+    "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
+)  # fmt: skip
+JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
 RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
 GOLDEN = Path(__file__).parent / "golden"
 FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
@@ -167,7 +172,7 @@ def test_an_odd_micro_batch_is_fine_without_mixup():
         ("slurm", ["nodes=true"], "nodes = True: input should be a valid number"),
         ("slurm", ["min_nodes=5", "nodes=4"], "min_nodes = 5 is more than nodes = 4"),
         ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: input should be greater than or equal to 2"),
-        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local' or 'slurm'"),
+        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local', 'slurm' or 'cloud'"),
         ("slurm", ["partition=gpu"], "unknown key 'partition'."),
         ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
         ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),
@@ -198,7 +203,7 @@ def test_seeds_are_one_or_counted():
 
 
 def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1) -> str:
-    return scheduler.sbatch_text(job, FOLDER, name, count)
+    return slurm.script(job, [Task("/runs/a", "a", {})] * count, FOLDER, name)
 
 
 def options(text: str) -> dict[str, str]:
@@ -285,8 +290,7 @@ def test_an_option_that_the_job_decides_is_refused(option, hint):
 def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SubmitError, match="there is no 'sbatch' on this machine"):
-        scheduler.check_available(load_job("slurm"))
-    scheduler.check_available(load_job("local"))
+        slurm.check_available(load_job("slurm"))
     assert scheduler.default_backend_job(1) == "local"
     assert scheduler.default_backend_job(2) == "slurm"
 
@@ -295,7 +299,7 @@ def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
 
 STUBS = {
     "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; eval "$SRUN_DOES"; exit "$CODE"',
-    "squeue": 'echo "$@" >>"$OUT/squeue"; echo "$STATE"',
+    "squeue": 'echo "$@" >>"$OUT/squeue"; printf "%-20s%-20s\\n" $STATE "${RESTARTS:-0}"',
     "scontrol": 'echo "$@" >>"$OUT/scontrol"; exit "${SCONTROL_CODE:-0}"',
     "sleep": 'echo "$@" >>"$OUT/sleep"',
 }
@@ -352,8 +356,15 @@ def test_a_job_queues_again_just_when_another_attempt_makes_sense(node, code, st
 
 def test_an_element_of_an_array_queues_itself_again_and_not_its_siblings(node):
     assert node.run(75, "RUNNING", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0") == 75
-    assert node.calls("squeue") == ["-h -j 5_0 -o %T"]
+    assert node.calls("squeue") == ["-h -j 5_0 -O State,RestartCnt"]
     assert node.calls("scontrol") == ["requeue 5_0"]
+
+
+@pytest.mark.parametrize(("mine", "now", "again"), [("1", "1", True), ("1", "2", False), (None, "1", False)])
+def test_a_script_on_a_host_that_was_held_for_dead_leaves_the_job_alone(node, mine, now, again):
+    """Slurm has started it elsewhere meanwhile."""
+    assert node.run(75, "RUNNING", RESTARTS=now, **({"SLURM_RESTART_COUNT": mine} if mine else {})) == 75
+    assert node.calls("scontrol") == (["requeue 7"] if again else [])
 
 
 def test_a_job_that_may_not_queue_again_ends_at_once(node):

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsb_cluster import catalog, control, scheduler
+from rsb_cluster import catalog, control
 from rsb_cluster.dataset import find_data
 from rsb_cluster.errors import ConfigError
+from rsb_cluster.estimate import gpu_hours, parse_rates
 from rsb_cluster.grid import Grid, Point, SweepFile, expand, leaves, load_sweep, parse_vary
 from rsb_cluster.job import Job
 from rsb_cluster.plan import Plan, make_arrays, plan_runs
-from rsb_cluster.preview import gpu_hours, parse_rates, sweep_as_dict, sweep_rows, sweep_summary
+from rsb_cluster.preview import sweep_as_dict, sweep_rows, sweep_summary
 from rsb_cluster.recipe import validate
-from rsb_cluster.run import Run, Spec, Submission
+from rsb_cluster.run import Attempt, Run, Spec, Submission
+from rsb_cluster.scheduler import slurm
 from rsb_cluster.status import read_status
 from rsb_cluster.sweep import Member, Sweep
 
@@ -174,8 +176,12 @@ DIGITS = {"recipes": ["digits"], "models": ["resnet10t", "test_resnet"], "seeds"
 
 
 def planned(runs: Path, digits: Path, *for_jobs: str):
+    return planned_with_notes(runs, digits, *for_jobs)[0]
+
+
+def planned_with_notes(runs: Path, digits: Path, *for_jobs: str):
     points = expand(file(grid=[DIGITS]), job="slurm-cpu", for_jobs=for_jobs)
-    return plan_runs(points, str(runs), str(digits), dry_run=False)[0]
+    return plan_runs(points, str(runs), str(digits), dry_run=False)
 
 
 def make(one, job: Job | None = None) -> Run:
@@ -203,6 +209,26 @@ def test_only_what_is_not_finished_is_sent_again(tmp_path, digits):
     assert [p.state for p in again] == ["finished", "new", "new", "unfinished"]
     assert [p.is_to_submit for p in again] == [False, True, True, True]
     assert [p.virtual_ranks for p in again] == [2, 4, 4, 2], "a run that exists keeps its own"
+
+
+def test_runs_without_gpu_hours_left_are_not_sent(tmp_path, digits):
+    runs = planned(tmp_path, digits)
+    for planned_run in runs[:2]:
+        make(planned_run).write_attempt(
+            Attempt(number=1, job_id="1", world_size=4, hosts=(), started=0, ended=3600, start_step=0, end_step=9)
+        )
+    again, notes = planned_with_notes(tmp_path, digits, "max_gpu_hours=4")
+    assert [p.state for p in again] == ["over budget", "over budget", "new", "new"]
+    assert [p.is_to_submit for p in again] == [False, False, True, True]
+    one, other = [note for note in notes if "GPU-hours" in note]
+    assert one.startswith(f"{runs[0].run.run_id} has used 4.00 of the 4 ") and other != one
+    assert [p.state for p in planned(tmp_path, digits, "max_gpu_hours=4.1")][:2] == ["unfinished", "unfinished"]
+    for planned_run in runs[2:]:
+        finish(make(planned_run))
+    with pytest.raises(ConfigError, match="submit it again with a larger --max-gpu-hours"):
+        planned(tmp_path, digits, "max_gpu_hours=4")
+    refused = control.retry([make(runs[0], job("local", "max_gpu_hours=4"))], failed_only=False).refused
+    assert "has used 4.00 of the 4 GPU-hours" in refused[runs[0].run.run_id]
 
 
 def test_a_set_is_looked_for_once(tmp_path, digits):
@@ -256,7 +282,7 @@ def test_one_run_is_a_job_of_its_own_name():
 def test_an_array_is_no_larger_than_slurm_takes(monkeypatch):
     """Where no Slurm answers, its own default limit is taken; no test machine has a cluster by default."""
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
-    assert scheduler.max_array_size() == 1001
+    assert slurm.max_runs() == 1001
     runs = some_runs(2500)
     arrays = make_arrays("/runs", [(run, job()) for run in runs], name="x")
     assert [len(array.runs) for array in arrays] == [1001, 1001, 498]

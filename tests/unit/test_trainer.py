@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_used(tmp_path: Pat
     unbroken.attempt()
     lab.attempt(StopAfter(5))
     lab.attempt(StopAfter(1 + EVALUATION + 4))
-    newest = tmp_path / "run" / "checkpoints" / Saved(STEPS + 4, 2).folder / "model.pt"
+    newest = tmp_path / "run" / "checkpoints" / Saved(STEPS + 4, 2).folder / "model.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -160,7 +160,7 @@ def test_nothing_is_unpickled_that_could_run(tmp_path: Path) -> None:
 
     buffer = io.BytesIO()
     torch.save({"weight": Evil()}, buffer)
-    files = {"progress.json": b"{}", "model.pt": buffer.getvalue()}
+    files = {"progress.json": b"{}", "model.safetensors": buffer.getvalue()}
     with pytest.raises(CheckpointError, match="the checkpoint of step 3 was not written by this version"):
         from_files(checkpoint.Checkpoint(Saved(3, 1), files), torch.device("cpu"))
     assert not (tmp_path / "owned").exists()

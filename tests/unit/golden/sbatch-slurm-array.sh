@@ -26,6 +26,7 @@ srun --unbuffered --output /shared/submissions/20260101-000000-a1-1/%A_%a_%t_log
 code=$?
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
-  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job" && sleep 300; fi
+  read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
+  if [ "$state $restarts" = "RUNNING ${SLURM_RESTART_COUNT:-0}" ]; then scontrol requeue "$job" && sleep 300; fi
 fi
 exit "$code"

@@ -1,4 +1,4 @@
-"""The back ends: handing runs to this machine or to Slurm, and asking how they are. All of submitit and Slurm is here.
+"""Slurm. All of it is here, and what submitit does for it.
 
 A job is never ended by submitit's own count of time-outs (it takes every preemption of a short job for one): the task
 installs its own signal handlers, and the script asks Slurm to start the job again.
@@ -6,26 +6,23 @@ installs its own signal handlers, and the script asks Slurm to start the job aga
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.exits import CANCELLED, EXIT_AGAIN, EXIT_STOPPED, RUNNING
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_STOPPED
 from rsb_cluster.job import Job
-from rsb_cluster.run import Submission
+from rsb_cluster.run import Run, Submission
+from rsb_cluster.scheduler.backend import Seen, State, read_rank_file, submitted
 from rsb_cluster.task import Task
-
-State = Literal["queued", "running", "gone"]
 
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 SCANCEL_S = 4.0  # how long to wait for scancel, s
@@ -39,12 +36,14 @@ _COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 _SETUP = ["trap : TERM USR2", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
 
 # srun reports the highest exit code of all tasks. A job that ends by itself within the grace time counts as finished
-# for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING.
+# for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING, and not where
+# Slurm has held this host for dead and started the job elsewhere.
 _TEARDOWN = f"""\
 code=$?
 job="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
 if [ "$code" -eq {EXIT_AGAIN} ] || {{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}; then
-  if [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then scontrol requeue "$job" && sleep 300; fi
+  read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
+  if [ "$state $restarts" = "RUNNING ${{SLURM_RESTART_COUNT:-0}}" ]; then scontrol requeue "$job" && sleep 300; fi
 fi
 exit "$code\"""".splitlines()
 
@@ -59,20 +58,15 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-def default_backend_job(nodes: int) -> str:
-    """Return the name of the job to use when the user names none."""
-    return "slurm" if nodes > 1 or shutil.which("sbatch") else "local"
-
-
 def check_available(job: Job) -> None:
-    """Refuse a back end that this machine does not have."""
-    if job.backend == "slurm" and not shutil.which("sbatch"):
+    """Refuse where Slurm's programs are missing."""
+    if not shutil.which("sbatch"):
         raise SubmitError(
             "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local."
         )
 
 
-def max_array_size() -> int:
+def max_runs() -> int:
     """Return how many runs the site takes in one job array; Slurm's own default where it does not say."""
     try:
         shown = _slurm("scontrol", "show", "config", timeout_s=5)
@@ -82,16 +76,16 @@ def max_array_size() -> int:
     return int(answer[1]) if answer else DEFAULT_ARRAY_SIZE
 
 
-def sbatch_text(job: Job, folder: Path, name: str, count: int) -> str:
-    """Return the script that Slurm gets for ``count`` runs; the one that ``launch`` submits."""
+def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
+    """Return the sbatch script; the one that ``launch`` submits."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    parameters = _slurm_parameters(job, name) | ({"map_count": count} if count > 1 else {})
+    parameters = _parameters(job, name) | ({"map_count": len(tasks)} if len(tasks) > 1 else {})
     text: str = _make_sbatch_string(command=f"{_COMMAND} {shlex.quote(str(folder))}", folder=folder, **parameters)
     return text
 
 
-def _slurm_parameters(job: Job, name: str) -> dict[str, Any]:
+def _parameters(job: Job, name: str) -> dict[str, Any]:
     options = {key.replace("_", "-"): value for key, value in job.slurm.items()}
     for option in options.keys() & _OWN_OPTIONS.keys():
         instead = _OWN_OPTIONS[option]
@@ -122,29 +116,36 @@ def _slurm_parameters(job: Job, name: str) -> dict[str, Any]:
 
 
 def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-    """Hand runs to the job's back end: as one array to Slurm, as a queue of one to this machine.
+    """Hand runs over as one job, or one array.
 
     Args:
         job: Where.
         tasks: One per run.
         folder: New folder for scripts and logs, on a file system that all nodes share.
-        name: What the scheduler shows.
-
-    Returns:
-        One submission per task.
+        name: What Slurm shows.
 
     Raises:
-        SubmitError: The scheduler refused.
+        SubmitError: Slurm refused.
     """
-    check_available(job)
     folder.mkdir(mode=0o700, parents=True)
-    ids = _launch_slurm(job, tasks, folder, name) if job.backend == "slurm" else _launch_local(job, tasks, folder)
-    folders = [folder] * len(tasks) if job.backend == "slurm" else [folder / str(i) for i in range(len(tasks))]
-    fields = job.model_dump(mode="json")
-    return [
-        Submission(backend=job.backend, job_id=job_id, folder=str(where), shape=job.shape, time=time.time(), job=fields)
-        for job_id, where in zip(ids, folders, strict=True)
-    ]
+    return [submitted(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
+
+
+def rehearse(job: Job) -> str:
+    """Ask Slurm whether it would take the job, without sending it; return its answer.
+
+    Raises:
+        SubmitError: It would not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.sh"
+        path.write_text(script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
+        command = ["sbatch", "--test-only", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    answer = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("sbatch: ")
+    if done.returncode:
+        raise SubmitError(f"sbatch would refuse it: {answer}. Check partition, account and limits in the job file.")
+    return answer
 
 
 def launch_after(job: Job, submissions: Sequence[Submission], command: Sequence[str], folder: Path, name: str) -> str:
@@ -165,12 +166,12 @@ def launch_after(job: Job, submissions: Sequence[Submission], command: Sequence[
     return answer.strip().partition(";")[0]
 
 
-def _launch_slurm(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[str]:
+def _submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[str]:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(**_slurm_parameters(job, name))
+    executor.update_parameters(**_parameters(job, name))
     try:
         jobs = executor.submit_array(list(tasks))
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
@@ -182,59 +183,9 @@ def _launch_slurm(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> l
     return [str(j.job_id) for j in jobs]
 
 
-def _launch_local(job: Job, tasks: Sequence[Task], folder: Path) -> list[str]:
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
-    folders = [folder / str(i) for i in range(len(tasks))]
-    for where in folders:
-        where.mkdir()
-    gpus = ",".join(str(i) for i in range(job.gpus_per_node))
-    environment = os.environ | {
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_NTASKS": str(job.ranks_per_node),
-        "SUBMITIT_LOCAL_COMMAND": "",
-        "SUBMITIT_LOCAL_TIMEOUT_S": "0",
-        "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "0",
-        "SUBMITIT_LOCAL_NODEID": "0",
-        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-        "SUBMITIT_LOCAL_WITH_SHELL": "",
-        "SUBMITIT_STDERR_TO_STDOUT": "1",
-        "CUDA_VISIBLE_DEVICES": gpus if job.gpus_per_node else "",
-    }
-    command = [sys.executable, "-m", "rsb_cluster.local_controller", *map(str, folders)]
-    if job.setup:
-        command = ["bash", "-c", " && ".join([*job.setup, "exec " + shlex.join(command)])]
-    with (folder / "controller.log").open("ab") as log:
-        # A session of its own: it outlives this terminal, and Ctrl-C reaches it only through us.
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    for where, task in zip(folders, tasks, strict=True):
-        paths = JobPaths(where, str(process.pid))
-        temporary = where / "submitted.tmp"
-        DelayedSubmission(task).dump(temporary)
-        temporary.replace(paths.submitted_pickle)
-    return [str(process.pid)] * len(tasks)
-
-
-def states(submissions: Sequence[Submission]) -> list[State]:
-    """Return how the scheduler sees each submission; one query for all that Slurm has."""
-    slurm = _slurm_states([s.job_id for s in submissions if s.backend == "slurm"])
-    return [slurm[s.job_id] if s.backend == "slurm" else _local_state(s) for s in submissions]
-
-
-def _local_state(submission: Submission) -> State:
-    if not _is_controller(submission):
-        return "gone"
-    folder = Path(submission.folder)
-    if (folder / RUNNING).exists():
-        return "running"
-    return "gone" if log_paths(submission) or (folder / CANCELLED).exists() else "queued"
-
-
-def _slurm_states(job_ids: Sequence[str]) -> dict[str, State]:
-    if not job_ids:
-        return {}
+def look(submissions: Sequence[Submission]) -> list[Seen]:
+    """Return how jobs are; one query for all."""
+    job_ids = [submission.job_id for submission in submissions]
     parents = sorted({job_id.split("_")[0] for job_id in job_ids})
     command = ["squeue", "-h", "-r", "-o", "%i|%F_%K|%T", "-j", ",".join(parents)]
     try:
@@ -250,31 +201,18 @@ def _slurm_states(job_ids: Sequence[str]) -> dict[str, State]:
         for known in (job_id, element):
             if known in found:
                 found[known] = "queued" if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED") else "running"
-    return found
+    return [Seen(found[job_id]) for job_id in job_ids]
 
 
 def cancel(submissions: Sequence[Submission]) -> None:
     """End jobs: a running one saves and stops, a queued one leaves the queue."""
-    ids = [s.job_id for s in submissions if s.backend == "slurm"]
-    if ids:
-        _slurm("scancel", *ids)
-    local = [s for s in submissions if s.backend == "local"]
-    for submission in local:
-        Path(submission.folder, CANCELLED).touch()
-    for submission in local:
-        if _local_state(submission) == "running":
-            os.kill(int(submission.job_id), signal.SIGINT)
+    _slurm("scancel", *(submission.job_id for submission in submissions))
 
 
 def preempt(submissions: Sequence[Submission]) -> None:
     """Tell running jobs to save and go back to the queue, as a preemption would."""
-    slurm = [s for s in submissions if s.backend == "slurm"]
-    if slurm:
-        with ThreadPoolExecutor(min(32, len(slurm))) as pool:
-            list(pool.map(_signal, slurm))
-    for submission in submissions:
-        if submission.backend == "local" and _local_state(submission) == "running":
-            os.kill(int(submission.job_id), signal.SIGTERM)
+    with ThreadPoolExecutor(min(32, len(submissions))) as pool:
+        list(pool.map(_signal, submissions))
 
 
 def _signal(submission: Submission) -> None:
@@ -287,16 +225,20 @@ def _signal(submission: Submission) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SCANCEL_S)
     except subprocess.TimeoutExpired:
-        states([submission])  # which fails where it is the controller that does not answer
+        look([submission])  # which fails where it is the controller that does not answer
         return
     if done.returncode:
         raise SubmitError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
 
 
-def log_paths(submission: Submission) -> list[Path]:
-    """Return the files into which the ranks of a job write, by rank."""
-    found = Path(submission.folder).glob(f"{submission.job_id}_*_log.out")
-    return sorted(found, key=lambda path: int(path.name.removesuffix("_log.out").rsplit("_", 1)[-1]))
+def has_ended(run: Run, submission: Submission) -> bool:
+    """Whether a job has ended."""
+    return look([submission])[0].state == "gone"
+
+
+def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
+    """Return a rank's log from a byte on; None where there is none."""
+    return read_rank_file(submission, rank, start)
 
 
 def _slurm(*command: str, timeout_s: float = 60) -> str:
@@ -308,12 +250,3 @@ def _slurm(*command: str, timeout_s: float = 60) -> str:
     if done.returncode:
         raise SubmitError(f"{shlex.join(command)[:200]} failed: {done.stderr.strip()}")
     return done.stdout
-
-
-def _is_controller(submission: Submission) -> bool:
-    """Whether the process of that number is still the one that was started, and not a later one."""
-    try:
-        command = Path(f"/proc/{int(submission.job_id)}/cmdline").read_bytes().decode(errors="replace")
-    except (OSError, ValueError):
-        return False
-    return "rsb_cluster.local_controller" in command and submission.folder in command.split("\0")

@@ -1,0 +1,40 @@
+"""The command that looks at what a job needs before it is sent."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from rsb_cluster.cli.terminal import console, new_table, runs_option
+from rsb_cluster.errors import RsbError
+
+
+@click.command()
+@click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
+@runs_option
+@click.option("--data", default="", help="Look for this data set, too: a folder or s3:// URL with train/ and val/.")
+@click.option("--set", "assignments", multiple=True, metavar="job.KEY=VALUE", help="Change a field of the job.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(job: str, runs: str, data: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Check what a job needs, before it waits in a queue or costs anything. Exit code 1 where something is amiss.
+
+    \b
+    rsb-cluster doctor --job slurm --set job.slurm.partition=gpu
+    rsb-cluster doctor --job cloud-spot --runs s3://bucket/runs --data s3://bucket/imagenet-1k
+    """
+    from rsb_cluster.doctor import examine
+
+    changes = tuple(text.removeprefix("job.") for text in assignments)
+    findings = list(examine(job, assignments=changes, runs=runs, data=data))
+    if as_json:
+        click.echo(json.dumps([vars(f) | {"ok": f.is_ok} for f in findings], indent=2))
+    else:
+        from rich.text import Text
+
+        table = new_table("", "checked", "found", "what next")
+        for f in findings:
+            table.add_row(*map(Text, ("ok" if f.is_ok else "PROBLEM", f.what, f.found, f.advice)))
+        console().print(table)
+    if problems := sum(not f.is_ok for f in findings):
+        raise RsbError(f"{problems} of {len(findings)} checks found a problem.")

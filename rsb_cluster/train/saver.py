@@ -1,0 +1,133 @@
+"""Saving while training goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from rsb_cluster import checkpoint
+from rsb_cluster.claim import Claim
+from rsb_cluster.errors import CheckpointError, StorageError
+from rsb_cluster.job import Checkpoint as CheckpointRules
+from rsb_cluster.metrics import MetricsWriter
+from rsb_cluster.storage import Store
+from rsb_cluster.train.state import Progress, Staging, space_of
+
+log = logging.getLogger(__name__)
+
+
+class SaveTooSlowError(CheckpointError):
+    """A save did not end in the time that was left for it."""
+
+
+class Saver:
+    """Writes checkpoints and metrics of rank 0 in the background, in the order in which they were asked for.
+
+    Training waits only for the copy to host memory, and for an earlier save that is not done yet: there is never more
+    than one copy, and it is what is written.
+
+    Args:
+        folder: The run's folder.
+        rules: When to save and how many to keep.
+        claim: The attempt; once another has taken its place, nothing more is saved.
+        device: Where the state is that is saved.
+
+    Attributes:
+        metrics: The attempt's rows; they are written ahead of a checkpoint, so that a resume misses none.
+    """
+
+    def __init__(self, folder: Store, rules: CheckpointRules, claim: Claim, device: torch.device) -> None:
+        self._folder = folder.child("checkpoints")
+        self._rules = rules
+        self.metrics = MetricsWriter(folder, claim.record.number)
+        self._claim = claim
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._pending: list[Future[None]] = []
+        self._staging = Staging(device)
+        self._last_save = time.monotonic()
+        self._last_flush = time.monotonic()
+        self._saved_step = claim.record.start_step
+
+    def is_due(self, step: int) -> bool:
+        """Whether a save is due after a step."""
+        by_steps = self._rules.every_steps and step % self._rules.every_steps == 0
+        by_time = self._rules.every_min and time.monotonic() - self._last_save >= self._rules.every_min * 60
+        return bool(by_steps or by_time)
+
+    def prepare(self, states: Mapping[str, Any]) -> None:
+        """Have memory ready for such a state, in the background, so that the first save takes no longer than others."""
+        self._pending.append(self._executor.submit(self._staging.reserve, space_of(states)))
+
+    def save(self, progress: Progress, states: Mapping[str, Any]) -> None:
+        """Copy the state of a step and write it in the background.
+
+        A save that fails is logged and training goes on: the checkpoint before is still there.
+
+        Raises:
+            SupersededError: A later attempt has taken the run over.
+        """
+        self._wait(raise_errors=False)
+        files = self._staging.put(progress, states)
+        self._last_save = time.monotonic()
+        self._pending.append(self._executor.submit(self._write, progress.step, progress.best_step, files))
+
+    def save_last(self, progress: Progress, states: Mapping[str, Any], *, within_s: float | None) -> None:
+        """Save the state of the last step of this attempt, and wait until its manifest is written.
+
+        Args:
+            progress: Where the training stands.
+            states: Its state dicts by name.
+            within_s: Seconds that are left, or None.
+
+        Raises:
+            StorageError: Writing failed.
+            SaveTooSlowError: The time was over; the process must end without waiting for the save.
+            SupersededError: A later attempt has taken the run over.
+        """
+        deadline = None if within_s is None else time.monotonic() + within_s
+        try:
+            self._wait(raise_errors=False, deadline=deadline)
+            self.save(progress, states)
+            self._wait(raise_errors=True, deadline=deadline)
+        except TimeoutError:
+            raise SaveTooSlowError(
+                f"the state of step {progress.step} could not be written in the {within_s:.0f} s that were left. "
+                f"The last complete checkpoint is of step {self._saved_step}: the steps since will be repeated. "
+                "Save more often (job.checkpoint.every_min), or ask the site for a longer grace time (job.grace_s)."
+            ) from None
+
+    def flush_metrics(self, *, every_s: float = 0.0) -> None:
+        """Write the metric rows, at most every so many seconds."""
+        if time.monotonic() - self._last_flush >= every_s:
+            self._last_flush = time.monotonic()
+            self._pending.append(self._executor.submit(self.metrics.flush))
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        self.flush_metrics()
+        self._wait(raise_errors=False)
+        self._executor.shutdown()
+
+    def _write(self, step: int, best_step: int, files: Mapping[str, memoryview]) -> None:
+        start = time.monotonic()
+        self.metrics.flush()
+        saved = checkpoint.Saved(step, self._claim.record.number)
+        checkpoint.write(self._folder, saved, files, before_manifest=self._claim.check)
+        self._saved_step = step
+        checkpoint.prune(self._folder, self._claim.starts, keep=self._rules.keep, best_step=best_step)
+        log.info("saved step %d in %.1f s", step, time.monotonic() - start)
+
+    def _wait(self, *, raise_errors: bool, deadline: float | None = None) -> None:
+        while self._pending:
+            try:
+                self._pending[0].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except (StorageError, CheckpointError) as error:
+                if raise_errors:
+                    raise
+                log.error("could not write: %s", error)
+            self._pending.pop(0)

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Install what the tests against the real SkyPilot need, on Debian 12 as root: a virtual environment with SkyPilot, moto
+# and this project, and the root file system of the machines that the tests' EC2 boots. Does nothing if all is there.
+# usage: tests/cloud/setup.sh FOLDER     (14 GB)
+set -euo pipefail
+
+folder=$(mkdir -p "${1:?usage: tests/cloud/setup.sh FOLDER}" && cd "$1" && pwd)
+source=$(cd "$(dirname "$0")/../.." && pwd)
+venv=$folder/venv image=$folder/image uv=$source/.venv/bin/uv
+sky=0.14.1
+
+packages=(debootstrap openssh-server openssh-client rsync netcat-openbsd)
+if ! dpkg-query -W "${packages[@]}" >/dev/null 2>&1; then
+  # No system-wide sshd: the tests start their own.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"
+fi
+
+# One cache for this machine and for those of the image: a package is there once, by hard links.
+export UV_CACHE_DIR=$image/var/cache/uv
+
+if [ ! -e "$image/installed" ]; then
+  rm -rf "$image" "$venv"
+  debootstrap --variant=minbase \
+    --include=openssh-server,python3,python3-venv,sudo,ca-certificates,curl,rsync,iproute2,procps,netcat-openbsd,pciutils,lsof,psmisc \
+    bookworm "$image" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
+  # As cloud images have it: a user who may do anything. The number is one that no one here is likely to have.
+  chroot "$image" useradd --create-home --shell /bin/bash --uid 15000 ubuntu
+  echo 'ubuntu ALL=(ALL) NOPASSWD:ALL' >"$image/etc/sudoers.d/ubuntu"
+  : >"$image/etc/resolv.conf"
+  # SkyPilot would install uv and Python 3.10; the machines have no internet, so they find one and make do without the
+  # other. What else it installs is in the cache of uv, and most of it is installed, as in SkyPilot's own images.
+  install -D -m 755 "$uv" "$image/usr/local/bin/uv"
+  install -D -m 755 "$source/tests/cloud/uv.sh" "$image/home/ubuntu/.local/bin/uv"
+  install -d "$UV_CACHE_DIR"
+  cat >"$image/etc/environment" <<END
+UV_OFFLINE=1
+UV_CACHE_DIR=/var/cache/uv
+UV_PROGRAM=/usr/local/bin/uv
+UV_VENV_OPTION=--system-site-packages
+END
+  runtime=/home/ubuntu/skypilot-runtime
+  chroot "$image" python3 -m venv $runtime
+  "$uv" pip install --quiet --python "$image$runtime/bin/python" \
+    'setuptools<70' 'click<8.3.0' 'ray[default]==2.9.3' 'pydantic-core==2.41.1' patch
+  "$uv" pip install --quiet --python "$image$runtime/bin/python" "skypilot[aws,slurm,remote]==$sky"
+fi
+
+if [ ! -e "$venv/installed" ]; then
+  "$uv" venv --quiet --clear --python 3.11 "$venv"
+  "$uv" pip install --quiet --python "$venv/bin/python" --editable "$source" --group "$source/pyproject.toml:test" \
+    "skypilot[aws,slurm]==$sky" "moto[ec2,iam,server]>=5.1"
+  # SkyPilot asks whether the internet is there before it looks at a cluster, and recovers no job without. There is none
+  # here, so it asks its own API server instead.
+  probe=$venv/lib/python3.11/site-packages/sky/backends/backend_utils.py
+  sed -i "s|^_TEST_IP_LIST = .*|_TEST_IP_LIST = [f'http://127.0.0.1:{os.environ.get(\"SKYPILOT_API_SERVER_LOCAL_PORT\")}/api/health']|" "$probe"
+  grep -q '^_TEST_IP_LIST = .f.http://127' "$probe"
+  touch "$venv/installed"
+fi
+
+if [ ! -e "$image/installed" ]; then
+  # torch and all that the package needs are in the image, as in a cloud's images for deep learning: 6 GB for each
+  # machine would be too much. The versions are those of this machine, which the submission asks for.
+  packages=$image/usr/local/lib/python3.11/dist-packages
+  "$uv" pip freeze --python "$venv/bin/python" --exclude-editable >"$folder/versions.txt"
+  "$uv" pip install --quiet --python "$venv/bin/python" --target "$packages" --constraint "$folder/versions.txt" \
+    --requirements "$source/pyproject.toml"
+  chroot "$image" python3 -m compileall -q -j 0 /usr/local/lib/python3.11/dist-packages $runtime/lib || true
+  chroot "$image" chown -R ubuntu: /home/ubuntu
+  find "$UV_CACHE_DIR" \( -type d -o -name "*.lock" -o -name .lock \) -exec chmod a+rwX {} +
+  touch "$image/installed"
+fi

@@ -1,0 +1,29 @@
+"""A run that has used up the GPU-hours it may have."""
+
+from pathlib import Path
+
+from rsb_cluster import checkpoint
+from rsb_cluster.run import Run
+from tests.equality import assert_bit_equal, final_state, rows_of
+from tests.faults.lab import Lab
+
+
+def test_it_saves_and_stops_stays_away_and_goes_on_with_more(
+    tmp_path: Path, tiny_digits: Path, tiny_unbroken: Run
+) -> None:
+    """So little that they are used up before the first step."""
+    lab = Lab(tmp_path / "run", tiny_digits)
+    ample = lab.job
+    lab.job = ample.model_copy(update={"max_gpu_hours": 1e-7})
+    stopped = lab.attempt()
+    assert (stopped.cause, stopped.start_step, stopped.end_step) == ("stopped", 0, 1)
+    assert "of the 1e-07 GPU-hours that it may. Its state is saved; submit it again with a larger" in stopped.message
+    assert [saved.step for saved in checkpoint.listed(lab.checkpoints, {1: 0})] == [1]
+    refused = lab.attempt()
+    assert (refused.cause, refused.start_step, refused.end_step) == ("stopped", 1, 1)
+    assert refused.message.startswith(f"{lab.run.run_id} has used 0.00 of the 1e-07 GPU-hours")
+    lab.job = ample
+    finished = lab.attempt()
+    assert (finished.cause, finished.start_step) == ("finished", 1)
+    assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))
+    assert rows_of(lab.run) == rows_of(tiny_unbroken)

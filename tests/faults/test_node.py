@@ -1,0 +1,154 @@
+"""Two nodes of a cloud run on this machine: what SkyPilot runs on each, as it does; each with a metadata service.
+
+The tests are stations of one run and stand in its order.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.catalog import load_job
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.metrics import read_rows
+from rsb_cluster.node.spec import SPEC_SHA256, SPEC_URL, NodeSpec, Wheel, digest
+from rsb_cluster.run import Run
+from tests.command import ROOT
+from tests.faults.lab import PACE, STEPS, TINY, new_run
+from tests.servers.metadata import Metadata, aws_notice
+
+
+def own_address() -> str:
+    """One that is not the loopback's, where this machine has any: it tells what is bound to nothing in particular."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737); a datagram socket sends nothing here
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+ADDRESS = own_address()
+
+
+class Nodes:
+    """The nodes of a run.
+
+    Args:
+        run: What they train.
+        metadata: Of each node.
+    """
+
+    def __init__(self, run: Run, metadata: list[Metadata]) -> None:
+        self.run, self._metadata = run, metadata
+
+    def environment(self, node: int, *assignments: str) -> dict[str, str]:
+        """What SkyPilot and the submission set; all nodes are this machine."""
+        job, _ = load_job("slurm-cpu", assignments=[*PACE, "notice=auto", "nodes=2", *assignments])
+        spec = NodeSpec(
+            submission_id="rsb-test", run_url=self.run.url, run_id=self.run.run_id, job=job.model_dump(mode="json"),
+            python=f"{sys.version_info.major}.{sys.version_info.minor}",
+            code=Wheel(url=f"{self.run.url}/code/none.whl", sha256="0" * 64), pins=(),
+        )  # fmt: skip
+        self.run.store.write_bytes(spec.path, spec.encode())
+        return os.environ | {
+            "PYTHONPATH": str(ROOT), "RSB_METADATA_URL": self._metadata[node].url, SPEC_SHA256: digest(spec.encode()),
+            SPEC_URL: f"{self.run.url}/{spec.path}", "SKYPILOT_NODE_RANK": str(node), "SKYPILOT_NUM_NODES": "2",
+            "SKYPILOT_NODE_IPS": f"{ADDRESS}\n{ADDRESS}", "SLURM_PROCID": "7", "SLURM_RESTART_COUNT": "7",
+        }  # fmt: skip
+
+    def start(self, node: int, *assignments: str, **changes: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "rsb_cluster.node"]
+        environment = self.environment(node, *assignments) | changes
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def attempt(self, *assignments: str) -> tuple[list[int], str]:
+        """Start both, and return how they ended and what they said."""
+        started = [self.start(node, *assignments) for node in (0, 1)]
+        said = "".join(process.communicate(timeout=240)[0] for process in started)
+        return [process.returncode for process in started], said
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -> Iterator[Nodes]:
+    folder = tmp_path_factory.mktemp("nodes")
+    for name in ("node0", "node1"):
+        (folder / name).mkdir()
+    with Metadata("aws", folder / "node0") as first, Metadata("gcp", folder / "node1") as second:
+        yield Nodes(new_run(folder / "run", tiny_digits, *TINY), [first, second])
+
+
+def test_a_notice_on_one_node_stops_both_after_the_same_step(nodes: Nodes) -> None:
+    """It is there when they start, as on a machine that a scheduler chose again; they make one step, and save it."""
+    nodes._metadata[1].announce("TRUE")
+    codes, said = nodes.attempt()
+    assert codes == [EXIT_AGAIN, EXIT_AGAIN], said
+    (attempt,) = nodes.run.attempts()
+    assert attempt.cause == "preempted" and 1 <= attempt.end_step < STEPS, said
+    assert attempt.message.startswith("gcp takes ") and attempt.world_size == 2
+    ended = re.findall(r"rank(\d) preempted$", said, re.MULTILINE)
+    assert sorted(ended) == ["0", "1"], said
+    assert f"saved step {attempt.end_step} in" in said
+    (notice,) = nodes.run.notices(1).values()
+    assert notice["source"] == "gcp"
+
+
+def test_a_run_without_gpu_hours_left_stays_away_and_no_node_asks_for_another_start(nodes: Nodes) -> None:
+    """Only rank 0 knows; the other node must not say 75 because it lost its peer."""
+    nodes._metadata[1].announce("")
+    codes, said = nodes.attempt("max_gpu_hours=1e-6")
+    assert codes == [EXIT_STOPPED, EXIT_STOPPED], said
+    last = nodes.run.attempts()[-1]
+    assert last.cause == "stopped" and "submit it again with a larger --max-gpu-hours" in last.message
+
+
+def test_the_next_attempt_goes_on_and_listens_on_the_private_address_only(nodes: Nodes) -> None:
+    """The notice is another's: in its time, which is long over, the machine was spared."""
+    nodes._metadata[0].announce(aws_notice(datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()))
+    first = nodes.run.attempts()[0]
+    started = [nodes.start(node) for node in (0, 1)]
+    heard = set()
+    while any(process.poll() is None for process in started):
+        heard |= {address for process in started for address in listening_below(process.pid)}
+        time.sleep(0.1)
+    said = "".join(process.communicate()[0] for process in started)
+    assert [process.returncode for process in started] == [0, 0], said
+    assert heard == {ADDRESS}
+    last = nodes.run.attempts()[-1]
+    assert last.cause == "finished" and last.start_step == first.end_step
+    assert [row["step"] for row in read_rows(nodes.run) if row["kind"] == "train"] == list(range(1, STEPS + 1))
+
+
+def test_a_spec_that_was_changed_is_not_believed(nodes: Nodes) -> None:
+    process = nodes.start(0, **{SPEC_SHA256: "0" * 64})
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_FAILED
+    assert "is not what was submitted" in said and "Traceback" not in said
+
+
+def listening_below(pid: int) -> set[str]:
+    """The local addresses on which a process's children listen."""
+    sockets = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            links = [str(link.readlink()) for link in Path(f"/proc/{child}/fd").iterdir()]
+        except OSError:  # it has ended
+            continue
+        sockets |= {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for family in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                raw = bytes.fromhex(fields[1].partition(":")[0])
+                found.add(".".join(map(str, reversed(raw))) if family == "tcp" else raw.hex())
+    return found

@@ -1,0 +1,157 @@
+"""A cloud run from submit to the table, with a real S3 server: all is real but SkyPilot and its machine.
+
+In their place a thread runs the shell lines of the task, as SkyPilot would on a node, and starts them again for the
+exit codes for which SkyPilot would. The real SkyPilot is in test_skypilot.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from click.testing import CliRunner
+
+from rsb_cluster.cli import main
+from rsb_cluster.metrics import read_rows
+from rsb_cluster.run import Run
+from rsb_cluster.scheduler import cloud
+from rsb_cluster.scheduler.cloud import engine
+from rsb_cluster.scheduler.cloud.engine import EngineJob
+
+pytestmark = [pytest.mark.s3, pytest.mark.timeout(600)]
+
+# uv, but with this environment instead of packages from an index.
+UV = f"""#!/bin/bash
+[ "$1" = venv ] || exit 0
+mkdir -p "${{@: -1}}/bin"
+printf '#!/bin/bash\\nexec "{sys.executable}" "$@"\\n' >"${{@: -1}}/bin/python"
+chmod +x "${{@: -1}}/bin/python"
+"""
+
+
+class OneMachine:
+    """What SkyPilot does for us, on this machine: one node, no other jobs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.table: dict[str, EngineJob] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        uv = home / ".local" / "bin" / "uv"
+        uv.parent.mkdir(parents=True)
+        uv.write_text(UV)
+        uv.chmod(0o755)
+
+    def launch(self, tasks: list[dict], *, pool: str) -> None:
+        for task in tasks:
+            self.say(task["name"], "PENDING")
+            threading.Thread(target=self._run, args=(task,), daemon=True).start()
+
+    def jobs(self) -> dict[str, EngineJob]:
+        return dict(self.table)
+
+    def cancel(self, names: list[str]) -> None:
+        for name in names:
+            if self.table[name].state in ("PENDING", "RUNNING", "RECOVERING"):
+                self.say(name, "CANCELLED")
+                if self.process is not None:
+                    os.killpg(self.process.pid, signal.SIGKILL)  # the machine is given back
+
+    def say(self, name: str, state: str, recoveries: int = 0) -> None:
+        self.table[name] = EngineJob(1, state, recoveries, "")
+
+    def _run(self, task: dict) -> None:
+        node = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_IPS": "127.0.0.1"}
+        env = os.environ | {"HOME": str(self.home)} | task["envs"] | node
+        again, name = task["resources"]["job_recovery"]["recover_on_exit_codes"], task["name"]
+        for recoveries in range(5):
+            self.say(name, "RUNNING", recoveries)
+            with (self.home / "node.log").open("ab") as log:
+                lines = ["bash", "-c", task["setup"] + "\nset +e\n" + task["run"]]
+                self.process = subprocess.Popen(lines, env=env, stdout=log, stderr=log, start_new_session=True)
+                code = self.process.wait()
+            if self.table[name].state == "CANCELLED":
+                return
+            if code not in again:
+                self.say(name, "FAILED" if code else "SUCCEEDED", recoveries)
+                return
+            self.say(name, "RECOVERING", recoveries + 1)
+
+
+@pytest.fixture
+def machine(tmp_path, s3, monkeypatch):
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    made = OneMachine(tmp_path / "home")
+    for name in ("launch", "jobs", "cancel"):
+        monkeypatch.setattr(engine, name, getattr(made, name))
+    monkeypatch.setattr(engine, "check_installed", lambda: None)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        os.killpg(made.process.pid, signal.SIGKILL)
+
+
+def rsb(*arguments: str) -> str:
+    done = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], timeout: float = 240) -> None:
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout} s: {what}\n{(machine.home / 'node.log').read_text()[-5000:]}")
+        time.sleep(0.5)
+
+
+def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, s3, s3_bucket, digits, monkeypatch):
+    monkeypatch.setattr(cloud, "_POLL_S", 0.5)
+    data, runs = f"s3://{s3_bucket}/digits", f"s3://{s3_bucket}/runs"
+    store = fsspec.filesystem("s3", endpoint_url=s3.endpoint)
+    store.put(f"{digits}/", f"{data}/", recursive=True)
+    submit = (
+        "submit", "--recipe=digits", "--model=test_resnet", "--job=cloud-spot", "--gpus-per-node=0", "--data", data,
+        "--runs", runs, "--set=job.cloud.accelerators=''", "--set=job.tasks_per_node=2", "--set=job.notice=''",
+        "--set=job.cpus_per_task=1", "--set=job.loader_workers=0", "--set=job.log_every_steps=5",
+    )  # fmt: skip
+    run = Run.at(runs, rsb(*submit).strip())
+
+    def steps() -> int:
+        return read_rows(run)[-1]["step"] if run.attempt_numbers() and read_rows(run) else 0
+
+    wait_for("steps", machine, lambda: steps() > 5)
+    rsb("preempt", run.run_id, "--runs", runs)
+    wait_for("a second attempt", machine, lambda: run.attempt_numbers() == [1, 2])
+    first = run.attempt(1)
+    assert first.cause == "preempted" and first.end_step > 5
+    wait_for("it goes on", machine, lambda: steps() > first.end_step)
+    assert "sky 1 RUNNING (1 recovered)" in rsb("status", "--runs", runs)
+
+    rsb("cancel", run.run_id, "--runs", runs)
+    second = run.attempt(2)
+    assert (second.cause, second.start_step) == ("stopped", first.end_step)
+    wait_for("the machine is given back", machine, lambda: machine.process.poll() is not None)
+
+    rsb(*submit)
+    wait_for("the end", machine, lambda: run.result())
+    wait_for("the engine knows", machine, lambda: list(machine.table.values())[-1].state == "SUCCEEDED")
+    assert [a.cause for a in run.attempts()] == ["preempted", "stopped", "finished"]
+    rows = [row["step"] for row in read_rows(run) if row["kind"] == "train"]
+    assert rows == sorted(set(rows)), "no step twice"
+    assert "attempt 3" in rsb("logs", run.run_id, "--runs", runs)
+    assert "test_resnet" in rsb("collect", "--runs", runs, "--format", "md")
+
+    left = store.find(runs)
+    assert not [name for name in left if name.endswith(".pkl")]
+    assert len([name for name in left if name.endswith(".whl")]) == 1
+    assert all(name.startswith(f"{s3_bucket}/runs/{run.run_id}/") for name in left)
+    secret = s3.env["AWS_SECRET_ACCESS_KEY"].encode()
+    assert not [name for name in left if secret in store.cat_file(name)]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.command import ROOT
 
-RECIPES = {"a1", "a2", "a3", "deit", "digits", "fashion-mnist"}
+RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.toml")}
 JOBS = {path.stem for path in (ROOT / "jobs").glob("*.toml")}
 SWEEPS = {"resnet-depths", "deit", "seeds", "smoke"}
 PACKAGES = sysconfig.get_path("purelib")  # where all that the package needs is installed

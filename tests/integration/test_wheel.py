@@ -14,7 +14,8 @@ import pytest
 
 from tests.command import ROOT
 
-RECIPES, JOBS = ({path.stem for path in (ROOT / kind).glob("*.toml")} for kind in ("recipes", "jobs"))
+RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.toml")}
+JOBS = {path.stem for path in (ROOT / "jobs").glob("*.toml")}
 SWEEPS = {"resnet-depths", "deit", "seeds", "smoke"}
 PACKAGES = sysconfig.get_path("purelib")  # where all that the package needs is installed
 

@@ -112,7 +112,7 @@ def test_a_folder_whose_name_looks_like_markup_is_shown_as_it_is(tmp_path, monke
 # --- modified -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in BUNDLED.glob("*.toml")))
+@pytest.mark.parametrize("name", ["a1", "a2", "a3", "deit", "digits", "fashion-mnist"])
 def test_a_bundled_recipe_is_not_modified(name):
     assert catalog.load_recipe(name).modified == {}
 

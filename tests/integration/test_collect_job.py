@@ -29,7 +29,7 @@ def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
     gate = tmp_path / "gate"
     waiting = f"while [ ! -e {gate} ]; do sleep 0.2; done; exit 3"
     sent = [
-        Submission(backend="slurm", job_id=f"{slurm.run('sbatch', '--parsable', '--wrap', what).strip()}{task}",
+        Submission(backend="slurm", job_id=f"{slurm.run('sbatch', '--parsable', '--output=/dev/null', '--wrap', what).strip()}{task}",
                    folder="", shape="", time=0.0)
         for what, task in (("exit 0", ""), (waiting, "_0"))
     ]  # fmt: skip

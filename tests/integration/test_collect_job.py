@@ -28,11 +28,11 @@ def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
     write_sweep(str(tmp_path), Sweep(sweep_id="deep-1", file="", created=0.0, members=(member,)))
     gate = tmp_path / "gate"
     waiting = f"while [ ! -e {gate} ]; do sleep 0.2; done; exit 3"
+    sbatch = ("sbatch", "--parsable", "--output=/dev/null", "--wrap")
     sent = [
-        Submission(backend="slurm", job_id=f"{slurm.run('sbatch', '--parsable', '--output=/dev/null', '--wrap', what).strip()}{task}",
-                   folder="", shape="", time=0.0)
+        Submission(backend="slurm", job_id=f"{slurm.run(*sbatch, what).strip()}{task}", folder="", shape="", time=0.0)
         for what, task in (("exit 0", ""), (waiting, "_0"))
-    ]  # fmt: skip
+    ]
     job = Job(name="x", backend="slurm", slurm={"partition": "main"}, setup=(f"cd {ROOT}",))
     command = [sys.executable, "-m", "rsb_cluster", "collect", "deep-1", "--publish", "--runs", str(tmp_path)]
     job_id = scheduler.launch_after(job, sent, command, tmp_path / "logs", "collect-deep-1")

@@ -27,17 +27,6 @@ settings.load_profile("steady")
 FOREIGN = ("SLURM_", "SUBMITIT_", "AWS_", "MASTER_", "RSB_")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes run the tests, one takes all that need a server: it mostly waits, and starts each once.
-
-    The tests of a module stay together and in their order: some are stations of one run.
-    """
-    for item in items:
-        needs_server = any(item.get_closest_marker(server) for server in ("slurm", "s3"))
-        item.add_marker(pytest.mark.xdist_group("servers" if needs_server else item.nodeid.partition("::")[0]))
-
-
 def _strip_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name != "RSB_REQUIRE":

@@ -1,6 +1,5 @@
 """The job that collects a sweep when its arrays have ended, on a real Slurm."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from rsb_cluster.job import Job
 from rsb_cluster.run import Submission
 from rsb_cluster.sweep import Member, Sweep, write_sweep
 from tests.command import ROOT
-from tests.integration.conftest import MODELS, RECIPES, FinishedSweep
 from tests.made_runs import make_runs
 from tests.servers.slurm import SlurmCluster
 
@@ -42,24 +40,3 @@ def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
     written = tmp_path / "sweeps" / "deep-1" / "report.html"
     slurm.wait_for("the report", written.exists, timeout=90)
     assert (tmp_path / "sweeps" / "deep-1" / "collect.json").exists()
-
-
-def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: FinishedSweep) -> None:
-    rsb, one = finished_sweep.rsb, finished_sweep.sweep_id
-    found = rsb.json("collect", one, "--format", "json", "--runs", str(finished_sweep.before))
-    assert [(run["run_id"], run["state"]) for run in found["unfinished"]] == [(finished_sweep.failed, "failed")]
-    assert len(found["groups"]) == len(RECIPES) * len(MODELS)
-    for group in found["groups"]:
-        assert group["n"] == 2 - (finished_sweep.failed in group["unfinished"])
-        assert group["n"] + len(group["unfinished"]) == 2
-        for run in group["runs"]:
-            preempted = run["run_id"] == finished_sweep.preempted
-            assert (run["attempts"], run["preemptions"]) == ((2, 1) if preempted else (1, 0))
-            assert 0 < run["goodput"] <= 1 and run["rank_hours"] > 0 == run["steps_repeated"]
-    by_itself = finished_sweep.before / "sweeps" / one  # sweep --collect
-    assert json.loads((by_itself / "collect.json").read_text())["unfinished"] == found["unfinished"]
-    after = rsb.json("collect", one, "--format", "json")
-    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 12
-    rsb.run("report", one, "-o", "report.html")
-    page = (rsb.cwd / "report.html").read_text()
-    assert all(member["run_id"] in page for member in finished_sweep.sent["runs"])

@@ -73,3 +73,24 @@ def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: 
 def test_what_a_sweep_left_is_plain_data(finished_sweep: FinishedSweep) -> None:
     record = json.loads((finished_sweep.runs / "sweeps" / f"{finished_sweep.sweep_id}.json").read_text())
     assert record["file"].endswith("trial.toml") and len(record["members"]) == 12
+
+
+def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: FinishedSweep) -> None:
+    rsb, one = finished_sweep.rsb, finished_sweep.sweep_id
+    found = rsb.json("collect", one, "--format", "json", "--runs", str(finished_sweep.before))
+    assert [(run["run_id"], run["state"]) for run in found["unfinished"]] == [(finished_sweep.failed, "failed")]
+    assert len(found["groups"]) == len(RECIPES) * len(MODELS)
+    for group in found["groups"]:
+        assert group["n"] == 2 - (finished_sweep.failed in group["unfinished"])
+        assert group["n"] + len(group["unfinished"]) == 2
+        for run in group["runs"]:
+            preempted = run["run_id"] == finished_sweep.preempted
+            assert (run["attempts"], run["preemptions"]) == ((2, 1) if preempted else (1, 0))
+            assert 0 < run["goodput"] <= 1 and run["rank_hours"] > 0 == run["steps_repeated"]
+    by_itself = finished_sweep.before / "sweeps" / one  # sweep --collect
+    assert json.loads((by_itself / "collect.json").read_text())["unfinished"] == found["unfinished"]
+    after = rsb.json("collect", one, "--format", "json")
+    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 12
+    rsb.run("report", one, "-o", "report.html")
+    page = (rsb.cwd / "report.html").read_text()
+    assert all(member["run_id"] in page for member in finished_sweep.sent["runs"])

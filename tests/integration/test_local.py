@@ -80,6 +80,20 @@ def test_ctrl_c_saves_and_a_second_submit_goes_on_elsewhere(rsb: RsbCluster, dig
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=tolerance), mine["step"]
 
 
+def test_an_evaluation_finds_what_the_training_found(rsb: RsbCluster, digits: Path, unbroken: Run) -> None:
+    """By the command, in two processes; and collect shows it."""
+    result = unbroken.result()
+    assert result is not None
+    options = ("--data", str(digits), "--procs", "2", "--runs", str(Path(unbroken.url).parent), "--json")
+    (found,) = rsb.json("evaluate", unbroken.run_id, *options)
+    assert (found["run_id"], found["step"], found["processes"]) == (unbroken.run_id, result["steps"], 2)
+    assert (found["samples"], found["scored"], found["bad"]) == (359, 359, 0)
+    assert found["values"]["top1"] == pytest.approx(result["top1"])
+    shown = rsb.json("collect", "--runs", str(Path(unbroken.url).parent), "--format", "json")
+    (line,) = shown["evaluations"]
+    assert [row["values"]["top1"] for row in line["evaluations"]] == [found["values"]["top1"]]
+
+
 @pytest.fixture(scope="module")
 def twenty_steps(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
     """FashionMNIST with its 10,000 validation images and 5,120 of its training images, 20 of the recipe's steps."""

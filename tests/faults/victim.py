@@ -18,14 +18,14 @@ from tests.servers.daemons import poll, processes_with
 
 T = TypeVar("T")
 
-# Two ranks, 440 steps of some 40 ms, a checkpoint every ten; the smallest model that timm has for tests.
+# Two ranks, 880 steps of some 40 ms, a checkpoint every ten; the smallest model that timm has for tests.
 SCIENCE = (
     "--recipe",
     "digits",
     "--model",
     "test_resnet",
     "--set",
-    "schedule.epochs=20",
+    "schedule.epochs=40",
     "--set",
     "eval.every_epochs=20",
 )
@@ -33,7 +33,7 @@ PACE = (
     "--set", "job.tasks_per_node=2", "--set", "job.log_every_steps=1", "--set", "job.checkpoint.every_steps=10",
     "--set", "job.watchdog_s=30",
 )  # fmt: skip
-TOTAL_STEPS, EVERY_STEPS = 440, 10
+TOTAL_STEPS, EVERY_STEPS = 880, 10
 
 _BEGIN = re.compile(r"rank0 attempt (\d+), rank 0 ")
 _STEP = re.compile(r"rank0 step (\d+)/")

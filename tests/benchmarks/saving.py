@@ -147,10 +147,10 @@ def back(folder: Path) -> None:
         victim.wait_for_steps(1)
         begun = time.monotonic()
         hosts.run("scontrol", "requeue", victim.job_id)
-        rank_0 = [f"\0SLURM_JOB_ID={victim.job_id}\0", "\0SLURM_PROCID=0\0", "\0SLURM_RESTART_COUNT=1\0"]
+        rank_0 = [*victim.rank_env(victim.job_id, 0), "\0SLURM_RESTART_COUNT=1\0"]
         stations: dict[str, Callable[[], object]] = {
             "saved and ended (the grace)": lambda: run.attempts()[0].cause,
-            "Slurm starts it again (cred_expire=10)": lambda: processes_with([*rank_0, "\0SLURM_STEP_ID=0\0"]),
+            "Slurm starts it again (cred_expire=10)": lambda: processes_with(rank_0),
             "Python, torch and timm are imported": lambda: any("-1.json" in n for n in run.store.files("rendezvous")),
             "the ranks have met": lambda: len(run.attempt_numbers()) > 1,
             "model built, checkpoint read and verified": lambda: " epochs of " in victim.log().split("attempt 2, ")[-1],

@@ -49,7 +49,7 @@ class Victim:
     """
 
     def __init__(self, rsb: RsbCluster, run: Run, rank_env: Callable[[str, int], list[str]]) -> None:
-        self.rsb, self.run, self._rank_env = rsb, run, rank_env
+        self.rsb, self.run, self.rank_env = rsb, run, rank_env
 
     @property
     def job_id(self) -> str:
@@ -104,7 +104,7 @@ class Victim:
 
     def pid(self, rank: int) -> int:
         """The process of a rank that runs now."""
-        (pid,) = processes_with(self._rank_env(self.job_id, rank))
+        (pid,) = processes_with(self.rank_env(self.job_id, rank))
         return pid
 
     def kill(self, rank: int, signal_: signal.Signals = signal.SIGKILL) -> None:
@@ -129,10 +129,12 @@ def submit(rsb: RsbCluster, data: Path, *options: str) -> Run:
 
 
 def on_slurm(rsb: RsbCluster, run: Run) -> Victim:
-    # A task's environment and not the batch script's, which has a rank, too.
-    return Victim(
-        rsb, run, lambda job, rank: [f"\0SLURM_JOB_ID={job}\0", "\0SLURM_STEP_ID=0\0", f"\0SLURM_PROCID={rank}\0"]
-    )
+    # A task's environment and not the batch script's, which has a rank, too; of this cluster, as each has a job 1.
+    def rank_env(job: str, rank: int) -> list[str]:
+        wanted = {"SLURM_CONF": rsb.env["SLURM_CONF"], "SLURM_JOB_ID": job, "SLURM_STEP_ID": 0, "SLURM_PROCID": rank}
+        return [f"\0{name}={value}\0" for name, value in wanted.items()]
+
+    return Victim(rsb, run, rank_env)
 
 
 def on_this_machine(rsb: RsbCluster, run: Run) -> Victim:

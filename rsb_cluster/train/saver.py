@@ -51,13 +51,13 @@ class Saver:
         self._staging = Staging(device)
         self._last_save = time.monotonic()
         self._last_flush = time.monotonic()
-        self._saved_step = claim.record.start_step
+        self._copied_step = self._saved_step = claim.record.start_step
 
     def is_due(self, step: int) -> bool:
-        """Whether a save is due after a step."""
+        """Whether a save is due after a step that was not saved yet."""
         by_steps = self._rules.every_steps and step % self._rules.every_steps == 0
         by_time = self._rules.every_min and time.monotonic() - self._last_save >= self._rules.every_min * 60
-        return bool(by_steps or by_time)
+        return step != self._copied_step and bool(by_steps or by_time)
 
     def prepare(self, states: Mapping[str, Any]) -> None:
         """Have memory ready for such a state, in the background, so that the first save takes no longer than others."""
@@ -73,7 +73,7 @@ class Saver:
         """
         self._wait(raise_errors=False)
         files = self._staging.put(progress, states)
-        self._last_save = time.monotonic()
+        self._last_save, self._copied_step = time.monotonic(), progress.step
         self._pending.append(self._executor.submit(self._write, progress.step, progress.best_step, files))
 
     def save_last(self, progress: Progress, states: Mapping[str, Any], *, within_s: float | None) -> None:

@@ -241,7 +241,8 @@ class Trainer:
             if at_epoch_end:
                 self.progress.bad_samples = 0
                 cause = cause or self._evaluate_if_due()
-            elif cause is None and self.saver is not None and self.saver.is_due(self.progress.step):
+            going_on = cause is None and self.progress.step < total
+            if going_on and self.saver is not None and self.saver.is_due(self.progress.step):
                 # Only rank 0 is here. On a GPU the others read this step's numbers one step later, and all must leave
                 # the loop after the same step: what rank 0 learns now it acts on then.
                 early = self._account(self.exchange.take(all_=True))

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from rsb_cluster import checkpoint
+from rsb_cluster.job import Checkpoint
 from rsb_cluster.metrics import Row
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, Lab, StopAfter
@@ -39,6 +41,16 @@ def unbroken(tiny_digits: Path):  # type: ignore[no-untyped-def]
             return final_state(lab.run), rows_of(lab.run)
 
     return result
+
+
+def test_a_save_that_is_due_at_the_end_of_an_epoch_is_made(tmp_path: Path, tiny_digits: Path) -> None:
+    """With and without an evaluation there; and not twice at the very end."""
+    lab = Lab(tmp_path / "run", tiny_digits, "eval.every_epochs=3")
+    lab.job = lab.job.model_copy(update={"checkpoint": Checkpoint(every_steps=STEPS // 3, keep=9)})
+    assert lab.attempt().cause == "finished"
+    saved = checkpoint.listed(lab.checkpoints, {})
+    assert [s.step for s in saved] == [STEPS // 3, 2 * STEPS // 3, STEPS]
+    assert "model.safetensors" in lab.checkpoints.names(saved[-1].folder), "its first and only save"
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.explicit, Phase.generate])

@@ -117,8 +117,8 @@ def test_the_next_attempt_goes_on_and_listens_on_the_private_address_only(nodes:
     first = nodes.run.attempts()[0]
     started = [nodes.start(node) for node in (0, 1)]
     heard = set()
-    while any(process.poll() is None for process in started):
-        heard |= {address for process in started for address in listening_below(process.pid)}
+    while living := [process for process in started if process.poll() is None]:
+        heard |= {address for process in living for address in listening_below(process.pid)}
         time.sleep(0.1)
     said = "".join(process.communicate()[0] for process in started)
     assert [process.returncode for process in started] == [0, 0], said

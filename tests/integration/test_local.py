@@ -84,6 +84,7 @@ def test_an_evaluation_finds_what_the_training_found(rsb: RsbCluster, digits: Pa
     """By the command, in two processes; and collect shows it."""
     result = unbroken.result()
     assert result is not None
+    rsb("shards", "verify", str(digits), "--decode")
     options = ("--data", str(digits), "--procs", "2", "--runs", str(Path(unbroken.url).parent), "--json")
     (found,) = rsb.json("evaluate", unbroken.run_id, *options)
     assert (found["run_id"], found["step"], found["processes"]) == (unbroken.run_id, result["steps"], 2)

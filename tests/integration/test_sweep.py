@@ -88,7 +88,8 @@ def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: 
             assert (run["attempts"], run["preemptions"]) == ((2, 1) if preempted else (1, 0))
             assert 0 < run["goodput"] <= 1 and run["rank_hours"] > 0 == run["steps_repeated"]
     by_itself = finished_sweep.before / "sweeps" / one  # sweep --collect
-    assert json.loads((by_itself / "collect.json").read_text())["unfinished"] == found["unfinished"]
+    published = json.loads((by_itself / "collect.json").read_text())["unfinished"]
+    assert [(run["run_id"], run["state"]) for run in published] == [(finished_sweep.failed, "failed")]
     after = rsb.json("collect", one, "--format", "json")
     assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 12
     rsb.run("report", one, "-o", "report.html")

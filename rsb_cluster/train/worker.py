@@ -224,6 +224,8 @@ class _Attempt:
         if self._claim is None or self._claim.record.cause:
             return
         self._claim.release()
+        if cause in ("lost peer", "stuck", "superseded") and self._run.attempt(self._number).cause:
+            return  # a peer has noted it meanwhile, and this rank, which was cut off or suspended, knows less
         if cause == "lost peer":
             # What the lost peer said itself is the better explanation.
             for failure in self._run.rank_failures(self._number).values():

@@ -143,6 +143,7 @@ def back(folder: Path) -> None:
         victim = on_slurm(
             rsb := RsbCluster(folder, hosts.env),
             run := submit(rsb, folder / "data", "--job", "slurm-cpu", "--nodes", "2", "--set", "job.tasks_per_node=1"),
+            hosts,
         )
         victim.wait_for_steps(1)
         begun = time.monotonic()

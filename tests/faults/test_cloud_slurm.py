@@ -36,7 +36,7 @@ def hosts() -> Iterator[CloudHosts]:
 @pytest.fixture(scope="module")
 def victim(hosts: CloudHosts, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Victim:
     rsb = RsbCluster(tmp_path_factory.mktemp("cloud-slurm"), hosts.env)
-    return on_slurm(rsb, submit(rsb, digits, "--job", "slurm-spot", "--nodes", "2", *ON_CPUS))
+    return on_slurm(rsb, submit(rsb, digits, "--job", "slurm-spot", "--nodes", "2", *ON_CPUS), hosts)
 
 
 def test_a_notice_on_the_machine_without_rank_0_loses_nothing(victim: Victim, hosts: CloudHosts) -> None:

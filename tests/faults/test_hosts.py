@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slurm
 def victim(hosts: SlurmHosts, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Victim]:
     rsb = RsbCluster(tmp_path_factory.mktemp("hosts"), hosts.env)
     two_hosts = ("--nodes", "2", "--set", "job.tasks_per_node=1", "--set", "job.slurm.partition=spot")
-    yield on_slurm(rsb, submit(rsb, digits, "--job", "slurm-cpu", *two_hosts))
+    yield on_slurm(rsb, submit(rsb, digits, "--job", "slurm-cpu", *two_hosts), hosts)
     hosts.cancel_all()
 
 
@@ -35,8 +35,20 @@ def where(victim: Victim) -> tuple[str, str]:
     return first, second
 
 
-def wait_until_gone(victim: Victim, pid: int) -> None:
+@pytest.fixture(scope="module")
+def ghosts() -> dict[str, int]:
+    """By host, the rank that lives on there when the run is elsewhere.
+
+    It may take its watchdog to end it, and the run, which goes on meanwhile, would be finished before the next station.
+    """
+    return {}
+
+
+def wait_until_gone(victim: Victim, ghosts: dict[str, int]) -> str:
+    """Wait until the one ghost has ended itself, and return the host that it was on."""
+    host, pid = ghosts.popitem()
     victim.wait("the old rank ends itself", lambda: not Path(f"/proc/{pid}").exists() or None)
+    return host
 
 
 def test_a_preemption_by_the_users_signal_loses_nothing(victim: Victim, hosts: SlurmHosts) -> None:
@@ -81,7 +93,9 @@ def test_a_rank_that_is_stopped_is_named_with_its_host(victim: Victim) -> None:
     assert victim.steps_lost(4, reached) <= EVERY_STEPS
 
 
-def test_a_rank_that_outlives_its_slurmd_does_no_harm(victim: Victim, hosts: SlurmHosts) -> None:
+def test_a_rank_that_outlives_its_slurmd_does_no_harm(
+    victim: Victim, hosts: SlurmHosts, ghosts: dict[str, int]
+) -> None:
     """The split brain. It hangs while the scheduler gives its host up, and wakes when the run is elsewhere.
 
     Its peer is dead then, so it ends as one that lost its peer, and the job script on its host would ask Slurm to
@@ -96,25 +110,29 @@ def test_a_rank_that_outlives_its_slurmd_does_no_harm(victim: Victim, hosts: Slu
     assert lost not in where(victim)
     assert victim.steps_lost(5, reached) <= EVERY_STEPS
     os.kill(pid, signal.SIGCONT)
-    wait_until_gone(victim, pid)
-    hosts.reboot(lost)
+    ghosts[lost] = pid
 
 
-def test_a_host_that_is_cut_off_costs_the_steps_since_the_last_checkpoint(victim: Victim, hosts: SlurmHosts) -> None:
+def test_a_host_that_is_cut_off_costs_the_steps_since_the_last_checkpoint(
+    victim: Victim, hosts: SlurmHosts, ghosts: dict[str, int]
+) -> None:
     """Its rank lives on and sees the run's folder, as over another network, but neither its peer nor Slurm."""
     reached, (_, lost) = victim.wait_for_steps(6), where(victim)
     pid = victim.pid(rank=1)
     hosts.cut_off(lost)
+    hosts.reboot(wait_until_gone(victim, ghosts))
     victim.wait_for_steps(7)
     assert lost not in where(victim)
     assert victim.steps_lost(6, reached) <= EVERY_STEPS
-    wait_until_gone(victim, pid)
-    hosts.rejoin(lost)
+    ghosts[lost] = pid
 
 
-def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(victim: Victim, hosts: SlurmHosts) -> None:
+def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(
+    victim: Victim, hosts: SlurmHosts, ghosts: dict[str, int]
+) -> None:
     reached, (lost, _) = victim.wait_for_steps(7), where(victim)
     hosts.kill_node(lost)
+    hosts.rejoin(wait_until_gone(victim, ghosts))
     victim.wait_for_steps(8)
     assert victim.attempt(7).cause == "lost peer" and f"rank 0 on {lost} does not answer" in victim.attempt(7).message
     assert lost not in where(victim)

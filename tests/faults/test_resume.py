@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rsb_cluster import checkpoint
 from rsb_cluster.job import Checkpoint
 from rsb_cluster.metrics import Row
+from rsb_cluster.train.distributed import LostPeerError
 from tests.equality import assert_bit_equal, final_state, rows_of
-from tests.faults.lab import STEPS, Lab, StopAfter
+from tests.faults.lab import STEPS, AtStep, Lab, StopAfter
 
 # One of each: what keeps state, draws random numbers, or changes how gradients are added up.
 CHOICES = {
@@ -70,3 +71,15 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(unbroken, tiny_digits
         assert rows_of(lab.run) == rows
         starts = [(a.start_step, a.end_step) for a in lab.run.attempts()]
         assert [end for _, end in starts[:-1]] == [start for start, _ in starts[1:]], "no step is done twice"
+
+
+def test_what_a_peer_has_noted_of_the_end_stands(tmp_path: Path, tiny_digits: Path) -> None:
+    """The peer of a rank 0 that was suspended gives it up; it wakes, finds the peer gone, and knows no better."""
+    lab = Lab(tmp_path / "run", tiny_digits)
+
+    def wake_alone() -> None:
+        lab.run.write_attempt(lab.run.attempt(1).model_copy(update={"cause": "stuck", "message": "rank 0", "ended": 1}))
+        raise LostPeerError("another rank is gone")
+
+    ended = lab.attempt(AtStep({5: wake_alone}))
+    assert (ended.cause, ended.message, ended.ended) == ("stuck", "rank 0", 1)

@@ -72,7 +72,7 @@ class Storm:
     def submit(self) -> Victim:
         options = ("--job", "slurm-cpu", "--nodes", str(self.now_on), "--set", "job.slurm.partition=spot")
         printed = self.rsb("submit", *self.science, *options, "--data", str(self.data))
-        return on_slurm(self.rsb, Run.at(self.rsb.cwd / "runs", printed.split()[-1]))
+        return on_slurm(self.rsb, Run.at(self.rsb.cwd / "runs", printed.split()[-1]), self.hosts)
 
     def rage(self) -> None:
         """Do all that is planned, each at a moment when some new steps have been made."""

@@ -15,6 +15,7 @@ from rsb_cluster.run import Attempt, Run
 from tests.command import RsbCluster
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.servers.daemons import poll, processes_with
+from tests.servers.slurm import SlurmCluster
 
 T = TypeVar("T")
 
@@ -46,10 +47,13 @@ class Victim:
         rsb: The command line.
         run: The run.
         rank_env: What the environment of the rank of a number holds, besides the job's id.
+        explain: Says where its scheduler stands, for error messages.
     """
 
-    def __init__(self, rsb: RsbCluster, run: Run, rank_env: Callable[[str, int], list[str]]) -> None:
-        self.rsb, self.run, self.rank_env = rsb, run, rank_env
+    def __init__(
+        self, rsb: RsbCluster, run: Run, rank_env: Callable[[str, int], list[str]], explain: Callable[[], str]
+    ) -> None:
+        self.rsb, self.run, self.rank_env, self.explain = rsb, run, rank_env, explain
 
     @property
     def job_id(self) -> str:
@@ -69,7 +73,9 @@ class Victim:
 
     def wait(self, what: str, predicate: Callable[[], T | None], timeout: float = 240) -> T:
         result = poll(predicate, timeout)
-        assert result is not None, f"not within {timeout} s: {what}\n{self.run.attempts()}{self.rsb.logs()}"
+        if result is None:
+            known = "\n".join(str(attempt) for attempt in self.run.attempts())
+            raise AssertionError(f"not within {timeout} s: {what}\n{known}\n{self.rsb.logs()}\n{self.explain()}")
         return result
 
     def wait_for_steps(self, attempt: int, count: int = EVERY_STEPS + 5, timeout: float = 240) -> int:
@@ -128,16 +134,17 @@ def submit(rsb: RsbCluster, data: Path, *options: str) -> Run:
     return Run.at(rsb.cwd / "runs", printed.split()[-1])
 
 
-def on_slurm(rsb: RsbCluster, run: Run) -> Victim:
+def on_slurm(rsb: RsbCluster, run: Run, cluster: SlurmCluster) -> Victim:
     # A task's environment and not the batch script's, which has a rank, too; of this cluster, as each has a job 1.
     def rank_env(job: str, rank: int) -> list[str]:
         wanted = {"SLURM_CONF": rsb.env["SLURM_CONF"], "SLURM_JOB_ID": job, "SLURM_STEP_ID": 0, "SLURM_PROCID": rank}
         return [f"\0{name}={value}\0" for name, value in wanted.items()]
 
-    return Victim(rsb, run, rank_env)
+    return Victim(rsb, run, rank_env, lambda: cluster.run("squeue") + cluster.run("sinfo", "-N") + cluster.log_tails())
 
 
 def on_this_machine(rsb: RsbCluster, run: Run) -> Victim:
-    return Victim(
-        rsb, run, lambda job, rank: [f"\0SUBMITIT_LOCAL_JOB_ID={job}\0", f"\0SUBMITIT_LOCAL_GLOBALID={rank}\0"]
-    )
+    def rank_env(job: str, rank: int) -> list[str]:
+        return [f"\0SUBMITIT_LOCAL_JOB_ID={job}\0", f"\0SUBMITIT_LOCAL_GLOBALID={rank}\0"]
+
+    return Victim(rsb, run, rank_env, lambda: "")

@@ -82,14 +82,26 @@ class CloudHosts(SlurmHosts):
     def _serve(self) -> None:
         """Start the machines that are asked for, and end those that are given back."""
         while not self._ended.wait(0.1):
-            with self._lock:
-                wanted = {path.name for path in self._wanted.iterdir()}
-                running = {node for node in self.nodes if f"slurmd-{node}" in self.daemons}
-                for node in wanted - running:
-                    self._notice_of(node).unlink(missing_ok=True)
-                    self.start_node(node)
-                for node in running - wanted:
-                    self.kill_node(node)
+            try:
+                with self._lock:
+                    self._do_as_asked()
+            except (OSError, ServerError) as error:
+                # Without this thread no machine would ever start again; the log is in the tests' error messages.
+                with (self.logs / "cloud.log").open("a") as log:
+                    log.write(f"{error}\n")
+
+    def _do_as_asked(self) -> None:
+        wanted = {path.name for path in self._wanted.iterdir()}
+        running = {node for node in self.nodes if f"slurmd-{node}" in self.daemons}
+        for node in wanted - running:
+            self._notice_of(node).unlink(missing_ok=True)
+            try:
+                self.start_node(node)
+            except ServerError:
+                self.kill_node(node)  # so that it is tried again
+                raise
+        for node in running - wanted:
+            self.kill_node(node)
 
     def _notice_of(self, node: str) -> Path:
         return self.root / "metadata" / node / metadata.NOTICE

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
+from rsb_cluster.data.sources.vision import DEBIAN_FASHION_MNIST
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
 from tests.servers.hosts import SlurmHosts
@@ -115,13 +116,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards of FashionMNIST, from Debian's package dataset-fashion-mnist."""
-    source = Path("/usr/share/datasets/fashion-mnist")
-    if not source.is_dir():
-        skip_without("fashion", ["Debian's package dataset-fashion-mnist"])
+def fashion() -> Path:
+    """The folder of Debian's package dataset-fashion-mnist."""
+    if not DEBIAN_FASHION_MNIST.is_dir():
+        skip_without("fashion", [str(DEBIAN_FASHION_MNIST)])
+    return DEBIAN_FASHION_MNIST
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
+    """The shards of FashionMNIST."""
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    make_set(open_set("FashionMNIST", root=source), Store(folder))
+    make_set(open_set("FashionMNIST", root=fashion), Store(folder))
     return folder
 
 

@@ -11,6 +11,7 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
+from tests.conftest import skip_without
 from tests.faults.lab import Lab, few_digits
 from tests.faults.victim import submit
 
@@ -42,6 +43,5 @@ def tiny_unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -
 
 @pytest.fixture
 def needs_root() -> None:
-    """Skip where file systems cannot be mounted."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
+    """Skip where file systems cannot be mounted; the servers need root as well."""
+    skip_without("slurm", [] if os.geteuid() == 0 else ["root rights"])

@@ -29,7 +29,6 @@ from rsb_cluster.train.stopping import StopFlag
 from tests.equality import assert_bit_equal, final_state
 from tests.faults.lab import StopAfter
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 # timm's smallest network, so that some hundred steps take seconds on one core.
 SHORT = (
     "model.name=test_resnet", "train.global_batch=64", "train.virtual_ranks=1", "schedule.warmup_epochs=0",
@@ -57,14 +56,12 @@ def train(run: Run, job: Job, flag: StopFlag | None = None) -> float:
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def pretrained(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Run:
     """A run of the recipe fashion-mnist on 9,600 of its images: 150 steps."""
     folder = tmp_path_factory.mktemp("pretrained")
-    if not FASHION.is_dir():
-        pytest.skip("no Debian package dataset-fashion-mnist")
     sources = {
         name: dataclasses.replace(source, entries=source.entries[:size])
-        for (name, source), size in zip(open_set("FashionMNIST", root=FASHION).items(), (9600, 500), strict=True)
+        for (name, source), size in zip(open_set("FashionMNIST", root=fashion).items(), (9600, 500), strict=True)
     }
     make_set(sources, Store(folder / "data"))
     short = (*SHORT, "data.train_samples=9600", "data.val_samples=500")

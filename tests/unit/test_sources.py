@@ -18,22 +18,11 @@ from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.digits import digits
 from rsb_cluster.data.sources.folder import image_folder
 from rsb_cluster.data.sources.source import as_png, safe_keys
-from rsb_cluster.data.sources.vision import DEBIAN_FASHION_MNIST, data_set_names, torchvision_dataset
+from rsb_cluster.data.sources.vision import data_set_names, torchvision_dataset
 from rsb_cluster.data.verify import stats
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage import Store
 from tests.unit.test_index import image_slice
-
-
-@pytest.fixture(scope="session")
-def fashion():
-    """The folder of Debian's FashionMNIST; skips, or fails where RSB_REQUIRE has ``fashion``, if it is not there."""
-    if not DEBIAN_FASHION_MNIST.is_dir():
-        reason = f"no {DEBIAN_FASHION_MNIST}: apt-get install dataset-fashion-mnist"
-        if "fashion" in os.environ.get("RSB_REQUIRE", "").replace(",", " ").split():
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-    return DEBIAN_FASHION_MNIST
 
 
 def png(value, mode="RGB"):

@@ -16,11 +16,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from rsb_cluster import checkpoint
 from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.job import Job
-from rsb_cluster.run import Attempt, Heartbeat, Run
+from rsb_cluster.run import Attempt, Cause, Heartbeat, Run
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,12 @@ SILENCE_S = 40.0
 # Older signs of life than this are not waited for; clocks of two machines may differ by less.
 FORGOTTEN_S = 600.0
 
+# Ends of an attempt that come again where nothing is mended.
+CRASHES: tuple[Cause | Literal[""], ...] = ("crashed", "stuck")
 CRASHES_IN_A_ROW = 2
-# An attempt that ends without a word was preempted without grace, or its node failed, or it ran out of memory.
+# An attempt that ends without a word, all of it or one rank, was preempted without grace, or a node failed, or it ran
+# out of memory: of these, some are bad luck.
+KILLS: tuple[Cause | Literal[""], ...] = ("", "lost peer")
 KILLS_IN_A_ROW = 5
 
 
@@ -163,17 +168,19 @@ def check_history(claim: Claim, job: Job) -> None:
     """Refuse an attempt after which nothing would be better than before.
 
     Raises:
-        HistoryError: The last attempts crashed, or were killed, without one new step; or the job was preempted more
+        HistoryError: The last attempts crashed, or were killed, without a new checkpoint; or the job was preempted more
             often than it may be.
     """
     start, earlier = claim.record.start_step, claim.earlier
-    for causes, limit in ((("crashed", "lost peer", "stuck"), CRASHES_IN_A_ROW), (("",), KILLS_IN_A_ROW)):
+    for causes, limit in ((CRASHES, CRASHES_IN_A_ROW), (CRASHES + KILLS, KILLS_IN_A_ROW)):
         last = earlier[-limit:]
         if len(last) == limit and all(a.cause in causes and a.start_step == start for a in last):
-            what = "crashed" if last[-1].cause else "were killed without a word (out of memory? a failing node?)"
+            crashed = any(a.cause in CRASHES for a in last)
+            killed = any(a.cause in KILLS for a in last)
+            what = " or ".join(["crashed"] * crashed + ["were killed (out of memory? a failing node?)"] * killed)
             reason = f" ({last[-1].message})" if last[-1].message else ""
             raise HistoryError(
-                f"the last {limit} attempts {what} without one new step after step {start}{reason}. "
+                f"the last {limit} attempts {what} without a new checkpoint after step {start}{reason}. "
                 "Mend the cause ('rsb-cluster logs'), then submit the run again."
             )
     preempted = sum(a.cause == "preempted" and a.job_id == claim.record.job_id for a in earlier)

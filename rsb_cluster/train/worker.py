@@ -253,10 +253,10 @@ class _Attempt:
         record = self._run.attempt(self._number)
         if not record.cause:
             cause, message = self._with_notices(cause, message)
-            heartbeat = self._run.heartbeat(self._number)
+            # All ranks are at the same step, and rank 0's last sign of life may be some steps old.
             update = {
                 "ended": time.time(),
-                "end_step": heartbeat.step if heartbeat else record.start_step,
+                "end_step": max(record.start_step, self._step()),
                 "cause": cause,
                 "message": message,
             }

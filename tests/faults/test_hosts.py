@@ -135,6 +135,7 @@ def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(
     hosts.rejoin(wait_until_gone(victim, ghosts))
     victim.wait_for_steps(8)
     assert victim.attempt(7).cause == "lost peer" and f"rank 0 on {lost} does not answer" in victim.attempt(7).message
+    assert victim.attempt(7).end_step >= reached - 1, "the other rank knows how far they were"
     assert lost not in where(victim)
     assert victim.steps_lost(7, reached) <= EVERY_STEPS
     hosts.start_node(lost)

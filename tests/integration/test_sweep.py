@@ -41,7 +41,7 @@ def test_status_says_what_happened_to_each(finished_sweep: FinishedSweep) -> Non
     found = {status["run_id"]: status for status in finished_sweep.status_before}
     assert list(found) == [run["run_id"] for run in finished_sweep.sent["runs"]]
     failed = found.pop(finished_sweep.failed)
-    assert failed["state"] == "failed" and "crashed without one new step" in failed["cause"]
+    assert failed["state"] == "failed" and "crashed without a new checkpoint" in failed["cause"]
     assert failed["top1"] is None
     assert {status["state"] for status in found.values()} == {"finished"}
     preempted = found.pop(finished_sweep.preempted)

@@ -119,14 +119,18 @@ def history(run, *causes, steps=(0,), job_id="7"):
     ("causes", "refused"),
     [
         (("crashed",), ""),
-        (("crashed", "crashed"), "the last 2 attempts crashed without one new step after step 0 (attempt 2)"),
-        (("lost peer", "stuck"), "the last 2 attempts crashed"),
+        (("crashed", "crashed"), "the last 2 attempts crashed without a new checkpoint after step 0 (attempt 2)"),
+        (("stuck", "crashed"), "the last 2 attempts crashed"),
+        (("lost peer",) * 4, ""),  # hosts die, and more than one before the first checkpoint is no sign of a loop
+        (("lost peer",) * 5, "the last 5 attempts were killed (out of memory?"),
+        (("crashed", "lost peer"), ""),
         (("crashed", "preempted"), ""),
         (("crashed", "failed"), ""),  # it was told so; submitted again, it may try
         (("crashed", "crashed", "timed out"), ""),
         (("",) * 4, ""),
-        (("",) * 5, "the last 5 attempts were killed without a word"),
-        (("crashed", *("",) * 4), ""),
+        (("",) * 5, "the last 5 attempts were killed (out of memory?"),
+        (("crashed", *("",) * 4), "the last 5 attempts crashed or were killed"),
+        (("crashed", "lost peer", "crashed", "", "stuck"), "the last 5 attempts crashed or were killed"),
     ],
 )
 def test_crashes_in_a_row_end_a_run_and_preemptions_do_not(tmp_path, causes, refused):

@@ -40,7 +40,8 @@ SUSPEND = """\
 for name in $(SLURM_CONF={root}/slurm.conf scontrol show hostnames "$1"); do rm -f {root}/wanted/$name; done
 """
 
-# Without -b the controller would not believe that the machine was started for it: the kernel runs longer than that.
+# Without -b the controller would not believe that the machine was started for it: the kernel runs longer than that. Nor
+# does it believe one that comes up in the very second in which it asked, as it counts in whole seconds.
 _METADATA = (
     f"ip addr add 169.254.169.254/32 dev lo; {sys.executable} {metadata.__file__} aws {{root}}/metadata/{{name}} &"
 )
@@ -50,7 +51,7 @@ class CloudHosts(SlurmHosts):
     """Slurm with up to N machines h1..hN of 4 CPUs each, none of which runs before a job needs it."""
 
     node_line, site = NODE, SITE
-    boot = BOOT.replace("slurmd -D", f"{_METADATA}\nslurmd -b -D")
+    boot = BOOT.replace("slurmd -D", f"{_METADATA}\nsleep 2\nslurmd -b -D")
 
     def __init__(self, nodes: int = 4) -> None:
         super().__init__(nodes)

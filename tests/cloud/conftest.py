@@ -54,7 +54,7 @@ def spot(ec2: Ec2, store: S3Server) -> Iterator[Sky]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmByLogin]:
     """A Slurm whose sessions find uv, and in its cache all that is installed there; there is no internet."""
-    env = {"UV_OFFLINE": "1", "UV_CACHE_DIR": f"{IMAGE}/var/cache/uv", "UV_PROGRAM": f"{IMAGE}/usr/local/bin/uv"}
+    env = {"UV_OFFLINE": "1", "UV_CACHE": f"{IMAGE}/var/cache/uv", "UV_PROGRAM": f"{IMAGE}/usr/local/bin/uv"}
     with SlurmByLogin(IMAGE / "home/ubuntu/.local/bin/uv", env) as server:
         yield server
 

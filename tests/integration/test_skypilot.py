@@ -96,23 +96,23 @@ def test_the_command_line_works_on_the_click_that_skypilot_wants(python, tmp_pat
 
 
 SERVER = """
+import json, sky, sys
 from rsb_cluster.scheduler.cloud import engine
 from rsb_cluster.errors import SubmitError
-import json, sys
 server = engine.server()
 try:
     engine.launch(json.load(sys.stdin), pool="")
 except SubmitError as error:
     refused = str(error)
 print(json.dumps([server.is_local, server.version, engine.enabled_clouds(), engine.jobs(), refused]))
-import sky
 sky.api_stop()
 """
 
 
 def test_a_server_without_clouds_answers_and_refuses_with_a_message(python, tmp_path):
-    """``sky api start`` needs no network. Nothing is enabled, so a launch is refused; that is heard as ours."""
-    said = run(python, tmp_path, SERVER, given=json.dumps([task("spot")])).splitlines()[-1]
-    is_local, version, clouds, jobs, refused = json.loads(said)
+    """It starts without a network. Nothing is enabled, so a launch is refused; that is heard as ours."""
+    said = run(python, tmp_path, SERVER, given=json.dumps([task("spot")])).splitlines()
+    (found,) = [line for line in said if line.startswith("[true, ")]
+    is_local, version, clouds, jobs, refused = json.loads(found)
     assert is_local and version.startswith("0.14.") and clouds == [] and jobs == {}
     assert refused.startswith("SkyPilot: ")

@@ -65,6 +65,7 @@ def server() -> Server:
     with _sky() as sky:
         from sky.server import common
 
+        common.check_server_healthy_or_start_fn()
         health = sky.api_info()
         url = common.get_server_url()
         return Server(url, str(health.version), bool(common.is_api_server_local(url)))

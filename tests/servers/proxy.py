@@ -94,10 +94,10 @@ class FaultyProxy:
         """Refuse new connections and break the open ones, until `accept_again`."""
         with self._lock:
             broken, self._sockets = [*self._sockets, self._listener], set()
-        for sock in broken:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+            for sock in broken:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
 
     def accept_again(self) -> None:
         """End a `refuse`."""
@@ -123,6 +123,9 @@ class FaultyProxy:
             except OSError:
                 return
             with self._lock:
+                if listener.fileno() == -1:  # `refuse` came between: it would have missed this one, which lived on
+                    client.close()
+                    return
                 self._sockets.add(client)
             self._start(self._serve, client)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from rsb_cluster.errors import StorageError
 from rsb_cluster.storage import Store, redact
@@ -22,13 +22,14 @@ class LogFile:
     """A local file that is copied into the run's folder, which may be an object store.
 
     Attributes:
+        file: The local one. It has no name, so a rank that is killed leaves nothing behind.
         name: Where to in the run's folder; empty: nowhere, as the attempt has no number yet.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.name = ""
-        self.path = Path(tempfile.mkstemp(prefix="rsb-", suffix=".log")[1])
+        self.file = tempfile.TemporaryFile("w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._ended = threading.Event()
         self._copier: threading.Thread | None = None
 
@@ -40,20 +41,22 @@ class LogFile:
     def _copy_as_it_grows(self) -> None:
         copied = 0
         while not self._ended.wait(COPY_S):
-            content = self.path.read_bytes()
+            content = self._content()
             if self.name and len(content) > copied:
                 with contextlib.suppress(StorageError):
                     self._store.write_bytes(self.name, content)
                     copied = len(content)
 
     def copy(self) -> None:
-        """Copy it, and remove the local one."""
+        """Copy it for the last time."""
         self._ended.set()
         if self._copier is not None:
             self._copier.join()
         if self.name:
-            self._store.write_bytes(self.name, self.path.read_bytes())
-        self.path.unlink(missing_ok=True)
+            self._store.write_bytes(self.name, self._content())
+
+    def _content(self) -> bytes:
+        return os.pread(self.file.fileno(), os.fstat(self.file.fileno()).st_size, 0)
 
 
 class _Redacting(logging.Formatter):
@@ -73,7 +76,7 @@ def logging_to(store: Store, ranks: Ranks) -> Iterator[LogFile]:
     """
     log_file = LogFile(store)
     formatter = _Redacting(f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(log_file.path)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.StreamHandler(log_file.file)]
     root = logging.getLogger("rsb_cluster")
     root.setLevel(logging.INFO)
     root.propagate = False
@@ -87,8 +90,8 @@ def logging_to(store: Store, ranks: Ranks) -> Iterator[LogFile]:
         for handler in handlers:
             handler.flush()
             root.removeHandler(handler)
-        handlers[1].close()
         try:
             log_file.copy()
         except StorageError as error:
             sys.stderr.write(f"could not keep the log: {error}\n")
+        log_file.file.close()

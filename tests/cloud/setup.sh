@@ -29,7 +29,7 @@ if [ ! -e "$image/installed" ]; then
   rm -rf "$image" "$venv"
   debootstrap --variant=minbase \
     --include=openssh-server,python3,python3-venv,sudo,ca-certificates,curl,rsync,iproute2,procps,netcat-openbsd,pciutils,lsof,psmisc \
-    bookworm "$image" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
+    bookworm "$image" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
   # As cloud images have it: a user who may do anything. The number is one that no one here is likely to have.
   chroot "$image" useradd --create-home --shell /bin/bash --uid 15000 ubuntu
   echo 'ubuntu ALL=(ALL) NOPASSWD:ALL' >"$image/etc/sudoers.d/ubuntu"

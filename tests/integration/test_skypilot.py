@@ -1,7 +1,4 @@
-"""Against the real SkyPilot, in an environment of its own that the test makes (330 MB from the package index).
-
-python -m pytest -m long tests/integration/test_skypilot.py
-"""
+"""Against the real SkyPilot, in an environment of its own that the test makes (330 MB from the package index)."""
 
 import json
 import os
@@ -12,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from rsb_cluster.scheduler.cloud.task import sky_task
 from tests.command import ROOT
-from tests.unit.test_cloud_task import TASKS, task
+from tests.unit.test_cloud_task import CPU, TASKS, load_job, spec_of, task
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> str:
     """The interpreter of an environment with our package and the extra ``cloud``, as a user installs it."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if uv is None:
-        pytest.skip("this machine has no uv")
+    assert uv, "SkyPilot gets an environment by uv, which `make test` installs"
     folder = tmp_path_factory.mktemp("sky")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     subprocess.run([uv, "venv", "--quiet", "--python", version, folder / "venv"], check=True)
@@ -62,6 +59,69 @@ def test_skypilot_takes_our_tasks(python, tmp_path):
     assert all(one[3] == recovery for one in found)
     assert found[0][:3] == [4, True, {"H100": 8}]
     assert len(found) == 1 + 3 + 1, "one for each place that any of is"
+
+
+# The columns of SkyPilot's catalog of AWS. It would be fetched where it is missing or some hours old, which this is not.
+CATALOG = {
+    "aws/vms.csv": """\
+InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
+m6i.xlarge,,,4.0,16.0,,0.192,0.07,us-east-1,use1-az1,x86_64
+m6i.2xlarge,,,8.0,32.0,,0.384,0.09,us-east-1,use1-az1,x86_64
+p4d.24xlarge,A100,8.0,96.0,1152.0,,32.77,9.8,us-east-1,use1-az1,x86_64
+p5.48xlarge,H100,8.0,192.0,2048.0,,55.04,29.5,us-east-1,use1-az1,x86_64
+p5.48xlarge,H100,8.0,192.0,2048.0,,55.04,28.1,us-east-1,use1-az2,x86_64
+p5.48xlarge,H100,8.0,192.0,2048.0,,60.54,19.9,us-west-2,usw2-az1,x86_64
+p5.4xlarge,H100,1.0,16.0,256.0,,6.88,3.1,us-east-1,use1-az1,x86_64
+""",
+    "aws/images.csv": "Tag,Region,OS,OSVersion,ImageId,CreationDate,BaseImageId\n",
+    "aws/instance_quota_mapping.csv": "InstanceType,OnDemandInstanceCode,SpotInstanceCode\n",
+    "common/accelerators.csv": "AcceleratorName,Clouds\nA100,['AWS']\nH100,['AWS']\n",
+    "common/metadata.csv": "AcceleratorName,MemoryInfo\n",
+}
+
+# No account is needed to be told where to go; only that AWS may be gone to.
+OPTIMIZE = """
+import json, sys, sky, sky.check
+from rsb_cluster.job import Job
+from rsb_cluster.scheduler.cloud import prices
+sky.check.get_cached_enabled_clouds_or_refresh = lambda *_, **__: [sky.AWS()]
+for fields, config in json.load(sys.stdin):
+    secrets = [(name, "x") for name in config.get("secrets", {})]
+    with sky.Dag() as dag:
+        task = sky.Task.from_yaml_config(config, secrets_overrides=secrets)
+    sky.Optimizer.optimize(dag, quiet=True)
+    best = task.best_resources
+    job = Job.model_validate(fields)
+    estimate = prices.price(job, spot=job.cloud.spot)
+    print(json.dumps([best.instance_type, best.region, best.use_spot, best.get_cost(3600), estimate.usd_per_h]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("job", "best"),
+    [
+        # The cheapest of spot, wherever: in another region than the cheapest on demand.
+        (("cloud-spot", "nodes=4"), ("p5.48xlarge", "us-west-2", True, 19.9)),
+        (("cloud", "nodes=4"), ("p5.48xlarge", "us-east-1", False, 55.04)),
+        (("cloud-spot", "cloud.infra=['aws/us-east-1']"), ("p5.48xlarge", "us-east-1", True, 28.1)),
+        (
+            ("cloud-spot", "gpus_per_node=1", "cloud.accelerators='H100:1'", "cpus_per_task=16", "mem_gb=128"),
+            ("p5.4xlarge", "us-east-1", True, 3.1),
+        ),
+        (("cloud-spot", *CPU, "cpus_per_task=8"), ("m6i.2xlarge", "us-east-1", True, 0.09)),
+    ],
+)
+def test_the_optimizer_takes_the_node_that_our_estimate_is_for(python, tmp_path, job, best):
+    for name, content in CATALOG.items():
+        path = tmp_path / ".sky/catalogs/v8" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    loaded = load_job(*job)
+    config = sky_task(spec_of(loaded, python="3.11"), {"AWS_REGION": "us-east-1"})
+    given = json.dumps([(loaded.model_dump(mode="json"), config)])
+    said = json.loads(run(python, tmp_path, OPTIMIZE, given=given).splitlines()[-1])
+    assert tuple(said[:4]) == best, "an hour of a node"
+    assert said[4] == best[3], "the estimate before submitting"
 
 
 CALLS = """
@@ -109,6 +169,7 @@ sky.api_stop()
 """
 
 
+@pytest.mark.long  # a server that takes a machine for itself
 def test_a_server_without_clouds_answers_and_refuses_with_a_message(python, tmp_path):
     """It starts without a network. Nothing is enabled, so a launch is refused; that is heard as ours."""
     said = run(python, tmp_path, SERVER, given=json.dumps([task("spot")])).splitlines()

@@ -61,7 +61,7 @@ def test_skypilot_takes_our_tasks(python, tmp_path):
     assert len(found) == 1 + 3 + 1, "one for each place that any of is"
 
 
-# The columns of SkyPilot's catalog of AWS. It would be fetched where it is missing or some hours old, which this is not.
+# As SkyPilot's catalog of AWS, which it would fetch if it were missing or some hours old.
 CATALOG = {
     "aws/vms.csv": """\
 InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch

@@ -14,11 +14,12 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from rsb_cluster.train.pixels.jpeg import cut_to_rows
+from rsb_cluster.train.pixels.jpeg import cut_to_rows, read_headers
 
 Pixels = NDArray[np.uint8]
 
 # CMYK and YCCK need PIL's conversion to RGB.
+_CHANNELS = (1, 3)
 _DIRECT = ("YCbCr", "Gray", "RGB")
 
 
@@ -48,11 +49,14 @@ class Source:
     def __init__(self, encoded: bytes | memoryview) -> None:
         self.encoded = encoded
         self._pixels: Pixels | None = None
-        size = _jpeg_size(encoded)
-        if size is None:
+        headers = self._headers = read_headers(encoded)
+        if headers and headers.channels in _CHANNELS and 0 < headers.height * headers.width <= max_pixels():
+            self.height, self.width = headers.height, headers.width
+        elif (size := _jpeg_size(encoded)) is not None:
+            self.height, self.width = size
+        else:
             self._pixels = decode_with_pil(encoded)
-            size = self._pixels.shape[:2]
-        self.height, self.width = size
+            self.height, self.width = self._pixels.shape[:2]
 
     def rows(self, stop: int) -> Pixels:
         """Return the rows above ``stop`` and maybe more: shape (H, W, 3), RGB, writeable and contiguous.
@@ -63,27 +67,27 @@ class Source:
             BadImageError: PIL cannot decode it either.
         """
         if self._pixels is None or len(self._pixels) < stop:
-            self._pixels = _decode_jpeg(self.encoded, stop)
+            self._pixels = self._decode_jpeg(stop)
         return self._pixels
+
+    def _decode_jpeg(self, rows: int) -> Pixels:
+        cut = cut_to_rows(self.encoded, self._headers, rows) if self._headers is not None else None
+        with contextlib.suppress(ValueError):
+            # Strict: libjpeg only warns of a truncated file and fills the rest with grey.
+            pixels: Pixels = simplejpeg.decode_jpeg(cut or self.encoded, colorspace="RGB", strict=cut is None)
+            return pixels
+        # PIL decides: it accepts most damage inside a file, and refuses a truncated one.
+        return decode_with_pil(self.encoded)
 
 
 def _jpeg_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
-    """Return height and width of a JPEG that needs no PIL; None for all else."""
+    """Return height and width of a JPEG of any kind that needs no PIL; None for all else."""
     if encoded[:3] == b"\xff\xd8\xff":
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
             if colours in _DIRECT and height * width <= max_pixels():
                 return int(height), int(width)
     return None
-
-
-def _decode_jpeg(encoded: bytes | memoryview, rows: int) -> Pixels:
-    cut = cut_to_rows(encoded, rows)
-    with contextlib.suppress(ValueError):
-        # Strict: libjpeg only warns of a truncated file and fills the rest with grey.
-        pixels: Pixels = simplejpeg.decode_jpeg(cut or encoded, colorspace="RGB", strict=cut is None)
-        return pixels
-    return decode_with_pil(encoded)  # PIL decides: it accepts most damage inside a file, and refuses a truncated one
 
 
 def decode_with_pil(encoded: bytes | memoryview) -> Pixels:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsb_cluster.data.buffers import Buffers
 from rsb_cluster.data.cache import ShardCache, shard_changed
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.data.order import Ints
@@ -57,6 +58,7 @@ class ShardReader:
     def __init__(self, store: Store, index: ShardIndex, *, cache: ShardCache | None = None) -> None:
         self._store, self._index, self._cache = store, index, cache
         self.bytes_read = self.bytes_cached = self.bytes_used = self.requests = self.retries = 0
+        self._buffers = Buffers()
         self._lock = threading.Lock()
         self._hashed: set[int] = set()  # shards whose whole content has been checked
 
@@ -98,8 +100,7 @@ class ShardReader:
     def read_piece(self, piece: Piece, transfer: Transfer | None = None) -> Images:
         """Return the images of a piece. Raises what `read` does."""
         transfer = transfer or Transfer()
-        # Not a bytearray, which would be filled with zeros first.
-        content = np.empty(piece.stop - piece.start, dtype=np.uint8).data
+        content = self._buffers.lend(piece.stop - piece.start)
         requests, retries = transfer.requests, transfer.retries
         try:
             images = self._read_cached(piece, content, transfer)

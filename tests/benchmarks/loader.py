@@ -31,9 +31,10 @@ from rich.table import Table
 from tests.benchmarks import corpus
 
 SAMPLES = 3000
-# Batches. What is counted is the second epoch, as a training has many: all have their memory by then (on a virtual
+# What is counted is the third to fifth epoch, as a training has many: all have their memory by then (on a virtual
 # machine the first touch of a page can cost more than its content), and ours has checked each shard against its hash.
-WARM_UP, COUNTED = 24, 23
+EPOCH = 23  # batches
+WARM_UP, COUNTED = 2 * EPOCH, 3 * EPOCH
 Figures = dict[str, float]
 
 

@@ -11,6 +11,7 @@ import ctypes
 import io
 import itertools
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,10 @@ from rsb_cluster.train.streams import Encoded, EvalStream, TrainStream
 # Batches that are ready or being filled beyond the one in use: bounded memory, whatever the step takes. (And the few
 # more that share images with the last of them.)
 AHEAD = 3
+
+# A thread that comes back from a decoder waits at most so long for one that runs Python, such as the feeder. With
+# Python's 5 ms it would often wait until that one is done, and its core with it.
+_SWITCH_S = 0.0005
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -151,6 +156,7 @@ class ThreadedBatches:
         self._stream, self._transform, self._side = stream, transform, side
         self._threads, self._pin = threads, pin
         _keep_freed_memory()
+        sys.setswitchinterval(_SWITCH_S)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._threads:

@@ -119,6 +119,16 @@ def test_slurm_that_does_not_answer_leaves_nothing_behind(queue, runs, monkeypat
     assert not runs[0].store.exists("cancelled.json")
 
 
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_ctrl_c_before_slurm_was_told_leaves_nothing_behind(queue, runs):
+    send(runs[0], "7")
+    queue.hold(j7="RUNNING")
+    (queue.folder / "bin" / "scancel").write_text("#!/bin/bash\nkill -INT $PPID; exec sleep 5\n")
+    with pytest.raises(KeyboardInterrupt):
+        control.cancel(runs)
+    assert not runs[0].store.exists("cancelled.json")
+
+
 def test_what_was_told_stays_said_where_another_job_was_refused(queue, runs):
     send(runs[0], "7", "8")
     send(runs[1], "9")

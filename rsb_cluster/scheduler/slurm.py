@@ -227,8 +227,8 @@ def _words(submissions: Sequence[Submission]) -> list[str]:
 def cancel(submissions: Sequence[Submission]) -> list[str]:
     """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each.
 
-    scancel fails for all when it fails for one, such as one that has just ended; what it says differs from version to
-    version. The queue tells which were told: they are out of it, or completing.
+    scancel fails as a whole where it could not signal one of many; in some versions also where one has ended by itself.
+    The queue tells which were told: they are out of it, or completing.
     """
     try:
         _slurm("scancel", *(submission.job_id for submission in submissions))

@@ -137,7 +137,8 @@ def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path)
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             old = submission(str(process.pid), folder)
-            assert state(old) == "queued" and local.ends_with_terminal(old)
+            assert poll(lambda: state(old) == "queued", 10), "the kernel shows its words a moment after the start"
+            assert local.ends_with_terminal(old)
             assert state(submission(str(process.pid), tmp_path / "another")) == "gone"
             (folder / RUNNING).touch()
             (folder / f"{process.pid}_0_log.out").write_text("step 1\n")

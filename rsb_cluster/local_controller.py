@@ -15,6 +15,7 @@ from submitit.local.local import Controller
 
 from rsb_cluster import children
 from rsb_cluster.exits import CANCELLED, EXIT_AGAIN, RUNNING, together
+from rsb_cluster.process import Process
 
 
 class RestartingController(Controller):
@@ -22,6 +23,7 @@ class RestartingController(Controller):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.pid = str(Process.of(os.getpid()))  # the job's id for the base class: in the names of files, and for ranks
         self.command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
         # SIGTERM is passed on by the base class.
         signal.signal(signal.SIGUSR2, self._pass_on)

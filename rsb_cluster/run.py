@@ -7,7 +7,7 @@ In ``<runs>/<run_id>/`` lie:
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
 - ``submissions/<id>/spec.json``, ``task.yaml``: what a cloud's nodes, and the engine, were told
 - ``code/``: wheels for these nodes
-- ``cancelled.json``: the job that the user ended last
+- ``cancelled.json``: the jobs that the user ended last
 - ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-asked.json``:
   the user's wish that it ends; ``0001-rank00003.json``: what is known of a rank that failed
 - ``notices/0001/<host>.json``: a cloud's word in attempt 1 that it takes a host back
@@ -27,7 +27,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,11 +174,21 @@ class Run:
         """Whether it was ever submitted."""
         return self.store.exists("spec.json")
 
-    def create(self, recipe: Recipe, spec: Spec) -> None:
-        """Write the two files that never change; the spec last, as it makes the run exist."""
+    def create(self, recipe: Recipe, spec: Spec) -> bool:
+        """Write the two files that never change where they are not; the spec last, as it makes the run exist.
+
+        A folder that a killed submit has left without a spec becomes a run.
+
+        Returns:
+            Whether the run has this spec; if not, another submit was faster, and the run has that one's.
+
+        Raises:
+            StorageError: The folder cannot be written, or holds another recipe.
+        """
         self.store.make_private()
-        self.store.write_json("recipe.json", recipe.model_dump(mode="json"))
-        self.store.write_json("spec.json", spec.model_dump(mode="json"))
+        if not self.store.create_json("recipe.json", recipe.model_dump(mode="json")):
+            check_same(self, recipe)
+        return self.store.create_json("spec.json", spec.model_dump(mode="json"))
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe."""
@@ -202,16 +212,29 @@ class Run:
         ]
         return sorted(found, key=lambda submission: submission.time)
 
-    def request_cancel(self, job_id: str) -> None:
-        """Say that a job is ended by the user and not to be started again."""
-        self.store.write_json("cancelled.json", {"job_id": job_id})
+    def request_cancel(self, job_ids: Sequence[str]) -> None:
+        """Say that jobs are ended by the user and not to be started again; of none, that no job is.
+
+        Args:
+            job_ids: All of them, the newest last.
+        """
+        if job_ids:
+            # 'job_id' alone is what jobs look for that were queued by a version that ended one job.
+            self.store.write_json("cancelled.json", {"job_id": job_ids[-1], "job_ids": list(job_ids)})
+        else:
+            self.store.delete("cancelled.json")
+
+    def cancelled(self) -> tuple[str, ...]:
+        """Return the jobs that the user asked to end last, the newest last."""
+        try:
+            said = self.store.read_json("cancelled.json")
+        except MissingError:
+            return ()
+        return tuple(said.get("job_ids") or [said["job_id"]])
 
     def is_cancelled(self, job_id: str) -> bool:
         """Whether the user asked to end this job."""
-        try:
-            return bool(self.store.read_json("cancelled.json")["job_id"] == job_id)
-        except MissingError:
-            return False
+        return job_id in self.cancelled()
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
@@ -305,23 +328,48 @@ def list_runs(runs_url: str) -> list[Run]:
     return [run for run, there in zip(runs, exist, strict=True) if there]
 
 
-def find_runs(runs_url: str, names: tuple[str, ...], listed: Callable[[str], list[Run]] = list_runs) -> list[Run]:
-    """Return the runs that names stand for; all runs where no name is given.
+@dataclass(frozen=True)
+class Named:
+    """What one name stands for.
 
-    A name is a run's id, path, beginning or glob, or a sweep's id or beginning. A sweep stands for all the runs it
-    wants, those without a folder included (``Run.exists``).
+    Attributes:
+        name: The name as it was given.
+        runs: The runs; at least one.
+        says_several: Whether the name says that it may be several: it is a glob, or a sweep.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    says_several: bool = False
+
+
+def find_runs(runs_url: str, names: Sequence[str], listed: Callable[[str], list[Run]] = list_runs) -> list[Run]:
+    """Return the runs that names stand for, each once; all runs where no name is given.
+
+    Args and errors are those of ``find_named``.
+    """
+    if not names:
+        return listed(runs_url)
+    return list({run.url: run for named in find_named(runs_url, names, listed) for run in named.runs}.values())
+
+
+def find_named(runs_url: str, names: Sequence[str], listed: Callable[[str], list[Run]] = list_runs) -> list[Named]:
+    """Return what each name stands for.
+
+    A name is a run's id, glob, path, or the beginning of its id up to a '-'; or a sweep's id, or the beginning of that
+    up to a '-'. Words are whole: ``a1`` is the beginning of ``a1-resnet50-s1-0123abcd`` and not of ``a1h-...``, and
+    ``a1-resnet50-s1`` does not mean the seed 10. A sweep stands for all the runs it wants, those without a folder
+    included (``Run.exists``).
 
     Args:
         runs_url: Folder of runs.
-        names: Names; none for all.
+        names: Names.
         listed: What looks into the folder; ``list_folders`` where the caller finds out itself which are runs.
 
     Raises:
         ConfigError: A name matches nothing, or the runs of a sweep and others.
     """
-    if not names:
-        return listed(runs_url)
-    found: dict[str, Run] = {}
+    found: list[Named] = []
     known: list[Run] | None = None
     for name in names:
         path = name.rstrip("/")
@@ -332,41 +380,53 @@ def find_runs(runs_url: str, names: tuple[str, ...], listed: Callable[[str], lis
             run = Run.at(parent, last)
             if not run.exists():
                 raise ConfigError(f"there is no run at {path}.")
-            found[run.url] = run
+            found.append(Named(name, (run,)))
             continue
         sweeps = sweep.sweep_ids(runs_url)
         if path not in sweeps:
             known = listed(runs_url) if known is None else known
-        found |= {run.url: run for run in _named(runs_url, path, known or [], sweeps)}
-    return list(found.values())
+        found.append(_named(runs_url, path, known or [], sweeps))
+    return found
 
 
-def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> list[Run]:
-    """Return the runs that one name stands for."""
+def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> Named:
+    """Return what a name that is no path stands for."""
     if name in sweeps:
-        return _members(runs_url, name)
+        return Named(name, _members(runs_url, name), says_several=True)
     if exact := [run for run in known if run.run_id == name]:
-        return exact
-    runs = [run for run in known if fnmatch.fnmatchcase(run.run_id, name) or run.run_id.startswith(name)]
-    begun = [one for one in sweeps if one.startswith(name)]
+        return Named(name, tuple(exact))
+    if is_glob := any(sign in name for sign in "*?["):
+        runs = [run for run in known if fnmatch.fnmatchcase(run.run_id, name)]
+    else:
+        runs = [run for run in known if sweep.begins(run.run_id, name)]
+    begun = [one for one in sweeps if sweep.begins(one, name)]
     if not runs and not begun:
         ids = [*(run.run_id for run in known), *sweeps]
         raise ConfigError(
-            f"no run or sweep in {Store(runs_url).url} matches '{name}'.{did_you_mean(name, ids)} "
+            f"no run or sweep in {Store(runs_url).url} matches '{name}'.{_near(name, ids)} "
             f"{len(known)} runs are there; 'rsb-cluster status' lists them."
         )
     if not begun:
-        return runs
+        return Named(name, tuple(runs), says_several=is_glob)
     wanted = {run.url: run for one in begun for run in _members(runs_url, one)}
     # 'cancel deit' must not end the runs of a sweep 'deit' that has others too.
     if len(begun) > 1 or (runs and {run.url for run in runs} != wanted.keys() & {run.url for run in known}):
-        also = f", and of the ids of {len(runs)} runs ('{name}*' names those)" if runs else ""
+        also = f", and of the ids of {len(runs)} runs ('{name.rstrip('-')}-*' names those)" if runs else ""
         raise ConfigError(f"'{name}' is the beginning of {' and '.join(begun)}{also}. Say more of the one you mean.")
-    return list(wanted.values())
+    return Named(name, tuple(wanted.values()), says_several=True)
 
 
-def _members(runs_url: str, sweep_id: str) -> list[Run]:
-    return [Run.at(runs_url, member.run_id) for member in sweep.read_sweep(runs_url, sweep_id).members]
+def _near(name: str, ids: list[str]) -> str:
+    """Return what may have been meant by a name that stands for nothing, as a sentence, or an empty string."""
+    begun = [one for one in ids if one.startswith(name)]
+    if not begun:
+        return did_you_mean(name, ids)
+    more = f" and {len(begun) - 1} more begin" if len(begun) > 1 else " begins"
+    return f" Its last word must be whole: {begun[0]}{more} so."
+
+
+def _members(runs_url: str, sweep_id: str) -> tuple[Run, ...]:
+    return tuple(Run.at(runs_url, member.run_id) for member in sweep.read_sweep(runs_url, sweep_id).members)
 
 
 def describe_code() -> dict[str, str]:

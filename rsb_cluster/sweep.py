@@ -43,9 +43,14 @@ def sweep_id(name: str, run_ids: Iterable[str]) -> str:
     return f"{name}-{hashlib.sha256(' '.join(sorted(run_ids)).encode()).hexdigest()[:8]}"
 
 
+def begins(full: str, name: str) -> bool:
+    """Whether an id begins with a name's words, whole ones: ``a1`` begins ``a1-resnet50``, and not ``a1h-resnet50``."""
+    return full.startswith(f"{name.rstrip('-')}-")
+
+
 def write_sweep(runs_url: str, sweep: Sweep) -> None:
-    """Write a sweep's file."""
-    Store(runs_url).write_json(f"{FOLDER}/{sweep.sweep_id}.json", sweep.model_dump(mode="json"))
+    """Write a sweep's file where there is none; sent again, a sweep began with its first submit."""
+    Store(runs_url).create_json(f"{FOLDER}/{sweep.sweep_id}.json", sweep.model_dump(mode="json"))
 
 
 def sweep_ids(runs_url: str) -> list[str]:
@@ -59,7 +64,7 @@ def list_sweeps(runs_url: str) -> list[Sweep]:
 
 
 def read_sweep(runs_url: str, name: str) -> Sweep:
-    """Return the sweep of that id, or the one whose id begins so.
+    """Return the sweep of that id, or the one whose id begins with these words.
 
     Raises:
         ConfigError: None does, or several do.
@@ -69,7 +74,7 @@ def read_sweep(runs_url: str, name: str) -> Sweep:
     except MissingError:
         pass
     known = sweep_ids(runs_url)
-    hits = [one for one in known if one.startswith(name)]
+    hits = [one for one in known if begins(one, name)]
     if len(hits) == 1:
         return _read(runs_url, hits[0])
     if hits:

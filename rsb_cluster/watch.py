@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsb_cluster import control
-from rsb_cluster.errors import SubmitError
+from rsb_cluster.errors import RsbError
 from rsb_cluster.run import Run
 from rsb_cluster.status import Status, duration, interest, is_over, read_status, summary
 
@@ -43,35 +43,51 @@ class _Shown(Protocol):
     def update(self, found: Sequence[Status]) -> None: ...
 
 
-def follow(runs: Sequence[Run], console: Console) -> list[Status]:
-    """Show runs until they have ended. Ctrl-C lets them save and stop; twice ends them at once.
+def follow(runs: Sequence[Run], console: Console) -> list[Status] | None:
+    """Show runs until they have ended, or until Ctrl-C where their jobs do not depend on this terminal.
+
+    Ctrl-C lets runs on this machine save and stop; twice ends them at once. Runs on Slurm or in a cloud go on, and so
+    do all where there are both.
 
     Args:
         runs: What to follow.
         console: Where to show it; standard error, as standard output is for results.
-    """
-    stopping = False
 
-    def stop() -> bool:
-        nonlocal stopping
+    Returns:
+        How they have ended; None where Ctrl-C ended the looking and they go on.
+    """
+    stopping = left = False
+
+    def stop(working: Sequence[Run]) -> bool:
+        nonlocal stopping, left
+        if not stopping and control.goes_on_without_us(working):
+            left = True
+            return True
         console.print("Ending at once." if stopping else "Saving and stopping; press Ctrl-C again to end at once.")
         stopping = True
         try:
-            control.cancel(runs)
-        except SubmitError as error:
+            control.cancel(working)
+        except RsbError as error:
             sys.stderr.write(f"{error}\n")
         return False
 
-    return _look(runs, console, on_interrupt=stop)
+    found = _look(runs, console, on_interrupt=stop)
+    return None if left else found
 
 
 def watch(runs: Sequence[Run], console: Console) -> list[Status]:
     """Show runs until they have ended, or until Ctrl-C, which ends the looking and nothing else."""
-    return _look(runs, console, on_interrupt=lambda: True)
+    return _look(runs, console, on_interrupt=lambda working: True)
 
 
-def _look(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[], bool]) -> list[Status]:
-    """Show runs until they have ended; ``on_interrupt`` is called for each Ctrl-C and says whether that is the end."""
+def _look(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[Sequence[Run]], bool]) -> list[Status]:
+    """Show runs until they have ended.
+
+    Args:
+        runs: What to show.
+        console: Where.
+        on_interrupt: Called for each Ctrl-C with the runs that have not ended; says whether to look no longer.
+    """
     shown: _Shown = _Lines(console)
     if console.is_terminal:
         shown = _Bar(runs[0], console) if len(runs) == 1 else _LiveTable(console)
@@ -93,7 +109,7 @@ def _look(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[], b
                     return found
                 while answered < presses:
                     answered += 1
-                    if on_interrupt():
+                    if on_interrupt([run for run, s in zip(runs, found, strict=True) if not is_over(s)]):
                         return found
                 took = time.monotonic() - started
                 time.sleep(max(POLL_S if len(runs) == 1 else POLL_MANY_S, took))

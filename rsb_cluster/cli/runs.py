@@ -6,7 +6,16 @@ import json
 
 import click
 
-from rsb_cluster.cli.terminal import console, find, find_one, run_arguments, runs_option, say
+from rsb_cluster.cli.terminal import (
+    console,
+    find,
+    find_one,
+    find_to_change,
+    run_arguments,
+    runs_option,
+    say,
+    yes_option,
+)
 from rsb_cluster.errors import RsbError
 
 needed_arguments = click.argument("names", nargs=-1, required=True, metavar="RUN|SWEEP...")
@@ -20,7 +29,8 @@ needed_arguments = click.argument("names", nargs=-1, required=True, metavar="RUN
 def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> None:
     """Show how runs are, one line each.
 
-    RUN is an id, its beginning, a glob or a path; SWEEP is an id or its beginning. All runs without one.
+    RUN is an id, its beginning in whole words (a1 is not a1h), a glob or a path; SWEEP is an id or its beginning. All
+    runs without one.
 
     \b
     rsb-cluster status
@@ -67,30 +77,40 @@ def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
 @click.command()
 @needed_arguments
 @runs_option
-def cancel(names: tuple[str, ...], runs: str) -> None:
-    """End runs: running ones save first, queued ones leave the queue. Submit again, or 'retry', to go on."""
+@yes_option
+def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
+    """End runs: running ones save first, queued ones leave the queue. Submit again, or 'retry', to go on.
+
+    The beginning of an id that stands for several runs is asked about; a glob or a sweep is not.
+
+    \b
+    rsb-cluster cancel a1-resnet50-s1
+    rsb-cluster cancel 'a1-*'
+    """
     from rsb_cluster import control
 
-    for run_id, job_id in control.cancel(find(names, runs)).items():
-        say(f"{run_id}: told job {job_id} to end")
+    for run_id, job_ids in control.cancel(find_to_change(names, runs, yes=yes)).items():
+        say(f"{run_id}: told job {', '.join(job_ids)} to end")
 
 
 @click.command()
 @needed_arguments
 @runs_option
-def preempt(names: tuple[str, ...], runs: str) -> None:
+@yes_option
+def preempt(names: tuple[str, ...], runs: str, yes: bool) -> None:
     """Make running runs save and go back to the queue, as a preemption does; to see that they come back."""
     from rsb_cluster import control
 
-    for run_id, job_id in control.preempt(find(names, runs)).items():
-        say(f"{run_id}: told job {job_id} to save and queue again")
+    for run_id, job_ids in control.preempt(find_to_change(names, runs, yes=yes)).items():
+        say(f"{run_id}: told job {', '.join(job_ids)} to save and queue again")
 
 
 @click.command()
 @needed_arguments
 @runs_option
+@yes_option
 @click.option("--failed", "failed_only", is_flag=True, help="Not those that you stopped.")
-def retry(names: tuple[str, ...], runs: str, failed_only: bool) -> None:
+def retry(names: tuple[str, ...], runs: str, yes: bool, failed_only: bool) -> None:
     """Submit again what has ended without a result, with the nodes, limits and options it had.
 
     Finished, queued and running runs are left alone.
@@ -101,7 +121,7 @@ def retry(names: tuple[str, ...], runs: str, failed_only: bool) -> None:
     """
     from rsb_cluster import control
 
-    done = control.retry(find(names, runs), failed_only=failed_only)
+    done = control.retry(find_to_change(names, runs, yes=yes), failed_only=failed_only)
     for run_id, job_id in done.sent.items():
         say(f"{run_id}: submitted again as job {job_id}, goes on where it was")
     if not done.sent and not done.refused:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, say
+from rsb_cluster.cli.terminal import console, new_table, runs_url, say
 from rsb_cluster.errors import ConfigError, RsbError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from rsb_cluster.grid import SweepFile
     from rsb_cluster.plan import Plan
-    from rsb_cluster.run import Run, Submission
+    from rsb_cluster.run import Submission
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +57,12 @@ _SHARED = (
         "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field; job.KEY for the job's."
     ),
     click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing."),
-    click.option("--wait", is_flag=True, help="Show progress until the runs have ended."),
+    click.option(
+        "--wait",
+        is_flag=True,
+        help="Show progress until the runs have ended. Ctrl-C stops those on this machine; on Slurm and in a cloud "
+        "they go on, and the exit code is 130.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON."),
 )
 
@@ -121,7 +128,7 @@ def submit(
     if not as_json:
         click.echo("\n".join(planned.run.run_id for planned in plan.runs))
     if wait:
-        _wait([planned.run for planned in plan.runs])
+        _wait(plan)
 
 
 @click.command()
@@ -197,7 +204,7 @@ def sweep(
         assert plan.sweep is not None
         click.echo(plan.sweep.sweep_id)
     if wait and not dry_run:
-        _wait([planned.run for planned in plan.runs])
+        _wait(plan)
 
 
 def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, dry_run: bool) -> Plan:
@@ -245,12 +252,31 @@ def _show_table(rows: Sequence[dict[str, str]]) -> None:
     console().print(table)
 
 
-def _wait(runs: list[Run]) -> None:
+def _wait(plan: Plan) -> None:
     from rsb_cluster.watch import follow
 
-    unfinished = [s for s in follow(runs, console(stderr=True)) if s.state != "finished"]
+    ended = follow([planned.run for planned in plan.runs], console(stderr=True))
+    if ended is None:
+        say(_left_alone(plan))
+        raise click.exceptions.Exit(128 + signal.SIGINT)  # as a shell has it
+    unfinished = [s for s in ended if s.state != "finished"]
     if unfinished and all(s.cause == "stopped" for s in unfinished):
         raise RsbError("stopped by you, and saved. Submit again to go on.")
     if unfinished:
         reasons = "\n".join(f"{s.run_id}: {s.cause or s.state}" for s in unfinished)
-        raise RsbError(f"{len(unfinished)} of {len(runs)} runs did not finish:\n{reasons}\nSee 'rsb-cluster logs RUN'.")
+        raise RsbError(
+            f"{len(unfinished)} of {len(ended)} runs did not finish:\n{reasons}\nSee 'rsb-cluster logs RUN'."
+        )
+
+
+def _left_alone(plan: Plan) -> str:
+    """Return what to tell a user who looks no longer at jobs that go on."""
+    ids = [planned.run.run_id for planned in plan.runs]
+    where = "" if plan.runs_url == runs_url("") else f" --runs {shlex.quote(plan.runs_url)}"
+    names = (plan.sweep.sweep_id if plan.sweep else " ".join(ids)) + where
+    return (
+        "No longer waiting; what is queued or runs goes on.\n"
+        f"to look again  rsb-cluster status --watch {names}\n"
+        f"for a log      rsb-cluster logs -f {ids[0]}{where}\n"
+        f"to end all     rsb-cluster cancel {names}"
+    )

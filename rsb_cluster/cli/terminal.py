@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
 run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask where a name stands for several runs.")
+
+SHOWN_RUNS = 20
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -68,6 +72,31 @@ def find(names: tuple[str, ...], runs: str) -> list[Run]:
     from rsb_cluster.run import find_runs
 
     return find_runs(runs_url(runs), names)
+
+
+def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]:
+    """Return the runs that names stand for, for a command that does something to them.
+
+    The beginning of an id may be short of a word that was meant: where it stands for several runs the user is asked. A
+    glob, a sweep and ``--yes`` say so themselves.
+
+    Raises:
+        ConfigError: There is nobody to ask.
+    """
+    from rsb_cluster.run import find_named
+
+    found = find_named(runs_url(runs), names)
+    for named in found:
+        if len(named.runs) == 1 or named.says_several or yes:
+            continue
+        shown = [run.run_id for run in named.runs[:SHOWN_RUNS]]
+        if len(shown) < len(named.runs):
+            shown.append(f"… and {len(named.runs) - len(shown)} more")
+        which = "\n  ".join([f"'{named.name}' stands for {len(named.runs)} runs:", *shown])
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{which}\nName one; or say that all are meant, with --yes or a glob.")
+        click.confirm(f"{which}\nAll of them?", abort=True, err=True)
+    return list({run.url: run for named in found for run in named.runs}.values())
 
 
 def find_with_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], list[Sweep]]:

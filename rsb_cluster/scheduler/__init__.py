@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rsb_cluster.errors import RsbError
 from rsb_cluster.job import Job
 from rsb_cluster.run import Run, Submission
 from rsb_cluster.scheduler import cloud, local, slurm
@@ -14,8 +15,8 @@ from rsb_cluster.scheduler.slurm import launch_after
 from rsb_cluster.task import Task
 
 __all__ = [
-    "Seen", "State", "backend", "cancel", "default_backend_job", "has_ended", "launch", "launch_after", "look",
-    "preempt", "read_log", "states",
+    "Seen", "State", "backend", "cancel", "default_backend_job", "ending", "ends_with_terminal", "has_ended", "launch",
+    "launch_after", "look", "preempt", "read_log", "states",
 ]  # fmt: skip
 
 _BACKENDS: dict[str, Backend] = {"local": local, "slurm": slurm, "cloud": cloud}
@@ -60,16 +61,36 @@ def states(submissions: Sequence[Submission]) -> list[State]:
     return [seen.state for seen in look(submissions)]
 
 
-def cancel(submissions: Sequence[Submission]) -> None:
-    """End jobs: a running one saves and stops, a queued one leaves the queue."""
+def cancel(submissions: Sequence[Submission]) -> list[str]:
+    """End jobs: a running one saves and stops, a queued one leaves the queue. What fails at one engine is no other's.
+
+    Returns:
+        For each why it could not be told; empty where it was told, or had ended by itself.
+    """
+    found: dict[int, str] = {}
     for name, mine in _by_backend(submissions).items():
-        _BACKENDS[name].cancel([submissions[i] for i in mine])
+        try:
+            answers = _BACKENDS[name].cancel([submissions[i] for i in mine])
+        except RsbError as error:
+            answers = [str(error)] * len(mine)
+        found |= zip(mine, answers, strict=True)
+    return [found[i] for i in range(len(submissions))]
 
 
 def preempt(submissions: Sequence[Submission]) -> None:
     """Tell running jobs to save and go back to the queue, as a preemption would."""
     for name, mine in _by_backend(submissions).items():
         _BACKENDS[name].preempt([submissions[i] for i in mine])
+
+
+def ends_with_terminal(submission: Submission) -> bool:
+    """Whether Ctrl-C ends a job that its user waits for in a terminal; else the job has a life of its own."""
+    return _BACKENDS[submission.backend].ends_with_terminal(submission)
+
+
+def ending(submissions: Sequence[Submission]) -> str:
+    """Return the command that ends jobs of one back end without us."""
+    return _BACKENDS[submissions[0].backend].ending(submissions)
 
 
 def has_ended(run: Run, submission: Submission) -> bool:

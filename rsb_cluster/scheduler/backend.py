@@ -39,6 +39,9 @@ class Backend(Protocol):
     def max_runs(self) -> int:
         """Return how many runs one call of ``launch`` takes."""
 
+    def ends_with_terminal(self, submission: Submission) -> bool:
+        """Whether Ctrl-C ends a job that its user waits for in a terminal; else the job has a life of its own."""
+
     def script(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
         """Return what ``launch`` would give to the engine, of the first task where they differ; may be empty.
 
@@ -52,11 +55,21 @@ class Backend(Protocol):
     def look(self, submissions: Sequence[Submission]) -> list[Seen]:
         """Return how each is; one query for all. Raises SubmitError where the engine does not answer."""
 
-    def cancel(self, submissions: Sequence[Submission]) -> None:
-        """End jobs: a running one saves and stops, a queued one leaves the queue."""
+    def cancel(self, submissions: Sequence[Submission]) -> list[str]:
+        """End jobs: a running one saves and stops, a queued one leaves the queue.
+
+        Returns:
+            For each why it could not be told; empty where it was told, or had ended by itself.
+
+        Raises:
+            SubmitError: None was told, as the engine does not answer.
+        """
 
     def preempt(self, submissions: Sequence[Submission]) -> None:
-        """Tell running jobs to save and go back to the queue."""
+        """Tell running jobs to save and go back to the queue. Raises SubmitError where one could not be told."""
+
+    def ending(self, submissions: Sequence[Submission]) -> str:
+        """Return the command that ends jobs without us, for a user whose jobs we could not note down."""
 
     def has_ended(self, run: Run, submission: Submission) -> bool:
         """Whether the logs of a job will not grow any more, as far as is known without effort."""

@@ -50,6 +50,11 @@ exit "$code\"""".splitlines()
 # So long after the first rank has ended the others are killed: one that is stopped would keep the job for ever.
 WAIT_FOR_RANKS_S = 90
 
+# Slurm's words for jobs that do not run; one that is not in its queue has none.
+_STATES: dict[str, State] = {
+    "": "gone", "PENDING": "queued", "CONFIGURING": "queued", "REQUEUED": "queued", "SUSPENDED": "queued",
+}  # fmt: skip
+
 # Options that the job's own fields decide; twice in one script, the loser would depend on the spelling.
 _OWN_OPTIONS = {
     "nodes": "nodes", "ntasks-per-node": "tasks_per_node", "gpus-per-node": "gpus_per_node", "time": "time_min",
@@ -74,6 +79,11 @@ def max_runs() -> int:
         return DEFAULT_ARRAY_SIZE
     answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
     return int(answer[1]) if answer else DEFAULT_ARRAY_SIZE
+
+
+def ends_with_terminal(submission: Submission) -> bool:
+    """Say no: the job waits in the cluster's queue and runs on its nodes, whoever looks on."""
+    return False
 
 
 def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
@@ -180,11 +190,21 @@ def _submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[st
             f"sbatch refused the job: {reason[-1] if reason else error!r}. Check partition, account and limits in the "
             f"job file ('rsb-cluster jobs show {job.name}'); the script is in {folder}."
         ) from error
+    except OSError as error:
+        raise SubmitError(
+            f"cannot write into {folder}: {error}. Slurm may have taken the job all the same: look with "
+            f"'squeue --me --name={name}', and end it with scancel before you submit again."
+        ) from error
     return [str(j.job_id) for j in jobs]
 
 
 def look(submissions: Sequence[Submission]) -> list[Seen]:
     """Return how jobs are; one query for all."""
+    return [Seen(_STATES.get(word, "running")) for word in _words(submissions)]
+
+
+def _words(submissions: Sequence[Submission]) -> list[str]:
+    """Return Slurm's own word for the state of each job; empty for one that is not in its queue any more."""
     job_ids = [submission.job_id for submission in submissions]
     parents = sorted({job_id.split("_")[0] for job_id in job_ids})
     command = ["squeue", "-h", "-r", "-o", "%i|%F_%K|%T", "-j", ",".join(parents)]
@@ -195,18 +215,26 @@ def look(submissions: Sequence[Submission]) -> list[Seen]:
     # Jobs that left the queue make squeue fail when it knows none of them; that is an answer, too.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise SubmitError(f"squeue failed: {done.stderr.strip()}. Is the controller up?")
-    found: dict[str, State] = dict.fromkeys(job_ids, "gone")
+    found = dict.fromkeys(job_ids, "")
     for line in done.stdout.splitlines():
-        job_id, element, state = line.strip().split("|")
+        job_id, element, word = line.strip().split("|")
         for known in (job_id, element):
             if known in found:
-                found[known] = "queued" if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED") else "running"
-    return [Seen(found[job_id]) for job_id in job_ids]
+                found[known] = word
+    return [found[job_id] for job_id in job_ids]
 
 
-def cancel(submissions: Sequence[Submission]) -> None:
-    """End jobs: a running one saves and stops, a queued one leaves the queue."""
-    _slurm("scancel", *(submission.job_id for submission in submissions))
+def cancel(submissions: Sequence[Submission]) -> list[str]:
+    """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each.
+
+    scancel fails as a whole where it could not signal one of many; in some versions also where one has ended by itself.
+    The queue tells which were told: they are out of it, or completing.
+    """
+    try:
+        _slurm("scancel", *(submission.job_id for submission in submissions))
+    except SubmitError as error:
+        return ["" if word in ("", "COMPLETING") else str(error) for word in _words(submissions)]
+    return [""] * len(submissions)
 
 
 def preempt(submissions: Sequence[Submission]) -> None:
@@ -227,8 +255,13 @@ def _signal(submission: Submission) -> None:
     except subprocess.TimeoutExpired:
         look([submission])  # which fails where it is the controller that does not answer
         return
-    if done.returncode:
+    if done.returncode and _words([submission]) not in ([""], ["COMPLETING"]):  # it has just ended
         raise SubmitError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+
+
+def ending(submissions: Sequence[Submission]) -> str:
+    """Return the command that ends jobs without us."""
+    return f"scancel {' '.join(submission.job_id for submission in submissions)}"
 
 
 def has_ended(run: Run, submission: Submission) -> bool:

@@ -1,6 +1,9 @@
 """Jobs on a real Slurm, with runs in a folder: arrays, preemption by command, the time limit, cancelling."""
 
 import itertools
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,6 +108,39 @@ def test_scancel_by_hand_ends_a_run_for_good(rsb: RsbCluster, slurm: SlurmCluste
     assert slurm.job_state(job) == "CANCELLED"
     (attempt,) = run.attempts()
     assert attempt.cause == "preempted" and attempt.end_step >= 20
+
+
+def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_ends_all_jobs_of_a_run(
+    rsb: RsbCluster, slurm: SlurmCluster, digits: Path
+) -> None:
+    asked = ("submit", *DIGITS, "--data", str(digits), "--set", "job.slurm.begin=now+1hour")
+    command = [sys.executable, "-m", "rsb_cluster", *asked, "--wait"]
+    with subprocess.Popen(command, cwd=rsb.cwd, env=rsb.env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if ": queued" in line)
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    run = Run.at(rsb.cwd / "runs", said.partition(":")[0])
+    assert rest.splitlines() == [
+        "No longer waiting; what is queued or runs goes on.",
+        f"to look again  rsb-cluster status --watch {run.run_id}",
+        f"for a log      rsb-cluster logs -f {run.run_id}",
+        f"to end all     rsb-cluster cancel {run.run_id}",
+    ]
+    (first,) = run.submissions()
+    assert slurm.job_state(first.job_id) == "PENDING" and not run.cancelled()
+
+    # Two submits in one moment leave two jobs: neither knew of the other's.
+    record = next((rsb.cwd / "runs" / run.run_id / "submissions").iterdir())
+    aside = record.rename(rsb.cwd / record.name)
+    rsb(*asked)
+    aside.rename(record)
+    first, second = run.submissions()
+    told = rsb.run("cancel", run.run_id).stderr
+    assert told == f"{run.run_id}: told job {first.job_id}, {second.job_id} to end\n"
+    assert [slurm.job_state(job) for job in (first.job_id, second.job_id)] == ["CANCELLED"] * 2
+    assert run.is_cancelled(first.job_id) and run.is_cancelled(second.job_id)
 
 
 def test_a_job_that_slurm_refuses_is_explained(rsb: RsbCluster, digits: Path) -> None:

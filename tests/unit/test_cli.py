@@ -1,7 +1,12 @@
 """What the command line says, where it says it, and with which exit code."""
 
+import os
+import pty
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -67,6 +72,8 @@ def test_help_goes_to_stdout(rsb):
          "train.global_batch = 2048 is not divisible by 24 ranks (slurm.toml: 3 nodes × 8 GPUs). Use 2040 or 2064."),
         ("submit --recipe a1 --dry-run --job local --nodes 2", "nodes = 2: the local back end is this machine alone."),
         ("submit --recipe a1 --dry-run --job slurm --set job.slurm.nodes=2", "slurm.nodes cannot be set. Set the"),
+        ("submit --recipe a1 --dry-run --job local --gpus-per-node 2 --set job.tasks_per_node=0",
+         "gpus_per_node = 2, but CUDA_VISIBLE_DEVICES='5' lets this shell use 1. Use --gpus-per-node 1, or set"),
         ("status zzz", "0 runs are there; 'rsb-cluster status' lists them."),
         ("sweep", "Error: name a sweep file ('rsb-cluster sweeps list'), or give --recipe."),
         ("sweep resnet-depth", "Error: there is no sweep 'resnet-depth'. Did you mean 'resnet-depths'? Known: deit,"),
@@ -85,6 +92,7 @@ def test_help_goes_to_stdout(rsb):
     ],
 )  # fmt: skip
 def test_a_mistake_is_explained_on_stderr(rsb, command, message):
+    rsb.env["CUDA_VISIBLE_DEVICES"] = "5"
     done = rsb.run(*command.split(), code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -143,6 +151,60 @@ def test_a_machine_without_slurm_is_told_so(rsb, digits):
     said = rsb.error("submit", "--recipe", "digits", "--job", "slurm-cpu", "--data", str(digits), code=1)
     assert "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local." in said
     assert list(rsb.cwd.iterdir()) == []
+
+
+# --- names that may stand for more than was meant -------------------------------------------------------------------
+
+SEEDS = [f"a1-x-s{seed}-0000000{seed}" for seed in range(3)]
+
+
+def make_runs(folder: Path, *run_ids: str) -> None:
+    """Make runs that nobody works on."""
+    for run_id in run_ids:
+        spec = Spec(run_id=run_id, seed=0, virtual_ranks=4, data="", train_digest="", val_digest="")
+        Run.at(folder, run_id).create(load_recipe("digits").recipe, spec)
+
+
+def refused(tmp_path: Path, *args: str, code: int = 2) -> str:
+    done = CliRunner().invoke(main, [*args, "--runs", str(tmp_path)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("command", ["cancel", "preempt", "retry"])
+def test_a_beginning_of_several_runs_is_not_acted_upon_unasked(tmp_path, command):
+    make_runs(tmp_path, *SEEDS)
+    assert refused(tmp_path, command, SEEDS[0], "a1-x") == (
+        "Error: 'a1-x' stands for 3 runs:\n  a1-x-s0-00000000\n  a1-x-s1-00000001\n  a1-x-s2-00000002\n"
+        "Name one; or say that all are meant, with --yes or a glob.\n"
+    )
+
+
+@pytest.mark.parametrize("names", [["a1-x", "--yes"], ["a1-x-*"], ["a1-x-s0", "a1-x-s1", "a1-x-s2"]])
+def test_several_runs_are_acted_upon_where_that_was_said(tmp_path, names):
+    make_runs(tmp_path, *SEEDS)
+    assert "all 3 runs are neither queued nor running" in refused(tmp_path, "cancel", *names, code=1)
+
+
+def test_of_very_many_runs_some_are_shown(tmp_path):
+    make_runs(tmp_path, *(f"a1-s{seed}" for seed in range(22)))
+    said = refused(tmp_path, "retry", "a1")
+    assert "'a1' stands for 22 runs:" in said and said.count("  a1-s") == 20 and "\n  … and 2 more\n" in said
+
+
+def test_on_a_terminal_it_is_asked(rsb):
+    make_runs(rsb.cwd / "runs", *SEEDS)
+    for answer, expected in ((b"n\n", "Aborted!"), (b"y\n", "all 3 runs are neither queued nor running")):
+        terminal, stdin = pty.openpty()
+        command = [sys.executable, "-m", "rsb_cluster", "cancel", "a1-x"]
+        with subprocess.Popen(command, cwd=rsb.cwd, env=rsb.env, stdin=stdin, stderr=subprocess.PIPE) as process:
+            os.write(terminal, answer)
+            said = process.communicate(timeout=60)[1].decode()
+        assert process.returncode == 1
+        assert "'a1-x' stands for 3 runs:\n  a1-x-s0-00000000\n" in said and "All of them? [y/N]: " in said
+        assert expected in said
+        os.close(terminal)
+        os.close(stdin)
 
 
 # --- what it says when all is well ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import submitit
+from rich.console import Console
 from submitit.core import plugins
 
 from rsb_cluster import catalog, claim, control, logs, scheduler
@@ -23,8 +24,9 @@ from rsb_cluster.scheduler.cloud.plugin import SkyExecutor, SkyJob, SkyJobEnviro
 from rsb_cluster.status import read_status
 from rsb_cluster.storage import Store
 from rsb_cluster.task import Task
-from rsb_cluster.watch import table
+from rsb_cluster.watch import follow, table
 from tests.unit.test_cloud_task import load_job
+from tests.unit.test_status import Presser
 
 
 class Engine:
@@ -238,7 +240,7 @@ def test_a_running_attempt_is_asked_to_save_before_its_machines_go(sky, run, tmp
     monkeypatch.setattr(cloud, "_POLL_S", 0.05)
     thread = threading.Thread(target=rank_0)
     thread.start()
-    assert control.cancel([run]) == {run.run_id: sent.job_id}
+    assert control.cancel([run]) == {run.run_id: (sent.job_id,)}
     thread.join()
     assert ended and sky.table[sent.job_id].state == "CANCELLED"
 
@@ -249,6 +251,33 @@ def test_a_queued_job_is_cancelled_at_once(sky, run, tmp_path, monkeypatch):
     monkeypatch.setattr(cloud.time, "sleep", lambda seconds: pytest.fail("waits"))
     control.cancel([run])
     assert sky.table[sent.job_id].state == "CANCELLED" and not run.is_asked_to_end(1)
+
+
+def test_both_jobs_of_a_run_are_cancelled(sky, run, tmp_path):
+    jobs = tuple(launch(run, tmp_path).job_id for _ in range(2))
+    assert control.cancel([run]) == {run.run_id: jobs}
+    assert {sky.table[job].state for job in jobs} == {"CANCELLED"}
+    assert all(run.is_cancelled(job) for job in jobs)
+
+
+def test_an_engine_that_refuses_leaves_no_word_of_an_end(sky, run, tmp_path, monkeypatch):
+    def refuse(names):
+        assert run.is_cancelled(names[0])
+        raise SubmitError("SkyPilot: no")
+
+    sent = launch(run, tmp_path)
+    monkeypatch.setattr(engine, "cancel", refuse)
+    with pytest.raises(SubmitError, match=rf"not told to end: job {sent.job_id} \({run.run_id}\): SkyPilot: no"):
+        control.cancel([run])
+    assert not run.store.exists("cancelled.json")
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_run(sky, run, tmp_path):
+    sent = launch(run, tmp_path)
+    screen = Presser(": queued")
+    assert follow([run], Console(file=screen)) is None
+    assert "Saving" not in screen.getvalue()
+    assert sky.table[sent.job_id].state == "PENDING" and not run.cancelled()
 
 
 def test_a_preempted_attempt_is_asked_and_its_job_goes_on(sky, run, tmp_path):

@@ -2,13 +2,15 @@
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rsb_cluster import catalog
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
-from rsb_cluster.run import Attempt, Run, Spec, Submission, check_same, find_runs, list_runs
+from rsb_cluster.run import Attempt, Run, Spec, Submission, check_same, find_named, find_runs, list_runs
 from rsb_cluster.sweep import Member, Sweep, list_sweeps, read_sweep, sweep_id, write_sweep
 
 IDS = ("a1-resnet50-s0-00000000", "a1-resnet50-s1-11111111", "a2-resnet50-s0-22222222")
@@ -53,6 +55,7 @@ def test_without_a_name_all_are_found(runs):
         ([IDS[1] + "/"], [IDS[1]]),
         (["a1-resnet50-s1"], [IDS[1]]),
         (["a1"], [IDS[0], IDS[1]]),
+        (["a1-"], [IDS[0], IDS[1]]),
         (["*s0*"], [IDS[0], IDS[2]]),
         (["a?-resnet50-s[01]-*"], list(IDS)),
         (["a2", "a1"], [IDS[2], IDS[0], IDS[1]]),
@@ -80,6 +83,47 @@ def test_a_run_is_found_by_path(runs, tmp_path, monkeypatch):
 def test_an_exact_id_is_not_taken_for_a_beginning(runs):
     make(runs, IDS[0] + "1")
     assert found(runs, IDS[0]) == [IDS[0]]
+
+
+def test_a_beginning_ends_where_a_word_ends(runs):
+    """'cancel a1-resnet50-s1' must not end seed 10, and 'cancel a1' none of the recipe a1h."""
+    seeds = [f"a1-resnet50-s{seed}-{seed:08}" for seed in (10, 11, 100)]
+    for run_id in (*seeds, "a1h-resnet50-s1-11111111"):
+        make(runs, run_id)
+    assert found(runs, "a1-resnet50-s1") == found(runs, "a1-resnet50-s1-") == [IDS[1]]
+    assert found(runs, "a1-resnet50-s10") == seeds[:1]
+    assert sorted(found(runs, "a1")) == sorted([*IDS[:2], *seeds])
+    for name in ("a", "a1-res", IDS[1][:-1], "-"):
+        with pytest.raises(ConfigError, match="no run or sweep in "):
+            found(runs, name)
+    with pytest.raises(
+        ConfigError, match=rf"matches 'a1-resnet50-s1-1'\. Its last word must be whole: {IDS[1]} begins"
+    ):
+        found(runs, "a1-resnet50-s1-1")
+    with pytest.raises(
+        ConfigError, match=r"Its last word must be whole: a1-resnet50-s0-00000000 and 4 more begin so\. "
+    ):
+        found(runs, "a1-r")
+    add_sweep(runs, "depths", *IDS)
+    add_sweep(runs, "depths-more", *IDS[:2])
+    with pytest.raises(ConfigError, match=r"must be whole: depths-\w+ and 1 more begin so"):
+        found(runs, "dep")
+    with pytest.raises(ConfigError, match=r"'depths' is the beginning of depths-\w+ and depths-more-\w+\. Say more"):
+        found(runs, "depths")
+    assert found(runs, "depths-more") == list(IDS[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "says_several"),
+    [("a1", False), ("a1-resnet50", False), (IDS[0], False), ("a1-*", True), ("*", True), ("a1-resnet50-s[0]*", True)],
+)
+def test_a_glob_or_a_sweep_says_that_several_are_meant(runs, name, says_several):
+    (named,) = find_named(str(runs), (name,))
+    assert (named.name, named.says_several) == (name, says_several)
+    (by_path,) = find_named(str(runs), (f"{runs}/{IDS[0]}",))
+    assert not by_path.says_several
+    sweep = add_sweep(runs, "depths", *IDS)
+    assert [named.says_several for named in find_named(str(runs), ("depths", sweep.sweep_id))] == [True, True]
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(runs):
@@ -130,6 +174,55 @@ def test_the_spec_is_what_makes_a_run_exist(tmp_path):
     assert not run.exists()
     with pytest.raises(MissingError):
         run.spec()
+
+
+def test_a_run_is_created_once(anywhere):
+    """Of two submits at once one writes; what the other brings is dropped, and it is told."""
+    run, spec = make(anywhere.url, IDS[0])
+    before = run.store.read_bytes("spec.json")
+    again = spec.model_copy(update={"virtual_ranks": 8, "created": 99.0})
+    assert run.create(catalog.load_recipe("a1").recipe, again) is False
+    assert run.store.read_bytes("spec.json") == before
+    other = catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe
+    with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
+        run.create(other, again)
+    assert run.recipe().optimizer.lr == 5e-3
+
+
+def test_of_many_that_create_a_run_at_once_one_does(tmp_path):
+    run, recipe = Run.at(tmp_path, IDS[0]), catalog.load_recipe("a1").recipe
+    specs = [Spec(run_id=IDS[0], seed=0, virtual_ranks=n, data="", train_digest="", val_digest="") for n in range(1, 9)]
+    barrier = threading.Barrier(len(specs))
+
+    def create(spec):
+        barrier.wait()
+        return run.create(recipe, spec)
+
+    with ThreadPoolExecutor(len(specs)) as pool:
+        created = list(pool.map(create, specs))
+    assert sum(created) == 1
+    assert run.spec() == specs[created.index(True)] and run.recipe() == recipe
+
+
+def test_a_folder_that_a_killed_submit_left_becomes_a_run(tmp_path):
+    run, spec = make(tmp_path, IDS[0])
+    (tmp_path / IDS[0] / "spec.json").unlink()
+    with pytest.raises(StorageError, match="is not the recipe"):
+        run.create(catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe, spec)
+    assert not run.exists()
+    assert run.create(catalog.load_recipe("a1").recipe, spec) and run.spec() == spec
+
+
+def test_all_jobs_that_a_user_ended_are_known(anywhere):
+    run = Run.at(anywhere.url, "r")
+    assert run.cancelled() == () and not run.is_cancelled("7")
+    run.request_cancel(["7", "8_1"])
+    assert [job for job in ("7", "8", "8_1", "9") if run.is_cancelled(job)] == ["7", "8_1"]
+    assert run.store.read_json("cancelled.json")["job_id"] == "8_1", "what a job of an earlier version reads"
+    run.request_cancel([])
+    assert not run.store.exists("cancelled.json") and not run.is_cancelled("7")
+    run.store.write_json("cancelled.json", {"job_id": "5"})  # by an earlier version
+    assert run.cancelled() == ("5",) and run.is_cancelled("5")
 
 
 def submission(job_id, time):
@@ -206,15 +299,22 @@ def test_a_sweep_is_read_as_it_was_written(anywhere):
     one, other = add_sweep(anywhere.url, "one", *IDS), add_sweep(anywhere.url, "other", IDS[0])
     assert list_sweeps(anywhere.url) == [one, other]
     assert read_sweep(anywhere.url, "one") == read_sweep(anywhere.url, one.sweep_id) == one
-    with pytest.raises(ConfigError, match=r"'o' is the beginning of 2 sweeps: one-\w+, other-\w+\."):
-        read_sweep(anywhere.url, "o")
+    write_sweep(anywhere.url, one.model_copy(update={"created": 9.0}))
+    assert read_sweep(anywhere.url, "one") == one, "sent again, it began with its first submit"
+    for name in ("o", "othe"):
+        with pytest.raises(ConfigError, match=f"there is no sweep '{name}'"):
+            read_sweep(anywhere.url, name)
+    two = [add_sweep(anywhere.url, f"two-{which}", *IDS) for which in ("a", "b")]
+    with pytest.raises(ConfigError, match=r"'two' is the beginning of 2 sweeps: two-a-\w+, two-b-\w+\."):
+        read_sweep(anywhere.url, "two")
+    assert read_sweep(anywhere.url, "two-b") == two[1]
     with pytest.raises(ConfigError, match=r"there is no sweep 'othre' in "):
         read_sweep(anywhere.url, "othre")
 
 
 def test_a_sweep_stands_for_its_runs_with_those_that_are_missing(runs):
     sweep = add_sweep(runs, "depths", IDS[2], "a9-gone-s0-33333333", IDS[0])
-    for name in (sweep.sweep_id, "depths", "dep"):
+    for name in (sweep.sweep_id, "depths"):
         assert found(runs, name) == [IDS[2], "a9-gone-s0-33333333", IDS[0]]
     assert [run.exists() for run in find_runs(str(runs), ("depths",))] == [True, False, True]
     assert found(runs, IDS[1], "depths", IDS[0]) == [IDS[1], IDS[2], "a9-gone-s0-33333333", IDS[0]]
@@ -227,7 +327,7 @@ def test_a_name_that_means_a_sweep_and_other_runs_is_refused(runs):
     with pytest.raises(ConfigError) as caught:
         found(runs, "a1")
     assert str(caught.value) == (
-        f"'a1' is the beginning of {sweep.sweep_id}, and of the ids of 2 runs ('a1*' names those). "
+        f"'a1' is the beginning of {sweep.sweep_id}, and of the ids of 2 runs ('a1-*' names those). "
         "Say more of the one you mean."
     )
     assert found(runs, "a1*") == found(runs, "a1-resnet50") == list(IDS[:2])

@@ -1,6 +1,7 @@
 """Status reads little, tells the truth about each run, and fits a terminal."""
 
 import io
+import signal
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,19 @@ from rsb_cluster.metrics import MetricsWriter, last_rows, read_rows
 from rsb_cluster.run import Attempt, Run, Spec
 from rsb_cluster.status import STATES, Status, interest, read_status, summary
 from rsb_cluster.watch import overview, table
+
+
+class Presser(io.StringIO):
+    """A screen before which somebody presses Ctrl-C when he reads a text for the first time."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def write(self, text: str) -> int:
+        if self._text in text and self._text not in self.getvalue():
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
 
 
 def attempt(number: int, start: int, cause: str = "", message: str = "") -> Attempt:

@@ -39,7 +39,7 @@ def recipe_from(run: Run, source: str, **model: str) -> Recipe:
 
 
 def test_a_run_its_beginning_its_folder_and_its_checkpoint_are_one_source(trained: Run) -> None:
-    names = (trained.run_id, trained.run_id[:12], trained.url, f"{trained.url}/")
+    names = (trained.run_id, trained.run_id.rpartition("-")[0], trained.url, f"{trained.url}/")
     found = [find_weights(name, trained.runs_url, fetch=no_hub) for name in names]
     found.append(find_weights(found[0].source, "", fetch=no_hub))
     assert len(set(map(str, found))) == 1

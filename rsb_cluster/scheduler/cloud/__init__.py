@@ -40,6 +40,11 @@ def max_runs() -> int:
     return sys.maxsize
 
 
+def ends_with_terminal(submission: Submission) -> bool:
+    """Say no: the engine keeps the job, whoever looks on."""
+    return False
+
+
 def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
     """Return the first run's task, but for the submission's id; no network is used.
 
@@ -81,19 +86,29 @@ def _seen(job: engine.EngineJob | None) -> Seen:
     return Seen(_STATES.get(job.state, "gone"), text, job.reason)
 
 
-def cancel(submissions: Sequence[Submission]) -> None:
-    """End managed jobs and give their machines back. Running ranks are asked to save first, and waited for."""
+def cancel(submissions: Sequence[Submission]) -> list[str]:
+    """End managed jobs and give their machines back. Running ranks are asked to save first, and waited for.
+
+    Returns:
+        Nothing of each: SkyPilot was told of all.
+    """
     attempts = [attempt for attempt in map(_ask, submissions) if attempt]
     deadline = time.monotonic() + SAVE_S
     while time.monotonic() < deadline and not all(run.attempt(number).cause for run, number in attempts):
         time.sleep(_POLL_S)
     engine.cancel([submission.job_id for submission in submissions])
+    return [""] * len(submissions)
 
 
 def preempt(submissions: Sequence[Submission]) -> None:
     """Ask running ranks to save and have the engine start them again."""
     for submission in submissions:
         _ask(submission)
+
+
+def ending(submissions: Sequence[Submission]) -> str:
+    """Return the commands that end managed jobs without us."""
+    return "; ".join(f"sky jobs cancel --name {submission.job_id}" for submission in submissions)
 
 
 def _ask(submission: Submission) -> tuple[Run, int] | None:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rsb_cluster.errors import ConfigError, RsbError
@@ -38,6 +39,11 @@ def evaluate(request: Request, *, procs: int = 0, gpus: int = 0, progress: Progr
         raise ConfigError("--procs is for the CPU and --gpus for GPUs; give one of them.")
     if request.predictions and len(request.sources) > 1:
         raise ConfigError("--save-predictions is for one SOURCE: each would write the same file.")
+    if request.predictions:
+        file = Path(request.predictions)
+        if file.is_dir() or not file.parent.is_dir():
+            why = "is a folder" if file.is_dir() else "lies in no folder that is there"
+            raise ConfigError(f"--save-predictions: {file} {why}. Name a file.")
     open_target(request)  # refuses what is missing before torch is imported, which takes seconds
     count, cores = procs or gpus or 1, len(os.sched_getaffinity(0))
     share = max(1, cores // count)

@@ -44,7 +44,7 @@ def export(run: Run, to: Literal["timm", "hf"], dest: str, *, which: str = "last
         StorageError: The destination cannot be written.
     """
     target = Store(dest)
-    if target.names() or (target.is_local and Path(target.url).is_file()):
+    if target.names() or (target.is_local and not _is_free(Path(target.url))):
         raise ConfigError(f"{target.url} is there already and not empty. Give another folder.")
     found = find_weights(run.url, run.runs_url, which=which, ema=ema)
     with _whole_or_not(target) as folder:
@@ -54,6 +54,13 @@ def export(run: Run, to: Literal["timm", "hf"], dest: str, *, which: str = "last
             (folder / RECIPE).write_text(tomlkit.dumps(recipe), encoding="utf-8")
             (folder / CARD).write_text(write_card(run, found), encoding="utf-8")
     return found
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder can be put there: where nothing is, or an empty folder."""
+    if path.is_symlink() or not path.is_dir():
+        return not (path.is_symlink() or path.exists())
+    return not any(path.iterdir())
 
 
 @contextlib.contextmanager

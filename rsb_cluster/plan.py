@@ -152,6 +152,8 @@ class Plan:
 def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool, dry_run: bool = False) -> Plan:
     """Resolve and check everything; nothing is written but a probe file in the folder of runs.
 
+    Shards that a recipe makes itself need not be there: `rsb_cluster.dataset.make_missing` makes them before a submit.
+
     Args:
         file: The recipes and models; a single recipe is a sweep of one point.
         path: Where the file lies, or None where the command line said it all.
@@ -241,32 +243,40 @@ def plan_runs(
 ) -> tuple[list[PlannedRun], list[str]]:
     """Return the runs of some points with all that is known of them but their models, and notes for the user."""
     notes: list[str] = []
-    sources: dict[str, DataSource] = {}
+    sources: dict[tuple[str, ...], DataSource] = {}
     starts: dict[tuple[str, str], Found | None] = {}
     checked: set[str] = set()
     runs: list[PlannedRun] = []
     for point in points:
         recipe = point.resolved.recipe
-        name = recipe.data.set
-        if name not in sources:
-            sources[name] = _find_data(name, data, point.job) if dry_run else find_data(name, data, point.job)
+        place = (recipe.data.set, recipe.data.make, point.job.data)
+        if place not in sources:
+            find = _find_data if dry_run else find_data
+            sources[place] = find(recipe.data.set, data, point.job, recipe.data.make)
             if not dry_run:
-                require(sources[name])
-        if (text := recipe.data.model_dump_json()) not in checked:
-            sources[name].check(recipe)
+                require(sources[place])
+        source = sources[place]
+        if (text := f"{source.url} {recipe.data.model_dump_json()}") not in checked:
+            source.check(recipe)
             checked.add(text)
         virtual_ranks = choose_virtual_ranks(recipe, point.job, point.job_path)
         if (key := (recipe.init.weights, recipe.model.name)) not in starts:
             starts[key], problem = _find_start(recipe, runs_url, dry_run)
             notes += problem
         start = starts[key]
-        is_known = sources[name].is_found and (start is not None or not recipe.init.weights)
+        is_known = source.is_found and (start is not None or not recipe.init.weights)
         for seed in point.seeds:
-            digest = recipe.digest(seed, sources[name].digest, start.sha256 if start else "")
+            digest = recipe.digest(seed, source.digest, start.sha256 if start else "")
             run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest if is_known else 'unknown'}")
-            runs.append(PlannedRun(run, point, sources[name], seed, virtual_ranks, start))
+            runs.append(PlannedRun(run, point, source, seed, virtual_ranks, start))
     notes += [source.problem for source in sources.values() if source.problem]
-    runs, spent = _without_spent(_with_states(runs, runs_url))
+    try:
+        runs = _with_states(runs, runs_url)
+    except StorageError as error:
+        if not dry_run:  # which is made without a network, too
+            raise
+        notes.append(f"the runs could not be looked for: {error}")
+    runs, spent = _without_spent(runs)
     notes += spent
     for planned in runs:
         if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
@@ -287,10 +297,10 @@ def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[Found | N
         return None, [str(error)]
 
 
-def _find_data(name: str, data: str, job: Job) -> DataSource:
+def _find_data(name: str, data: str, job: Job, make: str) -> DataSource:
     """Look for the data of a dry run, which is made without a network, too."""
     try:
-        return find_data(name, data, job)
+        return find_data(name, data, job, make)
     except StorageError as error:
         return DataSource(data or job.data, problem=f"the data could not be looked for: {error}")
 

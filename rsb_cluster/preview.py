@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rsb_cluster.dataset import DataSource
 from rsb_cluster.estimate import Rates, gpu_hours, in_words, total, usd
 from rsb_cluster.plan import Array, Plan, PlannedRun
 from rsb_cluster.recipe import flatten
@@ -72,7 +73,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         "cost": cost,
         **({"price": in_words(job, hours)} if job.backend == "cloud" else {}),
         **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
-        "data": f"{first.data.url} ({'found' if first.data.is_found else 'NOT FOUND'})",
+        "data": f"{first.data.url} ({_state(first.data)})",
         "starts from": _start(first),
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
         "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",
@@ -86,6 +87,12 @@ def describe(plan: Plan, rates: Rates) -> str:
     if plan.arrays and (script := plan.arrays[0].script):
         text += f"\n\n--- {_SCRIPTS[job.backend]} ---\n" + script
     return text
+
+
+def _state(data: DataSource) -> str:
+    if data.to_make:
+        return "to be made"
+    return "found" if data.is_found else "NOT FOUND"
 
 
 def _start(planned: PlannedRun) -> str:

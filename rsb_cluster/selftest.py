@@ -92,8 +92,8 @@ def resume(
 def new_folder(folder: Path) -> Path:
     """Return the folder's absolute path; it must not hold an earlier test, whose finished runs would prove nothing."""
     path = folder.expanduser().absolute()
-    if path.exists() and any(path.iterdir()):
-        raise ConfigError(f"{path} is not empty. Remove it, or give another --folder.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is not empty. Give another --folder.")
     return path
 
 
@@ -140,8 +140,8 @@ def compare(unbroken: Run, broken: Run) -> list[Finding]:
 def _submit(runs: Path, job: str, assignments: tuple[str, ...], data: Path) -> Run:
     fixed = ("job.log_samples=true", "job.log_every_steps=5", "job.gpus_per_node=0")
     request = Request(job=job, data=str(data), runs=str(runs), assignments=(*CHANGES, *fixed, *assignments))
-    make_missing([RECIPE], request.data)
     made = plan(SweepFile(name="selftest", grid=(Grid(recipes=(RECIPE,)),)), None, request, is_sweep=False)
+    make_missing(planned.data for planned in made.runs if planned.is_to_submit)
     submit(made)
     return made.runs[0].run
 

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -155,11 +155,11 @@ class Store:
 
     def create_json(self, path: str, value: Any) -> bool:
         """Write a value as a JSON file where nothing is; return False where something is."""
-        return self.create_bytes(path, _as_json(value))
+        return self.create_bytes(path, as_json(value))
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as an indented JSON file."""
-        self.write_bytes(path, _as_json(value))
+        self.write_bytes(path, as_json(value))
 
     def exists(self, path: str = "") -> bool:
         """Whether a file (or, for an empty path, the folder) is there."""
@@ -188,17 +188,28 @@ class Store:
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names directly below a folder (files and folders), sorted; empty where there is no folder."""
+        return sorted(self.entries(folder))
+
+    def entries(self, folder: str = "") -> dict[str, bool]:
+        """Return the names directly below a folder, each with whether it is a file; hidden ones are left out."""
         root = self.locate(folder)
         with _translated(root):
             if self.is_local:
-                found = [p.name for p in Path(root).iterdir()] if Path(root).is_dir() else []
+                found = _local_entries(root)
             else:
                 try:
-                    listed = self._fs.ls(root, detail=False)
+                    objects = self._fs.ls(root, detail=True)
                 except FileNotFoundError:
-                    listed = []
-                found = [str(name).rstrip("/").rsplit("/", 1)[-1] for name in listed]
-        return sorted(name for name in found if name and not name.startswith("."))
+                    objects = []
+                # Consoles mark a folder by an object that is called like it, with a slash at the end.
+                marker = f"{self._fs._strip_protocol(root)}/"
+                inside = [(str(o["name"]), o["type"] != "directory") for o in objects if o["name"] != marker]
+                found = [(name.rstrip("/").rsplit("/", 1)[-1], is_file) for name, is_file in inside]
+        files: dict[str, bool] = {}
+        for name, is_file in found:
+            if name and not name.startswith("."):
+                files[name] = is_file and files.get(name, True)  # in an object store a name can be both
+        return files
 
     def delete(self, path: str) -> None:
         """Remove a file, or a folder with all it holds; nothing happens where there is none."""
@@ -213,6 +224,15 @@ class Store:
                 shutil.rmtree(url)
             else:
                 Path(url).unlink(missing_ok=True)
+
+    def delete_file(self, path: str) -> None:
+        """Remove a file, and never a folder; nothing happens where there is none."""
+        with _translated(self._inside(path)):
+            if self.is_local:
+                Path(self._inside(path)).unlink(missing_ok=True)
+            else:
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(self._inside(path))
 
     def move(self, source: str, target: str) -> None:
         """Rename a file or folder. In an object store this copies and deletes, so it is not atomic there."""
@@ -374,7 +394,15 @@ def _create_file(target: Path, content: bytes) -> bool:
     return True
 
 
-def _as_json(value: Any) -> bytes:
+def _local_entries(folder: str) -> list[tuple[str, bool]]:
+    if not Path(folder).is_dir():
+        return []
+    with os.scandir(folder) as entries:  # its entries know most folders without another call
+        return [(entry.name, not entry.is_dir()) for entry in entries]
+
+
+def as_json(value: Any) -> bytes:
+    """Return a value as an indented JSON file's bytes."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from rsb_cluster.data.datasets import DataSet, Metric, known_data_sets
 from rsb_cluster.data.index import INDEX_NAME, ShardIndex, load_index
 from rsb_cluster.data.labels import LabelSets, label_file_name, load_label_sets
-from rsb_cluster.data.make import source_of
+from rsb_cluster.data.part import source_of
 from rsb_cluster.data.scoring import BEST, check_metrics
 from rsb_cluster.errors import ConfigError, DataError, did_you_mean
 from rsb_cluster.evaluation import Request

@@ -182,7 +182,7 @@ def _copy(kind: Kind, name: str, dest: Path) -> None:
 
     path = catalog.find(kind, name)
     target = dest / path.name if dest.is_dir() else dest
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ConfigError(f"{target} exists already. Give another name.")
     try:
         shutil.copyfile(path, target)

@@ -39,8 +39,7 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:
-        output.write_text(render(collected, format_, terminal=False), encoding="utf-8")
-        say(f"wrote {output}")
+        _write(output, render(collected, format_, terminal=False))
 
 
 def _publish(names: tuple[str, ...], runs: str) -> None:
@@ -55,14 +54,23 @@ def _publish(names: tuple[str, ...], runs: str) -> None:
 @click.command()
 @run_arguments
 @runs_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, help="File.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File.  [default: report.html]")
 @click.option("--title", default="", help="Heading.  [default: what was named]")
-def report(names: tuple[str, ...], runs: str, output: Path, title: str) -> None:
+def report(names: tuple[str, ...], runs: str, output: Path | None, title: str) -> None:
     """Write one HTML file on runs or sweeps: verdicts, curves, cost, timeline. It opens without a network."""
     from rsb_cluster.collect import collect as verb
+    from rsb_cluster.report import default_output
     from rsb_cluster.report import report as page
 
+    output = output or default_output()
     collected = verb(*find_with_sweeps(names, runs))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(collected, title=title or ", ".join(names) or "All runs", output=output), encoding="utf-8")
+    _write(output, page(collected, title=title or ", ".join(names) or "All runs", output=output))
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}. Name another file with -o.") from error
     say(f"wrote {output}")

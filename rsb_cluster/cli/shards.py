@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, progress_bar
+from rsb_cluster.cli.terminal import console, new_table, progress_bar, say
 from rsb_cluster.errors import RsbError
 
 if TYPE_CHECKING:
     from rsb_cluster.data.index import ShardIndex
+    from rsb_cluster.data.part import Going
 
 
 workers_option = click.option(
@@ -52,7 +55,10 @@ def shards_list(as_json: bool) -> None:
 @click.option("--max-side", type=int, metavar="PIXELS", help="Make JPEGs of this longer side of larger images.")
 @click.option("--quality", type=int, help="Of these JPEGs.  [default: 95]")
 @click.option("--any-count", is_flag=True, help="Take a known data set with another number of images than it has.")
-@click.option("--overwrite", is_flag=True, help="Replace shards that are there.")
+@click.option("--hash", "by_bytes", is_flag=True, help="Compare contents, too, with the shards that are there.")
+@click.option("--remake", is_flag=True, help="Replace what 'shards make' made in DEST.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there: all .tar files in DEST/train and DEST/val.")
+@click.option("--yes", is_flag=True, help="Let --overwrite delete what 'shards make' did not make.")
 @workers_option
 def shards_make(
     source: str,
@@ -63,38 +69,54 @@ def shards_make(
     max_side: int | None,
     quality: int | None,
     any_count: bool,
+    by_bytes: bool,
+    remake: bool,
     overwrite: bool,
+    yes: bool,
     workers: int | None,
 ) -> None:
     """Make shards and their index from SOURCE in the folder or s3:// URL DEST.
 
     SOURCE is the name of a data set ('shards list'), a folder of images (a folder per class, in train/ and val/), a
     folder of parquet files, or the name of a torchvision data set that is on disk. DEST will hold train/ and val/.
-    Samples are shuffled, image files are kept as they are. The same command again goes on where one was killed.
+    Samples are shuffled, image files are kept as they are. The same command again goes on where one was killed, and
+    looks whether images are there that were not, are gone, or have another size: then it asks for --remake.
+
+    Nothing is deleted or overwritten that it did not make, but by --overwrite: what has to go is named before, and of
+    what others made it asks (or takes --yes).
 
     \b
     rsb-cluster shards make imagenet-1k s3://bucket/imagenet-1k --root /data/ilsvrc
     rsb-cluster shards make ./my-images data/my-images --max-side 512
     rsb-cluster shards make ./hub/beans data/beans
     """
-    from rsb_cluster.data.make import make_set
+    from rsb_cluster.data.make import plan_set
     from rsb_cluster.data.recode import QUALITY, Recode
     from rsb_cluster.data.sources import open_set
     from rsb_cluster.storage import Store
 
     if quality is not None and max_side is None:
         raise click.UsageError("--quality is for --max-side: other images are kept as they are.")
+    if yes and not overwrite:
+        raise click.UsageError("--yes is for --overwrite.")
+    if remake + overwrite + by_bytes > 1:
+        raise click.UsageError("--hash compares with what is there, --remake and --overwrite replace it: give one.")
     opened = open_set(source, root=root, split=split, any_count=any_count)
-    with progress_bar("making shards") as progress:
-        made = make_set(
+    with progress_bar("reading what is there") as progress:
+        plan = plan_set(
             opened,
             Store(dest),
             shard_samples=shard_samples,
-            workers=workers,
             recode=Recode(max_side, QUALITY if quality is None else quality) if max_side is not None else None,
+            remake=remake,
             overwrite=overwrite,
+            by_bytes=by_bytes,
+            workers=workers,
             progress=progress,
         )
+    _ask(plan.going, yes)
+    with progress_bar("making shards") as progress:
+        made = plan.make(workers, progress)
     for name, index in made.items():
         click.echo(f"{name}: {_samples_in(index)}")
 
@@ -122,13 +144,13 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
     'shards make imagenet-1k' does so by itself. They are joined by the number in each key (ILSVRC2012_val_00000001).
     """
     from rsb_cluster.data.index import load_index
-    from rsb_cluster.data.labels import real_labels, write_labels
+    from rsb_cluster.data.labels import real_labels, renew_labels
     from rsb_cluster.storage import Store
 
     store = Store(folder)
     index = load_index(store)
     found = real_labels((index.key(i) for i in range(index.num_samples)), file)
-    write_labels(store, name, found)
+    renew_labels(store, name, found)
     click.echo(f"{sum(map(bool, found.labels.values())):,} of {index.num_samples:,} images have labels '{name}'")
 
 
@@ -184,6 +206,22 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     for key, values in rows.items():
         table.add_row(key, *(_shown(values.get(part, 0)) for part in parts))
     console().print(table)
+
+
+def _ask(going: Sequence[Going], yes: bool) -> None:
+    """Say what will be deleted, and ask before anything of others is among it."""
+    from rsb_cluster.data.part import refuse_foreign, shown
+
+    foreign = sum(len(part.foreign) for part in going)
+    for part in going:
+        if part.own:
+            say(f"{part.url}: to go, made by this command: {shown(part.own)} ({len(part.own):,} files)")
+        if part.foreign:
+            say(f"{part.url}: to go, not made by it: {', '.join(part.foreign)} ({len(part.foreign):,} files)")
+    if foreign and not yes:
+        if not sys.stdin.isatty():
+            refuse_foreign(going)
+        click.confirm(f"Delete the {foreign:,} files that were not made by this command?", abort=True, err=True)
 
 
 def _shown(value: object) -> str:

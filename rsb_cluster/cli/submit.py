@@ -208,18 +208,19 @@ def sweep(
 
 
 def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, dry_run: bool) -> Plan:
-    from rsb_cluster import dataset, plan
+    from rsb_cluster import plan
 
-    if not dry_run:
-        dataset.make_missing([recipe for grid in file.grid for recipe in grid.recipes], request.data)
     made = plan.plan(file, path, request, is_sweep=is_sweep, dry_run=dry_run)
     say(f"job {made.runs[0].point.job_path}")
     return made
 
 
 def _submit(plan: Plan) -> list[Submission]:
+    from rsb_cluster.dataset import make_missing
     from rsb_cluster.submit import submit as verb
 
+    for url in make_missing(planned.data for planned in plan.runs if planned.is_to_submit):
+        say(f"made the shards in {url}")
     for note in plan.notes:
         say(f"note: {note}")
     return verb(plan)

@@ -16,6 +16,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.05
 _DONE = ".shard"
 _PART = ".part"
+_OURS = re.compile(rf"[0-9a-f]{{64}}({re.escape(_DONE)}|{re.escape(_PART)})")  # what else is there is somebody's
 
 
 class ShardCache:
@@ -165,7 +167,7 @@ class ShardCache:
     def _files(self, suffix: str) -> list[tuple[Path, os.stat_result]]:
         found = []
         for path in self._folder.iterdir():
-            if path.suffix == suffix:
+            if path.suffix == suffix and _OURS.fullmatch(path.name):
                 with contextlib.suppress(FileNotFoundError):  # another process removed or renamed it just now
                     found.append((path, path.stat()))
         return found

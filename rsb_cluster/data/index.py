@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.scan import ShardScan, scan_shard
-from rsb_cluster.errors import DataError, MissingError
+from rsb_cluster.errors import ConfigError, DataError, MissingError
 from rsb_cluster.storage import Store
 
 INDEX_NAME = "index.npz"
@@ -90,7 +90,9 @@ def load_index(store: Store) -> ShardIndex:
         return _unpack(content)
     # What a damaged zip, a damaged npy header or a wrong meta raises; a changed byte of data is found by zip's CRC.
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:
-        raise DataError(f"{url} is damaged: {error}. Make it again: rsb-cluster shards index {store.url}") from error
+        raise DataError(
+            f"{url} is damaged: {error}. Remove it, then make it again: rsb-cluster shards index {store.url}"
+        ) from error
 
 
 def build_index(
@@ -106,14 +108,17 @@ def build_index(
 
     Raises:
         DataError: There is no shard, or one breaks the rules (see `scan_shard`). No index is written then.
+        ConfigError: There is an index that was not made here.
         StorageError: The folder could not be read or written.
     """
+    if store.exists(INDEX_NAME) and not _is_ours(store):
+        raise ConfigError(f"{store.locate(INDEX_NAME)} is no index of shards. Move it away, then try again.")
     shards = shard_names(store)
     if not shards:
         packed = [name for name in store.names() if SHARD_SUFFIX in name or name.endswith(".tgz")]
         hint = f"Unpack {packed[0]} to a plain .tar first." if packed else "Make shards: rsb-cluster shards make"
         raise DataError(f"there are no *{SHARD_SUFFIX} files in {store.url}. {hint}")
-    names = tuple(classes) or _read_classes(store)
+    names = tuple(classes) or read_classes(store)
     scans = []
     for scan in each(scan_shard, [store] * len(shards), shards, workers=workers):
         scans.append(scan)
@@ -142,13 +147,23 @@ def shard_names(store: Store) -> list[str]:
     return [name for name in store.names() if name.endswith(SHARD_SUFFIX)]
 
 
-def _read_classes(store: Store) -> tuple[str, ...]:
+def read_classes(store: Store) -> tuple[str, ...]:
+    """Return the names of a folder's classes, empty where they are not known. Raises DataError where they are none."""
     if not store.exists(CLASSES_NAME):
         return ()
     value = store.read_json(CLASSES_NAME)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise DataError(f'{store.locate(CLASSES_NAME)} is not a list of class names. Write it as ["name of 0", ...].')
     return tuple(value)
+
+
+def _is_ours(store: Store) -> bool:
+    """Whether the index in a folder is of our form, damaged or not."""
+    with store.open(INDEX_NAME) as file:
+        try:
+            return {"meta.npy", "shard_start.npy"} <= set(zipfile.ZipFile(file).namelist())
+        except zipfile.BadZipFile:
+            return False
 
 
 def _pack(shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> bytes:

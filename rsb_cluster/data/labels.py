@@ -13,7 +13,7 @@ that lacks some of them. ``among`` are the classes that a prediction may be (its
 
 ``rsb-cluster evaluate --labels NAME`` finds them so: `load_label_sets` with the store of the part (``<set>/val``) and
 its index. Without ``--labels`` the name is that in the ``default_labels`` of the data set in datasets.toml, which is
-looked up by the ``data_set`` in the part's source.json (`rsb_cluster.data.make.source_of`); where that is empty too,
+looked up by the ``data_set`` in the part's source.json (`rsb_cluster.data.part.source_of`); where that is empty too,
 the index's own labels are right.
 """
 
@@ -82,17 +82,43 @@ def label_file_name(name: str) -> str:
     return f"labels-{name}.json"
 
 
-def label_files(store: Store) -> dict[str, str]:
-    """Return the files with label sets in a folder, and the names of these."""
+def label_files(names: Iterable[str]) -> dict[str, str]:
+    """Return those of a folder's files that hold label sets, and the names of these."""
     pattern = re.compile(re.escape(label_file_name("*")).replace(r"\*", "(.+)"))
-    return {name: found[1] for name in store.names() if (found := pattern.fullmatch(name))}
+    return {name: found[1] for name in names if (found := pattern.fullmatch(name))}
+
+
+def pack_labels(content: LabelFile) -> bytes:
+    """Return the file of label sets: the same ones give the same bytes."""
+    lines = ",\n".join(f"{json.dumps(key)}: {list(classes)}" for key, classes in sorted(content.labels.items()))
+    rest = content.model_dump_json(exclude={"labels"})
+    return f'{rest[:-1]},"labels":{{\n{lines}\n}}}}\n'.encode()
 
 
 def write_labels(store: Store, name: str, content: LabelFile) -> None:
     """Write label sets next to an index."""
-    lines = ",\n".join(f"{json.dumps(key)}: {list(classes)}" for key, classes in sorted(content.labels.items()))
-    rest = content.model_dump_json(exclude={"labels"})
-    store.write_bytes(label_file_name(name), f'{rest[:-1]},"labels":{{\n{lines}\n}}}}\n'.encode())
+    store.write_bytes(label_file_name(name), pack_labels(content))
+
+
+def renew_labels(store: Store, name: str, content: LabelFile) -> None:
+    """Write label sets next to an index, over older ones of their own kind only.
+
+    Raises:
+        ConfigError: There are others under that name.
+        StorageError: They could not be read or written.
+    """
+    file = label_file_name(name)
+    if store.exists(file) and label_kind(store.read_bytes(file)) != label_kind(pack_labels(content)):
+        raise ConfigError(f"{store.locate(file)} was not made by this command. Move it away, then try again.")
+    write_labels(store, name, content)
+
+
+def label_kind(content: bytes) -> str | None:
+    """Return what a file of label sets says that it is, whatever its state; None where it is no such file."""
+    try:
+        return LabelFile.model_validate_json(content).about.partition(":")[0]
+    except ValidationError:
+        return None
 
 
 def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:

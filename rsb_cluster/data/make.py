@@ -1,47 +1,104 @@
 """Write shards: the same samples give the same bytes, and a half-made set is never taken for a whole one.
 
-A part of a set is planned, made and closed:
+A part of a set is checked, made and closed:
 
-1. ``source.json`` says what the part is made from and how. It is the first file.
-2. Each shard is written whole by one process. Which samples it holds is known before, so neither the number of
+1. Nothing is written where anything lies that was not made here (see `rsb_cluster.data.part`), and nothing is written
+   into one part before the others have been checked.
+2. ``source.json`` says what the part is made from and how. It is the first file.
+3. Each shard is written whole by one process. Which samples it holds is known before, so neither the number of
    processes nor their speed changes a byte.
-3. ``classes.json``, ``labels-*.json`` and, last, the index.
+4. ``classes.json``, ``labels-*.json`` and, last, the index.
 
 A make that was killed is made again by the same command: with the same ``source.json`` the shards that are there are
-read and kept, with another one it is refused. A part that has its index is left as it is.
+read and kept. A part that has its index is left as it is. Where images are not those that the shards hold, both are
+refused: what was made goes only where that is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
-
-from rsb_cluster.data.index import (
-    CLASSES_NAME,
-    INDEX_NAME,
-    Progress,
-    ShardIndex,
-    load_index,
-    shard_names,
-    write_index,
-)
-from rsb_cluster.data.labels import label_files, write_labels
-from rsb_cluster.data.pool import each
+from rsb_cluster.data.index import INDEX_NAME, Progress, ShardIndex, read_classes
+from rsb_cluster.data.part import Going, Part, refuse_foreign, shown
+from rsb_cluster.data.part_plan import Advance, PartPlan, Replace
 from rsb_cluster.data.recode import Recode
-from rsb_cluster.data.scan import ShardScan
-from rsb_cluster.data.shard import Contents, make_shard, read_sample
-from rsb_cluster.data.sources.source import Source
+from rsb_cluster.data.sources.source import SPLITS, Source
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage import Store
 
 SHARD_SAMPLES = 1000
-SOURCE_NAME = "source.json"
 
-_SHARD_BYTES = 256 << 20  # more than that in a shard would be much to hold in memory, once per process
-_SIZED_SAMPLES = 64  # of which the mean size is taken
+
+@dataclass(frozen=True)
+class SetPlan:
+    """What is to be made of a set's parts. Nothing has been changed yet."""
+
+    _parts: Mapping[str, PartPlan]
+
+    @property
+    def going(self) -> tuple[Going, ...]:
+        """What `make` will delete, by part."""
+        return tuple(part.going for part in self._parts.values() if part.going is not None)
+
+    def make(self, workers: int | None = 1, progress: Progress | None = None) -> dict[str, ShardIndex]:
+        """Write what is not there yet, and return the index of each part.
+
+        Args:
+            workers: Processes that each make shards (see `rsb_cluster.data.pool.each`).
+            progress: Called after each shard with the number of samples that are there, over all parts, and their
+                total.
+
+        Raises:
+            ConfigError: A sample cannot be stored.
+            DataError: The shards break a rule.
+            StorageError: The folder could not be written.
+        """
+        parts = self._parts.values()
+        advance = _counting(progress, sum(part.ready for part in parts), sum(len(part.source) for part in parts))
+        return {name: part.carry_out(workers, advance) for name, part in self._parts.items()}
+
+
+def plan_set(
+    sources: Mapping[str, Source],
+    dest: Store,
+    *,
+    shard_samples: int = SHARD_SAMPLES,
+    recode: Recode | None = None,
+    remake: bool = False,
+    overwrite: bool = False,
+    by_bytes: bool = False,
+    workers: int | None = 1,
+    progress: Progress | None = None,
+) -> SetPlan:
+    """Check that a set can be written to a folder, and compare what was made there with its images.
+
+    Args:
+        sources: What goes into each sub-folder, ``train`` and ``val`` (see `rsb_cluster.data.sources.open_set`).
+        dest: The set's folder.
+        shard_samples: At most so many samples a shard; fewer where images are so large that it would have more than
+            256 MiB. A process holds one shard in memory, twice.
+        recode: How to make images smaller; None keeps all files as they are.
+        remake: What was made here is to be replaced.
+        overwrite: What is there is to be replaced: what was made here, and *every* ``*.tar`` directly in a sub-folder.
+        by_bytes: Compare images with the shards that are there by every byte, and not by their sizes only.
+        workers: Processes that read shards that are there.
+        progress: Called after each of these with the number of samples read and the total of the set.
+
+    Raises:
+        ConfigError: The folder holds what was not made here, or was made from other images; the sub-folders would not
+            have the same classes; there are no samples; or a sample cannot be stored.
+        DataError: An index is damaged, or an image cannot be made smaller.
+        StorageError: The folder could not be read.
+    """
+    _check_same_classes(sources, dest)
+    if not overwrite:
+        _refuse_strangers(sources, dest)
+    parts = {split: PartPlan(source, dest.child(split), shard_samples, recode) for split, source in sources.items()}
+    advance = _counting(progress, 0, sum(map(len, sources.values())))
+    for part in parts.values():
+        part.check(_replace(remake, overwrite), by_bytes, workers, advance)
+    return SetPlan(parts)
 
 
 def make_set(
@@ -51,45 +108,42 @@ def make_set(
     shard_samples: int = SHARD_SAMPLES,
     workers: int | None = 1,
     recode: Recode | None = None,
+    remake: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, ShardIndex]:
     """Write a set: a folder with a data set in each of its sub-folders, ``train/`` and ``val/``.
 
     Args:
-        sources: What goes into each sub-folder (see `rsb_cluster.data.sources.open_set`). A sub-folder that is not
-            named here is left as it is.
+        sources: What goes into each sub-folder. A sub-folder that is not named here is left as it is.
         dest: The set's folder.
-        shard_samples: As in `make_shards`, like the three that follow.
+        shard_samples: As in `plan_set`, like recode and remake.
         workers: Processes that each make shards.
         recode: How to make images smaller.
-        overwrite: Replace the shards that are in the sub-folders written to.
+        remake: Replace what was made here.
+        overwrite: Replace what is there; what was not made here is refused all the same.
         progress: Called with the number of samples written, over all sub-folders, and their total.
 
     Returns:
         The index of each sub-folder.
 
     Raises:
-        ConfigError: The sub-folders would not have the same classes, or one holds other shards already; in both cases
-            nothing has been changed.
+        ConfigError: As in `plan_set`; nothing has been changed.
         DataError: A source breaks the rules for samples.
         StorageError: The folder could not be written.
     """
-    _check_same_classes(sources, dest)
-    plans = {
-        split: _Plan(source, dest.child(split), shard_samples, recode, overwrite) for split, source in sources.items()
-    }
-    total = sum(len(source) for source in sources.values())
-    indices: dict[str, ShardIndex] = {}
-    for split, plan in plans.items():
-        before = sum(index.num_samples for index in indices.values())
-
-        def advance(done: int, _: int, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
-        indices[split] = plan.carry_out(workers, advance)
-    return indices
+    plan = plan_set(
+        sources,
+        dest,
+        shard_samples=shard_samples,
+        recode=recode,
+        remake=remake,
+        overwrite=overwrite,
+        workers=workers,
+        progress=progress,
+    )
+    refuse_foreign(plan.going)
+    return plan.make(workers, progress)
 
 
 def make_shards(
@@ -99,7 +153,9 @@ def make_shards(
     shard_samples: int = SHARD_SAMPLES,
     workers: int | None = 1,
     recode: Recode | None = None,
+    remake: bool = False,
     overwrite: bool = False,
+    by_bytes: bool = False,
     progress: Progress | None = None,
 ) -> ShardIndex:
     """Write a source as shards ``shard-000000.tar``, ...; then the class names, and the index last.
@@ -108,146 +164,49 @@ def make_shards(
     shuffles within a few thousand samples at a time, so every batch would hold a few classes only, and BatchNorm and
     the optimizer would see one class after the other.
 
-    Args:
-        source: The samples.
-        store: The folder.
-        shard_samples: At most so many samples a shard; fewer where images are so large that it would have more than
-            256 MiB. A process holds one shard in memory, twice.
-        workers: Processes that each make shards (see `rsb_cluster.data.pool.each`).
-        recode: How to make images smaller; None keeps all files as they are.
-        overwrite: Replace what is there: *every* ``*.tar`` directly in the folder is deleted.
-        progress: Called after each shard with the number of samples written and the total.
-
-    Raises:
-        ConfigError: The folder holds other shards already and ``overwrite`` is false; or a key, extension or class
-            cannot be stored; or there are no samples.
-        DataError: The shards break a rule.
-        StorageError: The folder could not be written.
+    Arguments and errors are those of `make_set` and `plan_set`; the folder is that of one part.
     """
-    return _Plan(source, store, shard_samples, recode, overwrite).carry_out(workers, progress)
+    part = PartPlan(source, store, shard_samples, recode)
+    part.check(_replace(remake, overwrite), by_bytes, workers, _counting(progress, 0, len(source)))
+    plan = SetPlan({"": part})
+    refuse_foreign(plan.going)
+    return plan.make(workers, progress)[""]
 
 
-def source_of(store: Store) -> dict[str, Any]:
-    """Return what a part was made from, empty where that is not known: ``data_set``, ``samples``, ``max_side``, ..."""
-    return cast(dict[str, Any], store.read_json(SOURCE_NAME)) if store.exists(SOURCE_NAME) else {}
+def _replace(remake: bool, overwrite: bool) -> Replace:
+    return "all" if overwrite else "own" if remake else "nothing"
 
 
-class _Plan:
-    """What is to be written into a folder. Making one changes nothing; it is refused where other shards are there."""
+def _counting(progress: Progress | None, done: int, total: int) -> Advance:
+    """Return a function that adds up samples and tells their sum."""
 
-    def __init__(
-        self, source: Source, store: Store, shard_samples: int, recode: Recode | None, overwrite: bool
-    ) -> None:
-        if shard_samples < 1:
-            raise ConfigError(f"a shard of {shard_samples} samples cannot be. Use 1 or more.")
-        if not len(source):
-            raise ConfigError(f"there are no samples to write to {store.url}. Check the source.")
-        self.source, self.store, self.recode, self.overwrite = source, store, recode, overwrite
-        self._shard_samples = shard_samples
-        self._facts = _facts_of(source, shard_samples, recode)
-        self._found = [name for name in store.names() if name == INDEX_NAME or name.endswith(".tar")]
-        if self._found and not overwrite:
-            self._refuse_other()
+    def advance(samples: int) -> None:
+        nonlocal done
+        done += samples
+        if progress is not None:
+            progress(done, total)
 
-    def carry_out(self, workers: int | None, progress: Progress | None) -> ShardIndex:
-        """Write what is not there yet."""
-        source, store = self.source, self.store
-        if self.overwrite:
-            store.delete(INDEX_NAME)  # first of all: without it what follows is not taken for a data set
-            for name in (*shard_names(store), *label_files(store), CLASSES_NAME, SOURCE_NAME):
-                store.delete(name)
-        elif INDEX_NAME in self._found:
-            return load_index(store)
-        store.write_json(SOURCE_NAME, self._facts)
-        _remove_unfinished(store)
-        shards = self._shards()
-        names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
-        there = set(shard_names(store))
-        scans: list[ShardScan] = []
-        done = 0
-        for scan in each(make_shard, [store] * len(names), names, shards, [n in there for n in names], workers=workers):
-            scans.append(scan)
-            done += len(scan.labels)
-            if progress is not None:
-                progress(done, len(source))
-        _refuse_repeated_keys(scans)
-        if source.classes:
-            store.write_json(CLASSES_NAME, list(source.classes))
-        for name, content in source.labels.items():
-            write_labels(store, name, content)
-        return write_index(store, names, scans, source.classes)
-
-    def _shards(self) -> list[Contents]:
-        """Return what each shard is to hold."""
-        source, order = self.source, self.source.order()
-        first = sorted(order[:_SIZED_SAMPLES].tolist())
-        sizes = [len(read_sample(source.read, self.recode, source.entries[i])[1]) for i in first]
-        per_shard = min(self._shard_samples, max(1, _SHARD_BYTES // max(1, sum(sizes) // len(sizes))))
-        shards = []
-        for start in range(0, len(order), per_shard):
-            chosen = order[start : start + per_shard]
-            places = np.argsort(chosen)
-            entries = [source.entries[i] for i in chosen[places].tolist()]
-            shards.append(Contents(source.read, self.recode, entries, places.tolist()))
-        return shards
-
-    def _refuse_other(self) -> None:
-        url, found = self.store.url, self._found
-        before = source_of(self.store)
-        if not before:
-            raise ConfigError(
-                f"{url} already holds {found[0]} ({len(found)} such files), which were not made by this command. "
-                "Choose another folder, or pass --overwrite to delete them."
-            )
-        differing = [name for name in self._facts if self._facts[name] != before.get(name)]
-        if differing:
-            raise ConfigError(
-                f"{url} already holds {found[0]} ({len(found)} such files), made otherwise: "
-                + "; ".join(f"{name} was {before.get(name)}, is {self._facts[name]}" for name in differing)
-                + ". Choose another folder, or pass --overwrite to delete them."
-            )
+    return advance
 
 
-def _facts_of(source: Source, shard_samples: int, recode: Recode | None) -> dict[str, Any]:
-    """Return what the bytes of the shards depend on. No path is among it: where data lie does not change them."""
-    import PIL
-
-    return {
-        "format": 1,
-        "data_set": source.data_set,
-        "samples": len(source),
-        "classes": len(source.classes),
-        "listing_sha256": source.listing(),
-        "shard_samples": shard_samples,
-        "max_side": recode.max_side if recode else None,
-        "quality": recode.quality if recode else None,
-        "pillow": PIL.__version__,  # what it encodes can differ between versions
-    }
-
-
-def _remove_unfinished(store: Store) -> None:
-    """Delete what a killed make had begun to write. In an object store there is no such file."""
-    if store.is_local:
-        for path in Path(store.url).glob(".shard-*.tar.*.tmp"):
-            path.unlink()
-
-
-def _refuse_repeated_keys(scans: Sequence[ShardScan]) -> None:
-    seen: set[bytes] = set()
-    for scan in scans:
-        for key in scan.keys:
-            if key in seen:
-                raise ConfigError(f"the key '{key.decode()}' comes twice. Keys must be unique over the set.")
-            seen.add(key)
+def _refuse_strangers(sources: Mapping[str, Source], dest: Store) -> None:
+    """Refuse to put the first part of a set into a folder of other things."""
+    there = dest.entries()
+    parts = {name: Part.of(dest.child(name)) for name in SPLITS if name in there}
+    if any(part.record or INDEX_NAME in part.entries for part in parts.values()):
+        return  # it is a set already
+    strangers = sorted(name for name in there if name not in sources and (name not in parts or parts[name].entries))
+    if strangers:
+        raise ConfigError(
+            f"{dest.url} is not empty: it holds {shown(strangers)}. Choose a folder for the set alone, such as "
+            f"{dest.url}/NAME."
+        )
 
 
 def _check_same_classes(sources: Mapping[str, Source], dest: Store) -> None:
     """Refuse parts of a set in which one number would mean two classes."""
     known = {split: tuple(source.classes) for split, source in sources.items()}
-    for split in ("train", "val"):
-        path = f"{split}/{CLASSES_NAME}"
-        if split not in known and dest.exists(path):
-            known[split] = tuple(dest.read_json(path))
+    known |= {split: read_classes(dest.child(split)) for split in SPLITS if split not in known}
     for split, classes in known.items():
         for other, others in known.items():
             if classes and others and classes != others:

@@ -6,13 +6,15 @@ import io
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar
 
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS, ShardScan, scan_shard, scan_stream, split_name
-from rsb_cluster.data.sources.source import Sample
+from rsb_cluster.data.sources.source import Sample, key_of
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage import Store
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -24,36 +26,108 @@ class Contents:
         recode: How to make images smaller.
         entries: Of the samples, in the order of the source: disks and row groups are read forward.
         places: Of each entry in the shard.
+        sizes: Bytes of each entry's image file as it will be stored; empty where that is not known.
     """
 
     read: Callable[[Any], Sample]
     recode: Recode | None
     entries: Sequence[Any]
     places: Sequence[int]
+    sizes: Sequence[int]
 
 
-def make_shard(store: Store, name: str, contents: Contents, there: bool) -> ShardScan:
-    """Write a shard and describe it; one that is there is read, and kept if it is whole.
+@dataclass(frozen=True)
+class Change:
+    """An image that is not the one in a shard: its entry, and bytes then and now."""
+
+    entry: Any
+    before: int
+    now: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a shard that is there holds, against what it is to hold.
+
+    Attributes:
+        scan: What it holds; None where it is damaged, or has other samples.
+        changes: The images that are not those in it.
+    """
+
+    scan: ShardScan | None
+    changes: tuple[Change, ...] = ()
+
+
+def make_shard(store: Store, name: str, contents: Contents) -> ShardScan:
+    """Write a shard and describe it.
 
     Raises:
         ConfigError: A sample cannot be read or stored.
         DataError: The shard breaks a rule.
         StorageError: It could not be written.
     """
-    if there:
-        try:
-            scan = scan_shard(store, name)
-            if len(scan.labels) == len(contents.entries):
-                return scan
-        except DataError:
-            pass  # cut short by a file system that lost what it had confirmed: made again
-    samples: list[Sample | None] = [None] * len(contents.entries)
-    for place, entry in zip(contents.places, contents.entries, strict=True):
-        samples[place] = read_sample(contents.read, contents.recode, entry)
-    content = _tar(cast(list[Sample], samples))
+    content = _content(contents)
     scan = scan_stream(io.BytesIO(content), store.locate(name))
     store.write_bytes(name, content)
     return scan
+
+
+def compare_shard(store: Store, name: str, contents: Contents, by_bytes: bool) -> Comparison:
+    """Compare a shard that is there with what it is to hold: keys and sizes, as far as they are known.
+
+    Args:
+        store: The folder.
+        name: The shard's file name.
+        contents: What it is to hold.
+        by_bytes: Make it in memory and compare every byte.
+
+    Raises:
+        ConfigError: A sample cannot be read or stored.
+        StorageError: The shard could not be read.
+    """
+    try:
+        scan = scan_shard(store, name)
+    except DataError:
+        return Comparison(None)  # cut short by a file system that lost what it had confirmed
+    entries = _by_place(contents, contents.entries)
+    keys = [key_of(entry) for entry in entries]
+    if len(scan.keys) != len(keys) or any(
+        key is not None and key.encode() != stored for key, stored in zip(keys, scan.keys, strict=True)
+    ):
+        return Comparison(None)
+    if by_bytes:
+        return _compare_bytes(store, name, contents, scan, entries)
+    found = zip(entries, scan.spans[:, 3].tolist(), _by_place(contents, contents.sizes), strict=False)
+    return Comparison(scan, tuple(Change(entry, before, now) for entry, before, now in found if before != now))
+
+
+def _compare_bytes(store: Store, name: str, contents: Contents, scan: ShardScan, entries: Sequence[Any]) -> Comparison:
+    content = _content(contents)
+    made = scan_stream(io.BytesIO(content), store.locate(name))
+    if made.sha256 == scan.sha256:
+        return Comparison(scan)
+    if made.keys != scan.keys:
+        return Comparison(None)
+    stored = store.read_bytes(name)
+    changes = []
+    for entry, (before, b_size), (now, n_size) in zip(
+        entries, scan.spans[:, 2:].tolist(), made.spans[:, 2:].tolist(), strict=True
+    ):
+        if stored[before : before + b_size] != content[now : now + n_size]:
+            changes.append(Change(entry, b_size, n_size))
+    return Comparison(scan, tuple(changes)) if changes else Comparison(None)  # other classes, then
+
+
+def _content(contents: Contents) -> bytes:
+    """Read the samples of a shard, and return its bytes."""
+    read = [read_sample(contents.read, contents.recode, entry) for entry in contents.entries]
+    return _tar(_by_place(contents, read))
+
+
+def _by_place(contents: Contents, values: Sequence[Value]) -> list[Value]:
+    """Return values of the entries in the order of the shard; empty where there are none."""
+    ordered = dict(zip(contents.places, values, strict=False))
+    return [ordered[place] for place in sorted(ordered)]
 
 
 def read_sample(read: Callable[[Any], Sample], recode: Recode | None, entry: Any) -> Sample:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsb_cluster.data.index import Progress, ShardIndex, load_index, shard_names
 from rsb_cluster.data.labels import label_files
-from rsb_cluster.data.make import source_of
+from rsb_cluster.data.part import source_of
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.scan import hashed
 from rsb_cluster.storage import Store
@@ -121,7 +121,7 @@ def stats(store: Store) -> Stats:
     parts = np.split(index.labels, index.shard_start[1:-1])
     return Stats(
         data_set=str(source_of(store).get("data_set", "")),
-        label_sets=tuple(label_files(store).values()),
+        label_sets=tuple(label_files(store.names()).values()),
         shards=len(index.shards),
         samples=index.num_samples,
         total_bytes=int(index.shard_bytes.sum()),

@@ -4,7 +4,7 @@ It carries its data, its style and Plotly, and a content policy that lets it ask
 plain HTML; scripts sort and filter them, and draw the charts from the same data.
 """
 
-from rsb_cluster.report.page import report
+from rsb_cluster.report.page import default_output, report
 from rsb_cluster.report.publish import publish
 
-__all__ = ["publish", "report"]
+__all__ = ["default_output", "publish", "report"]

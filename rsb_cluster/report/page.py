@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from rsb_cluster.collect import Collection, Group, Row, Unfinished
 from rsb_cluster.collect.cells import COLUMNS, WORDS, cells, label, remarks
 from rsb_cluster.collect.rows import describe, published
+from rsb_cluster.errors import ConfigError
 from rsb_cluster.recipe import flatten
 from rsb_cluster.report.history import History, read_history, short
 from rsb_cluster.run import Run
@@ -27,11 +28,32 @@ MOST_POINTS = 300  # of a curve; a screen has no more
 ALL_POINTS = 60_000  # of all curves: what a browser draws in a second, in a file of a few megabytes
 MOST_LOGS = 24
 
+# What the head of each page says of itself.
+_GENERATOR = b'<meta name="generator" content="rsb-cluster">'
+_HEAD_BYTES = 1 << 12
+
 RUN_COLUMNS = (
     *("run", "state", "group", "seed", "top-1", "hours", "images/s", "waiting", "attempts", "preempted", "repeated"),
     "goodput",
 )
 RUN_WORDS = ("run", "state", "group")
+
+
+def default_output() -> Path:
+    """Return where a page goes for which the user named no file.
+
+    Raises:
+        ConfigError: A file is there that is no page of ours: other tools write a report.html, too.
+    """
+    output = Path("report.html")
+    try:
+        with output.open("rb") as file:
+            is_ours = _GENERATOR in file.read(_HEAD_BYTES)
+    except OSError:
+        return output  # nothing is there; what else is wrong shows when it is written
+    if not is_ours:
+        raise ConfigError(f"{output.absolute()} was not made by this command. Name another file with -o.")
+    return output
 
 
 def report(collection: Collection, *, title: str, output: Path) -> str:

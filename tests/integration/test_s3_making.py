@@ -7,12 +7,15 @@ import time
 
 import pytest
 
-from rsb_cluster.data.make import make_set
+from rsb_cluster.data.index import build_index
+from rsb_cluster.data.make import make_set, plan_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.verify import verify
+from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage import Store
 from tests.command import RsbCluster
 from tests.unit import formats
+from tests.unit.test_make import some
 
 pytestmark = pytest.mark.s3
 
@@ -39,3 +42,36 @@ def test_a_make_into_s3_that_is_killed_ends_as_one_on_a_disk(s3, s3_bucket, tmp_
     make_set(sources, local, shard_samples=1)
     assert {name: dest.read_bytes(name) for name in dest.files()} == {n: local.read_bytes(n) for n in local.files()}
     assert verify(dest.child("val"), decode=True).problems == []
+
+
+def test_what_others_put_into_a_bucket_stays(s3, s3_bucket, monkeypatch):
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = Store(f"s3://{s3_bucket}")
+    theirs = {
+        f"mine/{name}": b"x" for name in ("train/own-0.tar", "train/notes.txt", "train/own-0.tar.d/a", "train2/a")
+    }
+    for name, content in theirs.items():
+        bucket.write_bytes(name, content)
+    dest, sources = bucket.child("mine"), {"train": some(3)}
+
+    def there():
+        return {name: bucket.read_bytes(name) for name in bucket.files() if name in theirs}
+
+    for how in ({}, {"remake": True}):
+        with pytest.raises(ConfigError, match="mine is not empty: it holds train2"):
+            make_set(sources, dest, **how)
+    with pytest.raises(ConfigError, match=r"own-0\.tar in s3://.*mine/train\. Add --yes"):
+        make_set(sources, dest, overwrite=True)
+    assert there() == theirs
+    plan_set(sources, dest, overwrite=True).make()
+    assert theirs.items() - there().items() == {("mine/train/own-0.tar", b"x")}
+    with pytest.raises(ConfigError, match="samples was 3, is 4"):
+        make_set({"train": some(4)}, dest)
+    assert make_set({"train": some(4)}, dest, remake=True)["train"].num_samples == 4
+    assert make_set({"train": some(4), "val": some(2)}, dest)["val"].num_samples == 2
+    assert theirs.items() - there().items() == {("mine/train/own-0.tar", b"x")}
+    assert build_index(dest.child("val")).num_samples == 2  # over an index of ours
+    for key in ("marked/", "marked/train/"):  # as consoles mark a folder
+        bucket._fs.call_s3("put_object", Bucket=s3_bucket, Key=key, Body=b"")
+    assert make_set(sources, bucket.child("marked"))["train"].num_samples == 3

@@ -138,17 +138,30 @@ def test_who_reads_a_shard_goes_on_when_it_is_removed(store, folder):
 def test_unfinished_files_of_the_dead_are_removed_and_those_of_the_living_are_not(store, folder):
     folder.mkdir()
     shard = put(store, "a.tar", b"a" * MIB)
-    (folder / "dead.part").write_bytes(b"x" * MIB)
+    dead, alive, late = (f"{letter * 64}.part" for letter in "def")
+    (folder / dead).write_bytes(b"x" * MIB)
     (folder / f"{shard[1]}.part").write_bytes(b"b" * MIB)
-    (folder / "alive.part").write_bytes(b"x")
-    with (folder / "alive.part").open("rb") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
+    (folder / alive).write_bytes(b"x")
+    with (folder / alive).open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         cache = ShardCache(folder, 2 * MIB)
-        assert names(folder) == ["alive.part"]
-        (folder / "late.part").write_bytes(b"x" * MIB)
+        assert names(folder) == [alive]
+        (folder / late).write_bytes(b"x" * MIB)
         (folder / f"{shard[1]}.part").write_bytes(b"b" * (3 * MIB))
         assert content_of(cache, store, shard) == b"a" * MIB
-        assert names(folder) == [f"{shard[1]}.shard", "alive.part"]
+        assert set(names(folder)) == {f"{shard[1]}.shard", alive}
+
+
+def test_files_of_others_in_its_folder_are_not_its_own(store, folder):
+    """A download of a browser is called so, too; and a folder may be one that others use."""
+    folder.mkdir()
+    theirs = {"film.part": b"f" * MIB, "sea.shard": b"s" * MIB, f"{'a' * 63}.part": b"x"}
+    for name, content in theirs.items():
+        (folder / name).write_bytes(content)
+    cache = ShardCache(folder, MIB)
+    for name in ("a.tar", "b.tar"):
+        assert content_of(cache, store, put(store, name, name.encode() * 1000)) is not None
+    assert {name: (folder / name).read_bytes() for name in theirs} == theirs
 
 
 PROCESS = """

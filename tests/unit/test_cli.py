@@ -88,6 +88,8 @@ def test_help_goes_to_stdout(rsb):
         ("cancel", "Error: Missing argument 'RUN|SWEEP...'."),
         ("logs x --rank -1", "Invalid value for '--rank': -1 is not in the range x>=0."),
         ("collect --format xls", "Invalid value for '--format': 'xls' is not one of 'table', 'csv', 'json', 'md',"),
+        ("evaluate resnet18 --data x --save-predictions .", "--save-predictions: . is a folder. Name a file."),
+        ("evaluate resnet18 --data x --save-predictions no/p.csv", "no/p.csv lies in no folder that is there."),
         ("sumbit", "Error: No such command 'sumbit'."),
     ],
 )  # fmt: skip
@@ -284,6 +286,19 @@ def test_copy_refuses_to_overwrite(rsb, kind, name):
         "Error: mine.toml exists already. Give another name.\n"
     )
     assert (rsb.cwd / "mine.toml").read_bytes() == before
+
+
+def test_a_report_is_not_written_over_somebody_elses(rsb):
+    """Other tools write a report.html, too; one that the user names is replaced, as in every tool, but no folder."""
+    theirs = rsb.cwd / "report.html"
+    theirs.write_text("<html>tests passed</html>")
+    assert "report.html was not made by this command. Name another file with -o." in rsb.error("report")
+    assert theirs.read_text() == "<html>tests passed</html>"
+    rsb("report", "-o", "report.html")
+    rsb("report")
+    assert "rsb-cluster report" in theirs.read_text()
+    for command in ("report", "collect"):
+        assert f"cannot write {rsb.cwd}: Is a directory" in rsb.error(command, "-o", str(rsb.cwd))
 
 
 def test_a_message_with_brackets_does_not_break_the_table(rsb, tmp_path):

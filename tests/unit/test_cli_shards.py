@@ -1,12 +1,14 @@
 """The commands for shards, as a user calls them; in this process, for each costs a second of imports otherwise."""
 
 import json
+import shutil
 
 import pytest
 
 from rsb_cluster.cli import main
 from rsb_cluster.data.datasets import known_data_sets
 from tests.unit import formats
+from tests.unit.test_make import contents
 
 
 @pytest.fixture
@@ -82,3 +84,35 @@ def test_a_wrong_count_is_the_users_mistake(shards, tmp_path):
 
 def test_a_quality_without_a_size_is_refused(shards, images):
     assert "--quality is for --max-side" in shards("make", images, "data", "--quality", 90, code=2)
+
+
+def test_a_changed_image_is_named_and_made_anew_where_asked_for(shards, images, tmp_path):
+    shutil.copytree(images, tmp_path / "in")
+    made = shards("make", "./in", "data")
+    (tmp_path / "in" / "val" / "cat" / "cat_1.jpg").write_bytes(formats.picture(7, px=24))
+    before = contents(tmp_path / "data")
+    said = shards("make", "./in", "data", code=2)
+    assert "data/val already holds" in said and "images with another size: cat/cat_1.jpg (" in said
+    assert "add --remake to 'shards make'" in said
+    assert contents(tmp_path / "data") == before
+    assert shards("make", "./in", "data", "--remake") == made
+    assert shards("make", "./in", "data", "--hash") == made
+    assert contents(tmp_path / "data") != before
+    assert "give one" in shards("make", "./in", "data", "--hash", "--remake", code=2)
+
+
+def test_overwriting_what_others_made_takes_a_second_word(shards, images, tmp_path):
+    for name in ("train/own-0.tar", "train/notes.txt", "val/own-0.tar"):
+        formats.write(tmp_path / "data" / name, b"x")
+    before = contents(tmp_path / "data")
+    assert "own-0.tar, which were not made by this command" in shards("make", images, "data", code=2)
+    said = shards("make", images, "data", "--overwrite", code=2)
+    for part in ("train", "val"):
+        assert f"data/{part}: to go, not made by it: own-0.tar (1 files)" in said
+        assert f"own-0.tar in {tmp_path}/data/{part}" in said.splitlines()[-1]
+    assert "Add --yes if it may go" in said
+    assert contents(tmp_path / "data") == before
+    assert "--yes is for --overwrite" in shards("make", images, "data", "--yes", code=2)
+    shards("make", images, "data", "--overwrite", "--yes")
+    assert {name for name in before if (tmp_path / "data" / name).exists()} == {"train/notes.txt"}
+    shards("make", images, "data", "--overwrite", "--shard-samples", 9)  # what was made here needs no second word

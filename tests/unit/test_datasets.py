@@ -10,7 +10,8 @@ from PIL import Image
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.labels import load_label_sets
-from rsb_cluster.data.make import make_set, source_of
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.part import source_of
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.illusions import SETS, indl
 from rsb_cluster.data.sources.imagenet import imagenet_synsets

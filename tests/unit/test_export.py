@@ -141,7 +141,12 @@ def test_a_destination_that_is_not_empty_is_left_alone(tmp_path: Path, trained: 
         export(trained, "timm", str(tmp_path))
     with pytest.raises(ConfigError, match="is there already and not empty"):
         export(trained, "timm", str(tmp_path / "mine"))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "mine").rename(tmp_path / ".mine")
+    (tmp_path / ".link").symlink_to(tmp_path)
+    for dest in (tmp_path, tmp_path / ".link"):
+        with pytest.raises(ConfigError, match="is there already and not empty"):
+            export(trained, "timm", str(dest))
+    assert {path.name for path in tmp_path.iterdir()} == {".mine", ".link"}
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:

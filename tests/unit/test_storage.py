@@ -1,5 +1,6 @@
 """One suite for a local folder and a real S3 server; and what only one of them can do wrong."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -98,6 +99,18 @@ def test_files_and_folders_are_deleted(anywhere):
     anywhere.delete("a")
     assert anywhere.files() == ["ab"]
     assert not anywhere.exists("a")
+
+
+def test_a_file_is_deleted_and_never_a_folder(anywhere):
+    for name in ("a/1", "b", "c", ".hidden"):
+        anywhere.write_bytes(name, b"x")
+    assert anywhere.entries() == {"a": False, "b": True, "c": True}
+    anywhere.delete_file("b")
+    anywhere.delete_file("nothing")
+    with contextlib.suppress(StorageError):  # an object store has no folders, and nothing of that name
+        anywhere.delete_file("a")
+    assert anywhere.entries() == {"a": False, "c": True}
+    assert anywhere.files() == ["a/1", "c"]
 
 
 def test_files_and_folders_are_moved(anywhere):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
@@ -28,12 +30,25 @@ class _ReadFile:
         return key, content, extension_of(file), label
 
 
-def listed_files(description: str, classes: Sequence[str], folder: Path, files: Iterable[tuple[str, int]]) -> Source:
-    """Return the source of files that are named, below a folder, with their classes; they are kept as they are."""
-    named = list(files)
-    keys = safe_keys([file for file, _ in named])
-    entries = [(key, file, label) for key, (file, label) in zip(keys, named, strict=True)]
-    return Source(description, tuple(classes), entries, _ReadFile(folder))
+def listed_files(
+    description: str, classes: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], sizes: Sequence[int] = ()
+) -> Source:
+    """Return the source of files that are named, below a folder, with their classes; they are kept as they are.
+
+    Args:
+        description: As in `Source`, like classes.
+        classes: Their names.
+        folder: The folder.
+        files: Paths below it, each with its class.
+        sizes: Of each file, bytes; where empty, the files are asked.
+
+    Raises:
+        ConfigError: A file is not there.
+    """
+    keys = safe_keys([file for file, _ in files])
+    entries = [(key, file, label) for key, (file, label) in zip(keys, files, strict=True)]
+    known = array("q", sizes or (_size(folder / file) for file, _ in files))
+    return Source(description, tuple(classes), entries, _ReadFile(folder), sizes=known, show=itemgetter(1))
 
 
 def class_folders(path: Path) -> tuple[str, ...]:
@@ -72,9 +87,12 @@ def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str
             f"{path} has {len(unknown)} class folders that train lacks: {', '.join(unknown[:5])}. "
             "Give both the same class folders, or remove these."
         )
-    files = [
-        (file.relative_to(path).as_posix(), label) for label, name in enumerate(folders) for file in images(path / name)
-    ]
+    files: list[tuple[str, int]] = []
+    sizes = array("q")
+    for label, name in enumerate(folders):
+        for file, size in images(path / name):
+            files.append((file.relative_to(path).as_posix(), label))
+            sizes.append(size)
     counts = Counter(label for _, label in files)
     empty = [name for label, name in enumerate(folders) if not counts[label]]
     if empty and not classes:
@@ -83,16 +101,31 @@ def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str
         )
     if not files:
         raise ConfigError(f"{path} has no image in its class folders. Images end in: {', '.join(IMAGE_EXTENSIONS)}.")
-    return listed_files(f"images in {path}", tuple(names) or folders, path, files)
+    source = listed_files(f"images in {path}", tuple(names) or folders, path, files, sizes)
+    return replace(source, folder=path)
 
 
-def images(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder, in a fixed order."""
+def images(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the image files below a folder, in a fixed order, and their sizes in bytes.
+
+    A file is asked for its size right after its folder was listed: network file systems bring both in one answer.
+
+    Raises:
+        ConfigError: A file is a link to nothing.
+    """
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(files):
             if extension_of(name) in IMAGE_EXTENSIONS and not _is_hidden(name):
-                yield Path(parent, name)
+                file = Path(parent, name)
+                yield file, _size(file)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise ConfigError(f"cannot read the image {file}: {error.strerror}. Check it.") from error
 
 
 def _is_hidden(name: str) -> bool:

@@ -10,6 +10,7 @@ import io
 import re
 import sys
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -94,12 +95,14 @@ def _val(root: Path) -> Source:
             known = class_folders(root / "train") if (root / "train").is_dir() else ()
             return image_folder(folder, classes=known)
         truth = _Devkit.open(root)
-        files = sorted((truth.wnid_of(file.name), file.name) for file in images(folder))
+        files = sorted((truth.wnid_of(file.name), file.name, size) for file, size in images(folder))
         # The key says the class folder in which others have it.
         label = {wnid: i for i, wnid in enumerate(truth.classes)}
-        flat = listed_files(f"images in {folder}", truth.classes, folder, [(name, label[w]) for w, name in files])
-        keys = safe_keys([f"{wnid}/{name}" for wnid, name in files])
-        return replace(flat, entries=[(key, *entry[1:]) for key, entry in zip(keys, flat.entries, strict=True)])
+        listed = [(name, label[wnid]) for wnid, name, _ in files]
+        flat = listed_files(f"images in {folder}", truth.classes, folder, listed, [size for *_, size in files])
+        keys = safe_keys([f"{wnid}/{name}" for wnid, name, _ in files])
+        entries = [(key, *entry[1:]) for key, entry in zip(keys, flat.entries, strict=True)]
+        return replace(flat, entries=entries, folder=folder)
     tar = _existing(root / VAL_TAR, f"{folder} with the images")
     truth = _Devkit.open(root)
     with _tar_errors(tar), tar.open("rb") as file:
@@ -179,7 +182,8 @@ def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int
         (key, sys.intern(extension_of(name)), label[wnid], offset, size)
         for key, (name, wnid, offset, size) in zip(keys, found, strict=True)
     ]
-    return Source(f"images in {tar}", classes, entries, _ReadMember(tar))
+    sizes = array("q", (size for *_, size in found))
+    return Source(f"images in {tar}", classes, entries, _ReadMember(tar), sizes=sizes)
 
 
 def _members(file: BinaryIO, start: int) -> Iterator[tuple[str, int, int]]:

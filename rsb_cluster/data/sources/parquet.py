@@ -73,7 +73,9 @@ def parquet(root: Path, split: str) -> Source:
     numbers, classes = _numbered(labels, names, f"the column '{label}' of {root}")
     keys = _keys(paths, split)
     entries = [(key, number, *row) for key, number, row in zip(keys, numbers, rows, strict=True)]
-    return Source(f"parquet files in {root}, {split}", classes, entries, _ReadRow(root, image), tuple(blocks))
+    packed = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+    read = _ReadRow(root, image)
+    return Source(f"parquet files in {root}, {split}", classes, entries, read, tuple(blocks), packed=packed)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +27,15 @@ SPLITS = ("train", "val")
 _WINDOW_BLOCKS = 64
 
 
+def key_of(entry: Any) -> str | None:
+    """Return the key of an entry's sample: an entry that begins with text begins with the key."""
+    return entry[0] if isinstance(entry, tuple) and isinstance(entry[0], str) else None
+
+
+def _key_or_number(entry: Any) -> str:
+    return key_of(entry) or str(entry)
+
+
 @dataclass(frozen=True)
 class Source:
     """Samples that can be read one by one; iterating gives them shuffled, in the same order each time.
@@ -40,6 +49,10 @@ class Source:
         block_samples: Where samples can only be read in blocks (a parquet's row groups): how many are in each.
         labels: Label sets to be written next to the index, by their name.
         data_set: Its name in datasets.toml; empty for the user's own.
+        sizes: Of the image file of each entry, bytes; empty where they are not known without reading the files.
+        packed: Of the files that hold many images each (a parquet file): bytes, by name.
+        folder: Where each folder is a class, so that nothing else may be put there; None where it does not matter.
+        show: Names an entry to the user.
     """
 
     description: str
@@ -49,6 +62,14 @@ class Source:
     block_samples: tuple[int, ...] = ()
     labels: Mapping[str, LabelFile] = field(default_factory=dict)
     data_set: str = ""
+    sizes: Sequence[int] = ()
+    packed: Mapping[str, int] = field(default_factory=dict)
+    folder: Path | None = None
+    show: Callable[[Any], str] = _key_or_number
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) not in (0, len(self.entries)):
+            raise ValueError(f"{len(self.sizes)} sizes of {len(self.entries)} entries")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -76,6 +97,11 @@ class Source:
             samples = np.concatenate([np.arange(starts[block], starts[block + 1]) for block in chosen])
             windows.append(samples[permutation(len(samples), SHUFFLE_SEED, number)])
         return np.concatenate(windows) if windows else np.empty(0, dtype=np.int64)
+
+    def keys(self) -> list[str]:
+        """Return the keys of the samples as they are stored; empty where they are not known without reading."""
+        keys = [key_of(entry) for entry in self.entries]
+        return [key for key in keys if key is not None] if None not in keys else []
 
     def listing(self) -> str:
         """Return a SHA-256 (hex) of the entries: another one means other samples."""

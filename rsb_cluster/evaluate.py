@@ -51,6 +51,7 @@ def evaluate(request: Request, *, procs: int = 0, gpus: int = 0, progress: Progr
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if procs else {})
     with tempfile.TemporaryDirectory(prefix="rsb-evaluate-") as folder:
         asked = {"request": request.model_dump(mode="json"), "folder": folder, "world_size": count, "threads": share}
+        asked["gpus"] = 0 if procs else gpus or None
         with _processes(asked, count, environment) as lines:
             for line in lines:
                 if "error" in line:

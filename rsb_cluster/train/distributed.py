@@ -1,4 +1,4 @@
-"""Ranks: who this process is, how it meets its peers, and how they talk. The one place that reads ranks."""
+"""How a rank meets its peers, and how they talk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import datetime
 import os
 import socket
 import time
-from dataclasses import dataclass, replace
+from pathlib import Path
 
-import submitit
 import torch
 import torch.distributed as dist
 
 from rsb_cluster.errors import MissingError, RsbError, StorageError
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.storage import Store
 
 # How long rank 0 may take to answer before its address is looked up again.
@@ -24,54 +24,8 @@ class LostPeerError(RsbError):
     """Another rank is gone; this one is well and can go on in the next attempt."""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Who this process is.
-
-    Attributes:
-        rank: Number of this process in the run, from 0.
-        local_rank: Number of this process on its node.
-        world_size: Processes that train.
-        job_id: The scheduler's id of the job.
-        restart: How often the scheduler has started this job again.
-        held: Processes that the job has; more than train where they cannot share the work equally.
-        address: The address of this machine on which it may listen; empty: on all, as on a cluster's own network.
-    """
-
-    rank: int
-    local_rank: int
-    world_size: int
-    job_id: str
-    restart: int
-    held: int
-    address: str = ""
-
-    @staticmethod
-    def from_environment() -> Ranks:
-        """Read what submitit and the scheduler say."""
-        env = submitit.JobEnvironment()
-        restart = os.environ.get("RSB_LOCAL_RESTART") or os.environ.get("SLURM_RESTART_COUNT") or "0"
-        address = os.environ.get("RSB_ADDRESS", "")
-        return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart), env.num_tasks, address)
-
-    def sharing(self, parts: int) -> Ranks:
-        """Return the same process in the largest world that shares so many parts equally; some may be spare."""
-        return replace(self, world_size=max(w for w in range(1, self.held + 1) if parts % w == 0))
-
-    @property
-    def is_spare(self) -> bool:
-        """Whether there is nothing to do for this process in this attempt."""
-        return self.rank >= self.world_size
-
-    @property
-    def attempt_key(self) -> str:
-        """A name that no other attempt of any job of this scheduler has."""
-        return f"{self.job_id}-{self.restart}"
-
-    @property
-    def card(self) -> str:
-        """The file in the run's folder where rank 0 says how it is reached."""
-        return f"rendezvous/{self.attempt_key}.json"
+class DeviceError(RsbError):
+    """This host does not have the GPUs that the job asks for; another one may."""
 
 
 class Group:
@@ -86,12 +40,20 @@ class Group:
         folder: The run's folder.
         wait_s: How long to wait for the others.
         collective_s: How long a collective may take before the peer counts as lost.
+        gpus: GPUs of a node that the job asks for, one for each rank there; 0: the CPU, and no GPU is touched. None:
+            a GPU where there is one.
+
+    Raises:
+        DeviceError: The GPUs are not there.
+        LostPeerError: The others were not met.
     """
 
-    def __init__(self, ranks: Ranks, folder: Store, *, wait_s: float, collective_s: float) -> None:
+    def __init__(
+        self, ranks: Ranks, folder: Store, *, wait_s: float, collective_s: float, gpus: int | None = None
+    ) -> None:
         self.ranks = ranks
         self.rank, self.world_size = ranks.rank, ranks.world_size
-        self.device = self._pick_device()
+        self.device = pick_device(ranks.local_rank, gpus)
         self.host = socket.gethostname()
         self._folder = folder
         self._timeout = datetime.timedelta(seconds=wait_s)
@@ -118,13 +80,6 @@ class Group:
         with lost_peers_named():
             while not store.check(["left"]):
                 time.sleep(1.0)
-
-    def _pick_device(self) -> torch.device:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        device = torch.device("cuda", self.ranks.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        return device
 
     def _meet(self) -> tuple[dist.TCPStore, tuple[str, int]]:
         """Return the store through which all ranks talk, and where it is."""
@@ -193,6 +148,46 @@ class Group:
         if self.rank == 0:
             with contextlib.suppress(StorageError):
                 self._folder.delete(self.ranks.card)
+
+
+def pick_device(local_rank: int, gpus: int | None) -> torch.device:
+    """Return the device of a rank, and make it the present one.
+
+    Args:
+        local_rank: Its number on its node.
+        gpus: As in `Group`.
+
+    Raises:
+        DeviceError: CUDA sees fewer GPUs than the job asks for.
+    """
+    if gpus == 0 or (gpus is None and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # Where a site binds each task to a GPU of its own, a rank is shown that one alone.
+    is_bound = seen == 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
+    if gpus is not None and seen < gpus and not is_bound:
+        raise DeviceError(
+            f"{socket.gethostname()}: {gpus} GPU{'s are' if gpus > 1 else ' is'} asked for on this node, and CUDA sees "
+            f"{seen or 'none'}. {_cuda()}. Use a torch for this driver, keep off this host (slurm.exclude), or ask for "
+            "no GPU (--gpus-per-node 0)."
+        )
+    device = torch.device("cuda", local_rank % seen)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _cuda() -> str:
+    """Say what decides whether CUDA works here: the wheel, the driver, and what is visible."""
+    wheel = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].partition(":")[2].strip()
+    except (OSError, IndexError):
+        driver = "none is loaded"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        f"torch {torch.__version__} {wheel}; NVIDIA driver: {driver}; CUDA_VISIBLE_DEVICES "
+        f"{'is not set' if visible is None else f'= {visible!r}'}"
+    )
 
 
 def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:

@@ -24,12 +24,13 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scoring import UNDECODABLE, Scores, score_classes, score_sets
 from rsb_cluster.errors import RsbError
 from rsb_cluster.evaluation import Evaluation, Request
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.recipe import Eval, validate
 from rsb_cluster.run import Cause, brief_code, describe_code, describe_packages
 from rsb_cluster.storage import Store, redact
 from rsb_cluster.target import Target, check_classes, open_target
 from rsb_cluster.train.augment import Normalise
-from rsb_cluster.train.distributed import Group, Ranks, lost_peers_named
+from rsb_cluster.train.distributed import Group, lost_peers_named
 from rsb_cluster.train.evaluate import logits_of
 from rsb_cluster.train.loader import ThreadedBatches
 from rsb_cluster.train.model import AMP_DTYPE
@@ -220,7 +221,7 @@ def main() -> None:
 
     try:
         request = validate(Request, asked["request"], "the request")
-        group = Group(ranks, Store(asked["folder"]), wait_s=300, collective_s=600)
+        group = Group(ranks, Store(asked["folder"]), wait_s=300, collective_s=600, gpus=asked["gpus"])
         for found in evaluate_sources(request, group, progress=progress):
             if rank == 0:
                 say(evaluation=found.model_dump(mode="json"))

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Iterator
 
 from rsb_cluster.errors import StorageError
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.storage import Store, redact
-from rsb_cluster.train.distributed import Ranks
 
 COPY_S = 10.0  # between two copies of a log that grows
 

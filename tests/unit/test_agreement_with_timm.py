@@ -18,8 +18,9 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.evaluation import Request
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.storage import Store
-from rsb_cluster.train.distributed import Group, Ranks
+from rsb_cluster.train.distributed import Group
 from rsb_cluster.train.evaluator import evaluate_sources
 
 MODELS = ("resnet10t", "deit_tiny_patch16_224", "mobilenetv3_small_050")

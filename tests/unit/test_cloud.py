@@ -426,8 +426,8 @@ def test_a_log_can_be_followed_while_it_grows(run, monkeypatch):
     """Where nodes share no file system, the run's folder is the only place to look."""
     import logging
 
+    from rsb_cluster.ranks import Ranks
     from rsb_cluster.train import logfile
-    from rsb_cluster.train.distributed import Ranks
 
     monkeypatch.setattr(logfile, "COPY_S", 0.05)
     name = "logs/0001-rank00000.log"

@@ -23,10 +23,11 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import Source
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.evaluation import Evaluation, Request, read_evaluations
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from rsb_cluster.target import open_target
-from rsb_cluster.train.distributed import Group, Ranks
+from rsb_cluster.train.distributed import Group
 from rsb_cluster.train.evaluator import evaluate_sources
 from tests.faults.lab import few_digits
 from tests.unit.formats import picture
@@ -207,7 +208,8 @@ import json, os, sys, tempfile
 import torch
 from rsb_cluster.evaluation import Request
 from rsb_cluster.storage import Store
-from rsb_cluster.train.distributed import Group, Ranks
+from rsb_cluster.ranks import Ranks
+from rsb_cluster.train.distributed import Group
 from rsb_cluster.train.evaluator import evaluate_sources
 for world in (1, 2, 4):
     folder = tempfile.mkdtemp()

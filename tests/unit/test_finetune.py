@@ -19,11 +19,11 @@ from rsb_cluster.errors import ConfigError, MissingError
 from rsb_cluster.grid import Grid, SweepFile, expand
 from rsb_cluster.job import Job
 from rsb_cluster.plan import PlannedRun, plan_runs
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from rsb_cluster.submit import create_runs
 from rsb_cluster.train import preflight, worker
-from rsb_cluster.train.distributed import Ranks
 from rsb_cluster.train.logfile import logging_to
 from rsb_cluster.train.stopping import StopFlag
 from tests.equality import assert_bit_equal, final_state

@@ -21,6 +21,7 @@ from typing import Literal
 from rsb_cluster import checkpoint
 from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.job import Job
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.run import Attempt, Cause, Heartbeat, Run
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ FORGOTTEN_S = 600.0
 CRASHES: tuple[Cause | Literal[""], ...] = ("crashed", "stuck")
 CRASHES_IN_A_ROW = 2
 # An attempt that ends without a word, all of it or one rank, was preempted without grace, or a node failed, or it ran
-# out of memory: of these, some are bad luck.
-KILLS: tuple[Cause | Literal[""], ...] = ("", "lost peer")
+# out of memory: of these, some are bad luck. One that finished a run without a result was killed just then.
+KILLS: tuple[Cause | Literal[""], ...] = ("", "lost peer", "finished")
 KILLS_IN_A_ROW = 5
 
 
@@ -50,6 +51,18 @@ class SupersededError(RsbError):
 
 class HistoryError(RsbError):
     """The attempts so far give no hope for another."""
+
+
+class EndedError(RsbError):
+    """This job has ended the run for good.
+
+    Attributes:
+        cause: How its last attempt ended.
+    """
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Claim:
@@ -115,6 +128,36 @@ class Claim:
                 log.warning("no sign of life could be written: %s", error)
             if self._ended.wait(BEAT_S):
                 return
+
+
+def check_not_ended(run: Run, ranks: Ranks) -> None:
+    """Refuse to go on in a job whose last attempt ended for good.
+
+    The exit codes of its ranks need not say so. A rank that has failed ends with its code; but under NCCL its peers
+    notice nothing, and are killed or abort, and of all codes a scheduler reports the highest. Called by every rank, as
+    each waits for the others otherwise.
+
+    Raises:
+        EndedError: It did.
+    """
+    if not ranks.restart:
+        return
+    for number in reversed(run.attempt_numbers()):
+        last = run.attempt(number)
+        if last.job_id == ranks.job_id:
+            break
+    else:
+        return
+    said: list[tuple[Cause | Literal[""], str]] = [(last.cause, last.message)]
+    if not last.cause:  # rank 0 was killed before it could say why
+        said += [(failure["cause"], failure["message"]) for failure in run.rank_failures(number).values()]
+    for cause, message in said:
+        if cause in ("failed", "stopped"):
+            raise EndedError(
+                f"attempt {number} of this job ended the run ({cause}{f': {message}' if message else ''}). This job "
+                "does not train again; submit the run again to go on.",
+                cause,
+            )
 
 
 def take(run: Run, draft: Attempt) -> Claim:

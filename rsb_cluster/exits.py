@@ -9,6 +9,9 @@ EXIT_AGAIN = 75
 EXIT_FAILED = 100
 # Stopped by the user: saved, not to be started again.
 EXIT_STOPPED = 130
+# In a cloud, as EXIT_AGAIN where no attempt was made of this start: SkyPilot starts the job again after EXIT_AGAIN as
+# often as it comes, and after any other code so often as cloud.max_restarts says.
+EXIT_NO_ATTEMPT = 76
 
 # A file of this name in a local job's folder takes it out of the queue.
 CANCELLED = "cancelled"

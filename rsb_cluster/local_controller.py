@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
 from submitit.local.local import Controller
 
-from rsb_cluster import children
+from rsb_cluster import children, starts
 from rsb_cluster.exits import CANCELLED, EXIT_AGAIN, RUNNING, together
 from rsb_cluster.process import Process
 
@@ -44,17 +45,29 @@ class RestartingController(Controller):
 
     def run(self, max_retry: int = 0) -> None:
         """Run the job to its end."""
-        restart = 0
+        restart = failed = 0
         while not self._stopped:
             os.environ["RSB_LOCAL_RESTART"] = str(restart)
             try:
                 self.start_tasks()
-                codes = self.wait()
+                code = together(self.wait())
             finally:
                 self.kill_tasks()
-            if together(codes) != EXIT_AGAIN:
+            if code and not starts.is_noted(self.folder, self.pid, starts.CLAIMED, restart):
+                failed = starts.count(self.folder, self.pid, restart, code, failed)
+            else:
+                failed = 0
+            if code != EXIT_AGAIN or failed >= starts.LIMIT:
                 break
+            if failed:
+                self._sleep(starts.LOCAL_DELAY_S * 2 ** (failed - 1))
             restart += 1
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, unless the user ends it."""
+        deadline = time.monotonic() + seconds
+        while not self._stopped and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def main(folders: list[str]) -> None:

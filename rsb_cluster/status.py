@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rsb_cluster import scheduler
+from rsb_cluster import scheduler, starts
 from rsb_cluster.errors import RsbError
 from rsb_cluster.metrics import Row, last_rows
 from rsb_cluster.recipe import Recipe
@@ -57,6 +57,7 @@ class _Folder:
 
     Attributes:
         last: The last training row and the last evaluation, by kind.
+        failed_start: Why the last start became no attempt.
     """
 
     run: Run
@@ -64,6 +65,7 @@ class _Folder:
     submissions: list[Submission]
     attempts: list[Attempt]
     last: dict[str, Row]
+    failed_start: str
 
 
 def read_status(runs: Sequence[Run]) -> list[Status]:
@@ -84,7 +86,8 @@ def _read(run: Run) -> Status | _Folder:
         recipe, attempts, submissions = run.recipe(), run.attempts(), run.submissions()
         result = run.result()
         if result is None:
-            return _Folder(run, recipe, submissions, attempts, last_rows(run, attempts))
+            failed_start = starts.describe(run, attempts, submissions)
+            return _Folder(run, recipe, submissions, attempts, last_rows(run, attempts), failed_start)
         return Status(
             run_id=run.run_id,
             url=run.url,
@@ -116,7 +119,8 @@ def _unfinished(folder: _Folder, seen: Sequence[scheduler.Seen]) -> Status:
     elif last is None:
         state = "never started"
     else:
-        state = last.cause or "killed"
+        # An attempt that ended the run without a result was killed just then.
+        state = last.cause if last.cause not in ("", "finished") else "killed"
     train, score = folder.last.get("train"), folder.last.get("eval")
     start: Row = {"step": 0, "epoch": 0.0}
     newest = max(folder.last.values(), key=lambda row: row["step"], default=start)
@@ -134,7 +138,9 @@ def _unfinished(folder: _Folder, seen: Sequence[scheduler.Seen]) -> Status:
         loss=train["loss"] if train else None,
         eta_s=to_go / speed if speed and state == "running" else None,
         top1=score["top1"] if score else None,
-        cause=_last_end(attempts if state != "running" else attempts[:-1]) or (seen[-1].reason if seen else ""),
+        cause=(folder.failed_start if state != "running" else "")
+        or _last_end(attempts if state != "running" else attempts[:-1])
+        or (seen[-1].reason if seen else ""),
         job_id=folder.submissions[-1].job_id if folder.submissions else "",
         engine=seen[-1].engine if seen else "",
     )

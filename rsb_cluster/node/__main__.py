@@ -1,8 +1,8 @@
 """What SkyPilot runs on each node of a cloud run: starts a rank per GPU, and speaks for them to the engine.
 
-Its exit code is 0 where the run is finished and 75 where it is to be started again (state is saved, or a peer was
-lost); anything else is an end that another start would not mend. What the ranks log is its own output, so ``sky jobs
-logs`` has it.
+Its exit code is 0 where the run is finished, 75 where it is to be started again (state is saved, or a peer was lost),
+and 76 where this start did not become an attempt, which the engine allows a few times only; anything else is an end
+that another start would not mend. What the ranks log is its own output, so ``sky jobs logs`` has it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType
 
 from rsb_cluster import children
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, together
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, together
 from rsb_cluster.job import Job
 from rsb_cluster.node.spec import SPEC_SHA256, SPEC_URL, NodeSpec, decode
 from rsb_cluster.recipe import validate
@@ -43,7 +43,7 @@ def main(environment: Mapping[str, str]) -> int:
     except RsbError as error:
         sys.stderr.write(f"error: {error}\n")
         is_passing = isinstance(error, StorageError) and not isinstance(error, AccessError | MissingError)
-        return EXIT_AGAIN if is_passing else EXIT_FAILED
+        return EXIT_NO_ATTEMPT if is_passing else EXIT_FAILED
     first = int(environment["SKYPILOT_NODE_RANK"]) * job.ranks_per_node
     task = json.dumps({"run_url": spec.run_url, "run_id": spec.run_id, "job": spec.job}).encode()
     ranks: list[subprocess.Popen[bytes]] = []
@@ -61,7 +61,8 @@ def main(environment: Mapping[str, str]) -> int:
         assert rank.stdin is not None
         with contextlib.suppress(BrokenPipeError), rank.stdin:
             rank.stdin.write(task)
-    return together(children.wait(ranks))
+    code = together(children.wait(ranks))
+    return EXIT_NO_ATTEMPT if code == EXIT_AGAIN and not _was_claimed(spec, shared) else code
 
 
 def _read_spec(environment: Mapping[str, str]) -> NodeSpec:
@@ -73,6 +74,19 @@ def _read_spec(environment: Mapping[str, str]) -> NodeSpec:
     return decode(Store(folder).read_bytes(name), url, sha256)
 
 
+def _was_claimed(spec: NodeSpec, shared: Mapping[str, str]) -> bool:
+    """Whether this start has become an attempt, as far as the run's folder can be read."""
+    try:
+        return _attempts_so_far(spec) > int(shared["RSB_LOCAL_RESTART"])
+    except StorageError:
+        return False
+
+
+def _attempts_so_far(spec: NodeSpec) -> int:
+    """Return the number of the run's last attempt, 0 before the first."""
+    return next(reversed(Run(Store(spec.run_url), spec.run_id).attempt_numbers()), 0)
+
+
 def _environment_of_ranks(environment: Mapping[str, str], spec: NodeSpec, job: Job) -> dict[str, str]:
     """Return what all ranks of this node find in their environment.
 
@@ -80,7 +94,6 @@ def _environment_of_ranks(environment: Mapping[str, str], spec: NodeSpec, job: J
     only when all ranks have met, so every node of one start reads the same.
     """
     nodes = environment["SKYPILOT_NODE_IPS"].split()
-    attempts = Run(Store(spec.run_url), spec.run_id).attempt_numbers()
     # The private one, as the engine has it; a node that is alone talks to nobody.
     address = nodes[int(environment["SKYPILOT_NODE_RANK"])] if len(nodes) > 1 else "127.0.0.1"
     interface = _interface_of(address)
@@ -93,7 +106,7 @@ def _environment_of_ranks(environment: Mapping[str, str], spec: NodeSpec, job: J
         "SUBMITIT_EXECUTOR": "sky",
         "RSB_JOB_ID": spec.submission_id,
         "RSB_WORLD_SIZE": str(len(nodes) * job.ranks_per_node),
-        "RSB_LOCAL_RESTART": str(attempts[-1] if attempts else 0),
+        "RSB_LOCAL_RESTART": str(_attempts_so_far(spec)),
         "RSB_ADDRESS": address,
     }
 

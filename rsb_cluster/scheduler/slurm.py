@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rsb_cluster import starts
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_STOPPED
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
 from rsb_cluster.run import Run, Submission
 from rsb_cluster.scheduler.backend import Seen, State, read_rank_file, submitted
@@ -37,15 +38,35 @@ _SETUP = ["trap : TERM USR2", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
 
 # srun reports the highest exit code of all tasks. A job that ends by itself within the grace time counts as finished
 # for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING, and not where
-# Slurm has held this host for dead and started the job elsewhere.
+# Slurm has held this host for dead and started the job elsewhere. Nor where a rank has noted that this start ended the
+# run for good: under NCCL its peers notice nothing, are killed, and theirs is the highest code. A start that became no
+# attempt is counted in a file; where that cannot be written, Slurm's own count of restarts must do.
 _TEARDOWN = f"""\
 code=$?
-job="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
-if [ "$code" -eq {EXIT_AGAIN} ] || {{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}; then
-  read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
-  if [ "$state $restarts" = "RUNNING ${{SLURM_RESTART_COUNT:-0}}" ]; then scontrol requeue "$job" && sleep 300; fi
+job="${{{{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}}}${{{{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}}}"
+restart="${{{{SLURM_RESTART_COUNT:-0}}}}"
+notes={{folder}}/"$job"
+said() {{{{ [ "$(cat "${{{{notes}}}}_$1" 2>/dev/null)" = "$restart" ]; }}}}
+if said {starts.ENDED}; then exit "$code"; fi
+later=0
+if [ "$code" -ne 0 ] && ! said {starts.CLAIMED}; then
+  if {{{{ echo "$restart $code" >>"${{{{notes}}}}_{starts.STARTS}"; }}}} 2>/dev/null
+  then failed=$(wc -l <"${{{{notes}}}}_{starts.STARTS}"); else failed=$((restart + 1)); fi
+  if [ "$failed" -ge {starts.LIMIT} ]; then
+    echo "$failed starts in a row ended before training, the last with code $code; giving up" >&2
+    exit {EXIT_FAILED}
+  fi
+  later=$(({starts.SLURM_DELAY_S} << (failed - 1)))
 fi
-exit "$code\"""".splitlines()
+if [ "$code" -eq {EXIT_AGAIN} ] || {{{{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}}}; then
+  read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
+  if [ "$state $restarts" = "RUNNING $restart" ]; then
+    scontrol requeue "$job" || exit "$code"
+    [ "$later" -eq 0 ] || scontrol update "JobId=$job" "StartTime=now+$later"
+    sleep 300
+  fi
+fi
+exit "$code\""""
 
 # So long after the first rank has ended the others are killed: one that is stopped would keep the job for ever.
 WAIT_FOR_RANKS_S = 90
@@ -90,12 +111,12 @@ def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
     """Return the sbatch script; the one that ``launch`` submits."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    parameters = _parameters(job, name) | ({"map_count": len(tasks)} if len(tasks) > 1 else {})
+    parameters = _parameters(job, folder, name) | ({"map_count": len(tasks)} if len(tasks) > 1 else {})
     text: str = _make_sbatch_string(command=f"{_COMMAND} {shlex.quote(str(folder))}", folder=folder, **parameters)
     return text
 
 
-def _parameters(job: Job, name: str) -> dict[str, Any]:
+def _parameters(job: Job, folder: Path, name: str) -> dict[str, Any]:
     options = {key.replace("_", "-"): value for key, value in job.slurm.items()}
     for option in options.keys() & _OWN_OPTIONS.keys():
         instead = _OWN_OPTIONS[option]
@@ -112,7 +133,7 @@ def _parameters(job: Job, name: str) -> dict[str, Any]:
         "array_parallelism": job.array_parallelism,
         "srun_args": [f"--wait={WAIT_FOR_RANKS_S}"],
         "setup": [*_SETUP, *job.setup],
-        "teardown": _TEARDOWN,
+        "teardown": _TEARDOWN.format(folder=shlex.quote(str(folder))).splitlines(),
         "additional_parameters": {"requeue": True, **options},
         "wckey": None,
     }
@@ -181,7 +202,7 @@ def _submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[st
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(**_parameters(job, name))
+    executor.update_parameters(**_parameters(job, folder, name))
     try:
         jobs = executor.submit_array(list(tasks))
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Saver:
         self._staging = Staging(device)
         self._last_save = time.monotonic()
         self._last_flush = time.monotonic()
+        self._is_closed = False
         self._copied_step = self._saved_step = claim.record.start_step
 
     def is_due(self, step: int) -> bool:
@@ -108,10 +109,12 @@ class Saver:
             self._pending.append(self._executor.submit(self.metrics.flush))
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
-        self.flush_metrics()
-        self._wait(raise_errors=False)
-        self._executor.shutdown()
+        """Write what is left and end the thread; closing again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.flush_metrics()
+            self._wait(raise_errors=False)
+            self._executor.shutdown()
 
     def _write(self, step: int, best_step: int, files: Mapping[str, memoryview]) -> None:
         start = time.monotonic()
@@ -119,15 +122,20 @@ class Saver:
         saved = checkpoint.Saved(step, self._claim.record.number)
         checkpoint.write(self._folder, saved, files, before_manifest=self._claim.check)
         self._saved_step = step
-        checkpoint.prune(self._folder, self._claim.starts, keep=self._rules.keep, best_step=best_step)
+        try:
+            checkpoint.prune(self._folder, self._claim.starts, keep=self._rules.keep, best_step=best_step)
+        except StorageError as error:
+            log.warning("older checkpoints could not be removed: %s", error)
         log.info("saved step %d in %.1f s", step, time.monotonic() - start)
 
     def _wait(self, *, raise_errors: bool, deadline: float | None = None) -> None:
         while self._pending:
+            wait([self._pending[0]], None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not self._pending[0].done():
+                raise TimeoutError
             try:
-                self._pending[0].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                self._pending.pop(0).result()
             except (StorageError, CheckpointError) as error:
                 if raise_errors:
                     raise
                 log.error("could not write: %s", error)
-            self._pending.pop(0)

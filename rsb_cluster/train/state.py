@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -46,6 +46,8 @@ class Progress:
         interval_steps: Steps since the last metric row.
         best_top1: Best top-1 of an evaluation so far, percent; negative before the first.
         best_step: Its step.
+        scores: Of the last complete evaluation, as plain values, by prefix: an attempt that finds nothing left to train
+            writes the result from them. Empty in a checkpoint of a version that did not keep them.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Progress:
     interval_steps: int = 0
     best_top1: float = -1.0
     best_step: int = 0
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Staging:

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,6 @@ class Trainer:
         self.spec, self.watchdog, self.message = spec, watchdog, ""
         self.device = group.device
         self.progress = Progress()
-        self.scores: dict[str, Score] = {}
         per_process = spec.virtual_ranks // group.world_size
         self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
         self._open_data()
@@ -154,6 +154,8 @@ class Trainer:
         if saved := checkpoint.Saved.of(name):
             found = found or checkpoint.read(folder, saved)
             self.progress, states = from_files(found, self.device)
+            if not self.progress.scores:
+                self.progress.evaluated_step = 0  # the result needs them, so the last evaluation is made again
             self.model.load_state_dict(states["model"])
             self.optimizer.load_state_dict(states["optimizer"])
             if self.scaler.is_enabled():
@@ -206,6 +208,11 @@ class Trainer:
     def _autocast(self) -> Any:
         amp = self.recipe.train.amp
         return torch.autocast(self.device.type, dtype=AMP_DTYPE[amp], enabled=amp != "off")
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Of the last evaluation, by prefix: ``""``, and ``"ema_"`` where there is an average."""
+        return {prefix: Score(**score) for prefix, score in self.progress.scores.items()}  # type: ignore[arg-type]
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -358,24 +365,25 @@ class Trainer:
             return None
         try:
             with lost_peers_named():
-                self.scores = {"": self._evaluate(self.model)}
+                scores = {"": self._evaluate(self.model)}
                 if self.ema is not None:
-                    self.scores["ema_"] = self._evaluate(self.ema.module)
+                    scores["ema_"] = self._evaluate(self.ema.module)
         except Stopped as stopped:
             return stopped.cause
         self.progress.evaluated_step = step
-        is_best = self.scores[""].top1 > self.progress.best_top1
+        self.progress.scores = {prefix: asdict(score) for prefix, score in scores.items()}
+        is_best = scores[""].top1 > self.progress.best_top1
         if is_best:
-            self.progress.best_top1, self.progress.best_step = self.scores[""].top1, step
+            self.progress.best_top1, self.progress.best_step = scores[""].top1, step
         row: dict[str, Any] = {"kind": "eval", "step": step, "epoch": epoch, "time": time.time()}
-        for prefix, score in self.scores.items():
+        for prefix, score in scores.items():
             row |= {f"{prefix}{k}": v for k, v in vars(score).items()}
         if self.saver is not None:
             self.saver.metrics.add(row)
             self.saver.flush_metrics()
             if is_best and step < self.recipe.total_steps:
                 self.saver.save(self.progress, self._states())
-        score = self.scores[""]
+        score = scores[""]
         log.info(
             "epoch %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
             epoch, score.top1, score.top5, score.loss, score.samples,

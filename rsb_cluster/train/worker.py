@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import socket
@@ -11,22 +10,24 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from rsb_cluster import claim, cost
+from rsb_cluster import claim, cost, starts
 from rsb_cluster.claim import Claim
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.job import Job
 from rsb_cluster.notices import Notice
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.recipe import validate
 from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store, redact
-from rsb_cluster.train.distributed import Group, LostPeerError, Ranks, is_lost_peer
+from rsb_cluster.train.distributed import DeviceError, Group, LostPeerError, is_lost_peer
 from rsb_cluster.train.logfile import LogFile, logging_to
 from rsb_cluster.train.notice_watch import NoticeWatch
 from rsb_cluster.train.result import write_result
@@ -95,7 +96,7 @@ class _Attempt:
         self._oom_kills = _oom_kills()
 
     def run(self) -> Cause:
-        """Train, and note how it ended."""
+        """Train, and note how it ended. Nothing escapes: the cause is the exit code, and that is what is heard."""
         message = ""
         try:
             cause = self._train()
@@ -104,34 +105,59 @@ class _Attempt:
             traceback.clear_frames(error.__traceback__)
             cause, message = _classify(error)
             log.error("%s: %s", cause, message)
-            with contextlib.suppress(StorageError):
-                if cause in ("crashed", "failed"):
-                    self._report_failure(cause, message, error)
-                elif cause == "lost peer":
-                    self._report_lost()
+            self._try(self._report, cause, message, error)
             if self._watchdog is not None:
-                self._watchdog.close()
+                self._try(self._watchdog.close)
             if self._trainer is not None and self._trainer.saver is not None and cause != "superseded":
-                self._trainer.saver.close()
-        with contextlib.suppress(StorageError):
-            self._close(cause, message)
+                self._try(self._trainer.saver.close)
+        self._try(self._close, cause, message)
         if self._trackers is not None:
-            self._trackers.close(finished=cause == "finished")
-        return self._why_lost() if cause == "lost peer" else cause
+            self._try(self._trackers.close, finished=cause == "finished")
+        if cause == "lost peer":
+            cause = self._why_lost()
+        if cause in ("failed", "stopped"):
+            starts.note(starts.ENDED, self._ranks)
+        return cause
+
+    def _try(self, action: Callable[..., object], *args: Any, **options: Any) -> None:
+        """Do one of the last things; what is wrong with it must not keep the others from being done."""
+        try:
+            action(*args, **options)
+        except Exception:
+            log.warning("at the end of the attempt:\n%s", traceback.format_exc())
+
+    def _report(self, cause: Cause, message: str, error: Exception) -> None:
+        """Leave word of the end for the user, and for the ranks and starts that follow."""
+        if not self._number:
+            starts.report(self._run, self._ranks, message, is_cause=cause != "lost peer")
+            if not isinstance(error, RsbError):
+                log.error("%s", "".join(traceback.format_exception(error)))
+        elif cause in ("crashed", "failed"):
+            self._report_failure(cause, message, error)
+        elif cause == "lost peer":
+            self._report_lost()
 
     def _train(self) -> Cause:
         spec, recipe = self._wait_for_storage(), self._run.recipe()
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
+        claim.check_not_ended(self._run, self._ranks)
         self._ranks = self._ranks.sharing(spec.virtual_ranks)
         if self._ranks.is_spare:
             log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
             Group.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
             return "finished"
-        group = Group(self._ranks, self._run.store, wait_s=self._job.rendezvous_s, collective_s=self._job.collective_s)
+        group = Group(
+            self._ranks,
+            self._run.store,
+            wait_s=self._job.rendezvous_s,
+            collective_s=self._job.collective_s,
+            gpus=self._job.gpus_per_node,
+        )
         if group.rank == 0:
             self._claim = claim.take(self._run, self._draft(group))
+            starts.note(starts.CLAIMED, self._ranks)
         self._number = int(group.share("attempt number", str(self._claim.record.number) if self._claim else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
         log.info(
@@ -221,8 +247,8 @@ class _Attempt:
 
     def _close(self, cause: Cause, message: str) -> None:
         """Note the end of the attempt, on rank 0."""
-        if self._claim is None or self._claim.record.cause:
-            return
+        if self._claim is None or self._claim.record.cause not in ("", "finished") or self._claim.record.cause == cause:
+            return  # "finished" was too early where result.json could not be written
         self._claim.release()
         if cause in ("lost peer", "stuck", "superseded") and self._run.attempt(self._number).cause:
             return  # a peer has noted it meanwhile, and this rank, which was cut off or suspended, knows less
@@ -311,13 +337,14 @@ class _Attempt:
         _exit("stuck")
 
     def _report_failure(self, cause: Cause, message: str, error: Exception) -> None:
-        text = io.StringIO()
-        traceback.print_exception(error, file=text)
-        log.error("%s", text.getvalue())
-        if self._number:
-            failure = {"message": f"rank {self._ranks.rank}: {message}", "traceback": redact(text.getvalue())}
-            failure |= {"cause": cause, "host": socket.gethostname()}
-            self._run.write_rank_failure(self._number, self._ranks.rank, failure)
+        text = "".join(traceback.format_exception(error))
+        log.error("%s", text)
+        said = f"rank {self._ranks.rank}: {message}"
+        failure = {"cause": cause, "message": said, "host": socket.gethostname(), "traceback": redact(text)}
+        self._run.write_rank_failure(self._number, self._ranks.rank, failure)
+        if self._claim is None:
+            # Rank 0 may never learn of it: under NCCL it waits for this rank until somebody kills it.
+            self._close_for_rank_0(cause, said)
 
 
 def _classify(error: BaseException) -> tuple[Cause, str]:
@@ -327,6 +354,10 @@ def _classify(error: BaseException) -> tuple[Cause, str]:
         return "superseded", text
     if isinstance(error, cost.SpentError):
         return "stopped", text
+    if isinstance(error, claim.EndedError):
+        return error.cause, text
+    if isinstance(error, DeviceError):
+        return "crashed", text  # another host may have them
     if isinstance(error, LostPeerError) or is_lost_peer(error):
         return "lost peer", text
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_host_memory(error):
@@ -343,7 +374,10 @@ def _classify(error: BaseException) -> tuple[Cause, str]:
 
 def _is_host_memory(error: BaseException) -> bool:
     """Whether torch could not have memory of the host; it has no class of its own for that."""
-    signs = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
+    signs = (
+        "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc",
+        "can't start new thread",
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 

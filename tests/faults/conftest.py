@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,13 @@ def tiny_unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -
 def needs_root() -> None:
     """Skip where file systems cannot be mounted; the servers need root as well."""
     skip_without("slurm", [] if os.geteuid() == 0 else ["root rights"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, needs_root: None) -> Iterator[Path]:
+    """A file system of its own, of 40 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "small", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

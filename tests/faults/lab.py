@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,10 +13,10 @@ import torch
 from rsb_cluster.catalog import load_job, load_recipe
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.sources import Source, open_set
-from rsb_cluster.run import Attempt, Run, Spec
+from rsb_cluster.ranks import Ranks
+from rsb_cluster.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage import Store
 from rsb_cluster.train import worker
-from rsb_cluster.train.distributed import Ranks
 from rsb_cluster.train.logfile import logging_to
 from rsb_cluster.train.stopping import StopFlag
 
@@ -32,6 +34,18 @@ PACE = ("log_every_steps=1", "checkpoint.every_steps=3")
 def few_digits() -> dict[str, Source]:
     """As many of scikit-learn's digits as are needed."""
     return {name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()}
+
+
+def fill(disk: Path) -> None:
+    """Write a file ``filler`` until there is no room for more."""
+    with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+
+
+class Killed(BaseException):
+    """Raised where a rank is to be killed: no handler of its own has a say."""
 
 
 class StopAfter(StopFlag):
@@ -65,8 +79,8 @@ class AtStep(StopFlag):
         return super().counts()
 
 
-def new_run(folder: str | Path, data: str | Path, *assignments: str) -> Run:
-    """A run of the digits recipe that was never started, with four virtual ranks."""
+def new_run(folder: str | Path, data: str | Path, *assignments: str, recipe: str = "digits") -> Run:
+    """A run of a recipe that was never started, with four virtual ranks."""
     store = Store(folder)
     digests = {name: load_index(Store(data).child(name)).digest for name in SAMPLES}
     spec = Spec(
@@ -74,7 +88,7 @@ def new_run(folder: str | Path, data: str | Path, *assignments: str) -> Run:
         train_digest=digests["train"], val_digest=digests["val"],
     )  # fmt: skip
     run = Run(store, spec.run_id)
-    run.create(load_recipe("digits", assignments=assignments).recipe, spec)
+    run.create(load_recipe(recipe, assignments=assignments).recipe, spec)
     return run
 
 
@@ -88,19 +102,45 @@ class Lab:
     """
 
     def __init__(self, folder: str | Path, data: str | Path, *assignments: str) -> None:
-        self.run = new_run(folder, data, *TINY, *assignments)
-        self.store = self.run.store
+        self._train(new_run(folder, data, *TINY, *assignments))
+
+    @staticmethod
+    def of(folder: str | Path, data: str | Path, recipe: str, *assignments: str) -> Lab:
+        """One run of a recipe as it is, and not of the few digits."""
+        lab = Lab.__new__(Lab)
+        lab._train(new_run(folder, data, *assignments, recipe=recipe))
+        return lab
+
+    def _train(self, run: Run) -> None:
+        self.run, self.store = run, run.store
         self.job, _ = load_job("local", assignments=list(PACE))
-        self._starts = 0
+        self._job_id, self._starts = 0, -1
+
+    def resubmit(self) -> None:
+        """Let what follows be the starts of another job, as after a submit by the user."""
+        self._job_id, self._starts = self._job_id + 1, -1
 
     def attempt(self, flag: StopFlag | None = None) -> Attempt:
         """Start the run once, and return how that ended."""
+        self.start(flag)
+        return self.run.attempts()[-1]
+
+    def start(self, flag: StopFlag | None = None) -> Cause:
+        """Start the run once, and return the cause that its rank ends with. `Killed` ends it as SIGKILL would."""
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
         self._starts += 1
-        ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="lab", restart=self._starts, held=1)
+        ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id=f"lab{self._job_id}", restart=self._starts, held=1)
         with logging_to(self.store, ranks) as log_file:
-            worker._Attempt(self.run, self.job, ranks, flag or StopFlag(), log_file).run()
-        return self.run.attempts()[-1]
+            attempt = worker._Attempt(self.run, self.job, ranks, flag or StopFlag(), log_file)
+            try:
+                return attempt.run()
+            except Killed as killed:
+                # Its threads would go with it: those of the loader end with the frames that hold it.
+                traceback.clear_frames(killed.__traceback__)
+                assert attempt._claim is not None and attempt._watchdog is not None
+                attempt._claim.release()
+                attempt._watchdog.close()
+                raise
 
     @property
     def checkpoints(self) -> Store:

@@ -19,10 +19,13 @@ def test_it_saves_and_stops_stays_away_and_goes_on_with_more(
     assert (stopped.cause, stopped.start_step, stopped.end_step) == ("stopped", 0, 1)
     assert "of the 1e-07 GPU-hours that it may. Its state is saved; submit it again with a larger" in stopped.message
     assert [saved.step for saved in checkpoint.listed(lab.checkpoints, {1: 0})] == [1]
+    assert lab.start() == "stopped" and len(lab.run.attempts()) == 1, "its job has stopped it for good"
+    lab.resubmit()
     refused = lab.attempt()
     assert (refused.cause, refused.start_step, refused.end_step) == ("stopped", 1, 1)
     assert refused.message.startswith(f"{lab.run.run_id} has used 0.00 of the 1e-07 GPU-hours")
     lab.job = ample
+    lab.resubmit()
     finished = lab.attempt()
     assert (finished.cause, finished.start_step) == ("finished", 1)
     assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.catalog import load_job
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_STOPPED
 from rsb_cluster.metrics import read_rows
 from rsb_cluster.node.spec import SPEC_SHA256, SPEC_URL, NodeSpec, Wheel, digest
 from rsb_cluster.run import Run
 from tests.command import ROOT
 from tests.faults.lab import PACE, STEPS, TINY, new_run
+from tests.servers.daemons import GUARD_S
 from tests.servers.metadata import Metadata, aws_notice
 
 
@@ -50,12 +51,14 @@ class Nodes:
 
     def __init__(self, run: Run, metadata: list[Metadata]) -> None:
         self.run, self._metadata = run, metadata
+        self.submission_id = "rsb-test"
 
     def environment(self, node: int, *assignments: str) -> dict[str, str]:
         """What SkyPilot and the submission set; all nodes are this machine."""
         job, _ = load_job("slurm-cpu", assignments=[*PACE, "notice=auto", "nodes=2", *assignments])
         spec = NodeSpec(
-            submission_id="rsb-test", run_url=self.run.url, run_id=self.run.run_id, job=job.model_dump(mode="json"),
+            submission_id=self.submission_id, run_url=self.run.url, run_id=self.run.run_id,
+            job=job.model_dump(mode="json"),
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
             code=Wheel(url=f"{self.run.url}/code/none.whl", sha256="0" * 64), pins=(),
         )  # fmt: skip
@@ -74,7 +77,7 @@ class Nodes:
     def attempt(self, *assignments: str) -> tuple[list[int], str]:
         """Start both, and return how they ended and what they said."""
         started = [self.start(node, *assignments) for node in (0, 1)]
-        said = "".join(process.communicate(timeout=240)[0] for process in started)
+        said = "".join(process.communicate(timeout=GUARD_S)[0] for process in started)
         return [process.returncode for process in started], said
 
 
@@ -109,10 +112,25 @@ def test_a_run_without_gpu_hours_left_stays_away_and_no_node_asks_for_another_st
     assert codes == [EXIT_STOPPED, EXIT_STOPPED], said
     last = nodes.run.attempts()[-1]
     assert last.cause == "stopped" and "submit it again with a larger --max-gpu-hours" in last.message
+    codes, said = nodes.attempt()
+    assert codes == [EXIT_STOPPED, EXIT_STOPPED], "what this submission was stopped for stays so, with any limit"
+    assert nodes.run.attempts()[-1] == last
+
+
+def test_a_start_that_becomes_no_attempt_is_one_that_the_engine_counts(nodes: Nodes) -> None:
+    """Else SkyPilot would pay for machines for ever: after code 75 it starts a job as often as it ends so."""
+    number = len(nodes.run.attempts())
+    nodes.submission_id = "rsb-no-gpu"
+    process = nodes.start(0, "gpus_per_node=1", SKYPILOT_NODE_IPS=ADDRESS, SKYPILOT_NUM_NODES="1")
+    said, _ = process.communicate(timeout=GUARD_S)
+    assert process.returncode == EXIT_NO_ATTEMPT, said
+    assert "1 GPU is asked for on this node, and CUDA sees none" in said
+    assert len(nodes.run.attempts()) == number
 
 
 def test_the_next_attempt_goes_on_and_listens_on_the_private_address_only(nodes: Nodes) -> None:
     """The notice is another's: in its time, which is long over, the machine was spared."""
+    nodes.submission_id = "rsb-again"
     nodes._metadata[0].announce(aws_notice(datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()))
     first = nodes.run.attempts()[0]
     started = [nodes.start(node) for node in (0, 1)]
@@ -130,7 +148,7 @@ def test_the_next_attempt_goes_on_and_listens_on_the_private_address_only(nodes:
 
 def test_a_spec_that_was_changed_is_not_believed(nodes: Nodes) -> None:
     process = nodes.start(0, **{SPEC_SHA256: "0" * 64})
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=GUARD_S)
     assert process.returncode == EXIT_FAILED
     assert "is not what was submitted" in said and "Traceback" not in said
 

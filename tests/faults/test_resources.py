@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,24 +12,7 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.run import Run
 from rsb_cluster.storage import Store
 from tests.equality import assert_bit_equal, final_state, rows_of
-from tests.faults.lab import STEPS, AtStep, Lab, few_digits
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, needs_root: None) -> Iterator[Path]:
-    """A file system of its own, of 40 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "small", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
-        while True:
-            file.write(bytes(1 << 16))
-            file.flush()
+from tests.faults.lab import STEPS, AtStep, Lab, few_digits, fill
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(

@@ -18,6 +18,9 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
+# What hangs is given up then, s. No test passes or fails by the clock: it is ten times what the slowest one takes.
+GUARD_S = 1800.0
+
 
 class ServerError(RuntimeError):
     """A test server did not start, a command on it failed, or something did not happen in time."""
@@ -57,7 +60,7 @@ def listening(port: int, address: str = "127.0.0.1") -> bool:
         return probe.connect_ex((address, port)) == 0
 
 
-def poll(predicate: Callable[[], T | None], timeout: float, interval: float = 0.1) -> T | None:
+def poll(predicate: Callable[[], T | None], timeout: float = GUARD_S, interval: float = 0.1) -> T | None:
     """Call ``predicate`` until it returns something true, and return that; None when time is up."""
     deadline = time.monotonic() + timeout
     while True:
@@ -184,7 +187,7 @@ class Server:
                 start_new_session=True,  # a Ctrl-C in the terminal is for pytest, which then stops us in order
             )
 
-    def wait_daemon(self, name: str, ready: Callable[[], object], timeout: float = 30) -> None:
+    def wait_daemon(self, name: str, ready: Callable[[], object], timeout: float = GUARD_S) -> None:
         """Wait until a daemon serves; raise at once if it ends before that."""
         daemon = self.daemons[name]
         poll(lambda: daemon.poll() is not None or ready(), timeout, 0.05)
@@ -193,7 +196,7 @@ class Server:
         if not ready():
             raise ServerError(f"{name} not ready after {timeout} s\n{self.log_tails()}")
 
-    def command(self, *argv: str, env: Mapping[str, str] | None = None, timeout: float = 60) -> str:
+    def command(self, *argv: str, env: Mapping[str, str] | None = None, timeout: float = GUARD_S) -> str:
         """Run a program to its end and return its standard output; raise with its standard error if it fails."""
         try:
             done = subprocess.run(

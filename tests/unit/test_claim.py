@@ -8,8 +8,9 @@ import pytest
 
 from rsb_cluster import claim
 from rsb_cluster.checkpoint import Saved, write
-from rsb_cluster.claim import HistoryError, SupersededError, TakenError
+from rsb_cluster.claim import EndedError, HistoryError, SupersededError, TakenError
 from rsb_cluster.job import Job
+from rsb_cluster.ranks import Ranks
 from rsb_cluster.run import Attempt, Heartbeat, Run
 
 JOB = Job(name="test", backend="local")
@@ -161,3 +162,47 @@ def test_preemptions_are_unlimited_unless_the_job_says_otherwise(tmp_path):
 def test_preemptions_of_earlier_jobs_do_not_count(tmp_path):
     claimed = history(Run.at(tmp_path, "run"), "preempted", "preempted", job_id="6")
     claim.check_history(claimed, JOB.model_copy(update={"max_preemptions": 1}))
+
+
+# --- a job whose last attempt ended for good ------------------------------------------------------------------------
+
+
+def start(number, job_id="7"):
+    return Ranks(0, 0, 1, job_id, number, 1)
+
+
+@pytest.mark.parametrize("cause", ["failed", "stopped"])
+def test_a_job_does_not_train_again_after_an_attempt_that_ended_for_good(run, cause):
+    """Whatever its ranks' exit codes made of it; another job may."""
+    end(run, claim.take(run, draft()), "preempted")
+    claim.check_not_ended(run, start(1))
+    end(run, claim.take(run, draft()), cause, message="a shard was replaced")
+    with pytest.raises(
+        EndedError, match=f"attempt 2 of this job ended the run .{cause}: a shard was replaced"
+    ) as caught:
+        claim.check_not_ended(run, start(2))
+    assert caught.value.cause == cause
+    claim.check_not_ended(run, start(0, job_id="8"))
+    end(run, claim.take(run, draft("8")), "preempted")
+    claim.check_not_ended(run, start(1, job_id="8"))
+    with pytest.raises(EndedError):
+        claim.check_not_ended(run, start(3))
+
+
+def test_what_a_rank_said_counts_where_rank_0_was_killed(run):
+    claim.take(run, draft())
+    run.write_rank_failure(1, 2, {"cause": "stuck", "message": "rank 2 is slow", "host": "n1"})
+    claim.check_not_ended(run, start(1))
+    run.write_rank_failure(1, 3, {"cause": "failed", "message": "rank 3: a shard was replaced", "host": "n1"})
+    with pytest.raises(EndedError, match="rank 3: a shard was replaced"):
+        claim.check_not_ended(run, start(1))
+
+
+def test_attempts_that_finish_without_a_result_are_not_made_for_ever(run):
+    """Killed between the attempt's record and result.json, some times in a row."""
+    for _ in range(claim.KILLS_IN_A_ROW):
+        last = claim.take(run, draft())
+        claim.check_history(last, JOB)
+        end(run, last, "finished")
+    with pytest.raises(HistoryError, match="the last 5 attempts were killed"):
+        claim.check_history(claim.take(run, draft()), JOB)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import catalog, scheduler
+from rsb_cluster import catalog, scheduler, starts
 from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.exits import EXIT_FAILED
 from rsb_cluster.job import Job
 from rsb_cluster.plan import parse_seeds
 from rsb_cluster.recipe import Recipe
 from rsb_cluster.scheduler import slurm
 from rsb_cluster.task import Task
 from rsb_cluster.virtual_ranks import choose_virtual_ranks
+from tests.servers.daemons import GUARD_S
 
 CLOUD_JOBS = (
     "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
@@ -202,8 +204,8 @@ def test_seeds_are_one_or_counted():
 # --- the script -----------------------------------------------------------------------------------------------------
 
 
-def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1) -> str:
-    return slurm.script(job, [Task("/runs/a", "a", {})] * count, FOLDER, name)
+def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1, folder: Path = FOLDER) -> str:
+    return slurm.script(job, [Task("/runs/a", "a", {})] * count, folder, name)
 
 
 def options(text: str) -> dict[str, str]:
@@ -298,7 +300,9 @@ def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
 # --- the script, run by bash, with programs in Slurm's place that note how they were called ------------------------
 
 STUBS = {
-    "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; eval "$SRUN_DOES"; exit "$CODE"',
+    # Its rank 0 notes that this start became an attempt.
+    "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; '
+    'echo "${SLURM_RESTART_COUNT:-0}" | tee "$OUT/7_claimed" >"$OUT/5_0_claimed"; eval "$SRUN_DOES"; exit "$CODE"',
     "squeue": 'echo "$@" >>"$OUT/squeue"; printf "%-20s%-20s\\n" $STATE "${RESTARTS:-0}"',
     "scontrol": 'echo "$@" >>"$OUT/scontrol"; exit "${SCONTROL_CODE:-0}"',
     "sleep": 'echo "$@" >>"$OUT/sleep"',
@@ -314,7 +318,7 @@ class Node:
         for name, body in STUBS.items():
             (folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
             (folder / "bin" / name).chmod(0o755)
-        (folder / "script").write_text(script(job))
+        (folder / "script").write_text(script(job, folder=folder))
 
     def start(self, code: int, state: str, **env: str) -> subprocess.Popen[str]:
         environment = {
@@ -326,7 +330,7 @@ class Node:
 
     def run(self, code: int, state: str, **env: str) -> int:
         process = self.start(code, state, **env)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=GUARD_S)
         assert said == ""
         return process.returncode
 
@@ -367,6 +371,46 @@ def test_a_script_on_a_host_that_was_held_for_dead_leaves_the_job_alone(node, mi
     assert node.calls("scontrol") == (["requeue 7"] if again else [])
 
 
+NO_ATTEMPT = {"SRUN_DOES": "rm -f $OUT/*_claimed"}
+
+
+@pytest.mark.parametrize("code", [75, 134, 137])
+def test_starts_that_become_no_attempt_are_delayed_more_each_time_and_given_up(node, code):
+    """As they must where the folder of scripts cannot be written: Slurm's own count stands in."""
+    for is_writable in (True, False):
+        if not is_writable:
+            (node.folder / "7_starts").mkdir()  # nothing can be written into it
+        for restart in range(starts.LIMIT):
+            is_last = restart == starts.LIMIT - 1
+            process = node.start(code, "RUNNING", RESTARTS=str(restart), SLURM_RESTART_COUNT=str(restart), **NO_ATTEMPT)
+            _, said = process.communicate(timeout=GUARD_S)
+            assert process.returncode == (EXIT_FAILED if is_last else code)
+            assert ("5 starts in a row ended before training" in said) == is_last
+        delays = [f"update JobId=7 StartTime=now+{seconds}" for seconds in (30, 60, 120, 240)]
+        assert node.calls("scontrol") == [call for delay in delays for call in ("requeue 7", delay)]
+        (node.folder / "scontrol").unlink()
+        if is_writable:
+            (node.folder / "7_starts").unlink()
+
+
+def test_an_attempt_ends_the_count_of_starts(node):
+    for restart in range(3 * starts.LIMIT):
+        is_attempt = restart % 4 == 3
+        does = {"SRUN_DOES": "rm -f $OUT/7_starts"} if is_attempt else NO_ATTEMPT
+        assert node.run(75, "RUNNING", RESTARTS=str(restart), SLURM_RESTART_COUNT=str(restart), **does) == 75
+    assert node.calls("scontrol").count("requeue 7") == 3 * starts.LIMIT
+
+
+@pytest.mark.parametrize("code", [134, 137, 100])
+def test_a_rank_that_ended_the_run_for_good_is_heard_whatever_the_highest_code(node, code):
+    does = 'echo "$SLURM_RESTART_COUNT" >$OUT/7_ended'
+    assert node.run(code, "RUNNING", RESTARTS="3", SLURM_RESTART_COUNT="3", SRUN_DOES=does) == code
+    assert node.calls("scontrol") == []
+    # An administrator may start it again; that start speaks for itself.
+    assert node.run(137, "RUNNING", RESTARTS="4", SLURM_RESTART_COUNT="4") == 137
+    assert node.calls("scontrol") == ["requeue 7"]
+
+
 def test_a_job_that_may_not_queue_again_ends_at_once(node):
     assert node.run(75, "RUNNING", SCONTROL_CODE="1") == 75
     assert node.calls("sleep") == []
@@ -381,7 +425,7 @@ def test_the_script_outlives_the_signals_of_a_preemption(node, number):
     time.sleep(0.2)
     assert process.poll() is None
     (node.folder / "saved").touch()
-    process.communicate(timeout=30)
+    process.communicate(timeout=GUARD_S)
     assert node.calls("scontrol") == ["requeue 7"]
 
 

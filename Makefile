@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	bash tests/setup.sh || test -z "$$RSB_REQUIRE"
 	$(MAKE) lint
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

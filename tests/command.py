@@ -7,11 +7,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.servers.daemons import GUARD_S
+
 ROOT = Path(__file__).parent.parent
 
 
 class CommandError(AssertionError):
     """A command did not end as it should have; the message holds all that it said."""
+
+
+# Until it is told to stop, a rank makes no step beyond the one that a file names. What a test does to a run then comes
+# at a step and not at a time. To wait so is no standstill.
+HELD = """
+import pathlib
+_free_step = Trainer._step
+def _step(self, source):
+    limit = pathlib.Path({limit!r})
+    while self.flag.cause is None and self.progress.step >= int(limit.read_text()):
+        self.watchdog.progress(self.progress.step, "waiting for data")
+        time.sleep(0.01)
+    _free_step(self, source)
+Trainer._step = _step
+"""
 
 
 class RsbCluster:
@@ -26,11 +43,30 @@ class RsbCluster:
         self.cwd = cwd
         self.env = os.environ | {"PYTHONPATH": str(ROOT)} | env
 
-    def __call__(self, *args: str, code: int = 0, timeout: float = 300) -> str:
+    def change_trainer(self, code: str) -> None:
+        """Have the ranks of what is submitted from now on execute this in the trainer's module."""
+        self.env |= {"PYTHONPATH": f"{ROOT}/tests/ranks{os.pathsep}{ROOT}", "RSB_TEST_TRAINER": code}
+
+    def hold(self, step: int = 0) -> None:
+        """Have the runs that are submitted from now on make no step beyond this one, until ``allow`` says more."""
+        self.allow(step)
+        self.change_trainer(HELD.format(limit=str(self.cwd / "limit")))
+
+    def allow(self, step: int = 1_000_000) -> None:
+        """Let held runs go on until so many steps are done."""
+        written = self.cwd / "limit.new"
+        written.write_text(str(step))
+        written.replace(self.cwd / "limit")
+
+    def go_on(self) -> None:
+        """Let held ranks make two steps more, so that each learns in a collective what has become of the others."""
+        self.allow(int((self.cwd / "limit").read_text()) + 2)
+
+    def __call__(self, *args: str, code: int = 0, timeout: float = GUARD_S) -> str:
         """Run it, check its exit code, and return its standard output."""
         return self.run(*args, code=code, timeout=timeout).stdout
 
-    def run(self, *args: str, code: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, code: int = 0, timeout: float = GUARD_S) -> subprocess.CompletedProcess[str]:
         """Run it, check its exit code, and return all that it said."""
         command = [sys.executable, "-m", "rsb_cluster", *args]
         done = subprocess.run(command, cwd=self.cwd, env=self.env, capture_output=True, text=True, timeout=timeout)

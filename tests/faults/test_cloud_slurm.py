@@ -36,6 +36,7 @@ def hosts() -> Iterator[CloudHosts]:
 @pytest.fixture(scope="module")
 def victim(hosts: CloudHosts, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Victim:
     rsb = RsbCluster(tmp_path_factory.mktemp("cloud-slurm"), hosts.env)
+    rsb.hold()
     return on_slurm(rsb, submit(rsb, digits, "--job", "slurm-spot", "--nodes", "2", *ON_CPUS), hosts)
 
 
@@ -43,7 +44,7 @@ def test_a_notice_on_the_machine_without_rank_0_loses_nothing(victim: Victim, ho
     reached = victim.wait_for_steps(1)
     _, doomed = victim.attempt(1).hosts
     hosts.announce(doomed, goes=time.time() + 120)
-    ended = victim.wait_for_end(1)
+    ended = victim.wait_for_end(1, one_rank_knows=True)
     assert ended.cause == "preempted" and ended.end_step >= reached
     assert ended.message.startswith(f"aws takes {doomed} back at ")
     hosts.take_back(doomed)
@@ -70,12 +71,14 @@ def test_a_machine_that_goes_without_a_word_costs_the_steps_since_the_last_check
     """The one with rank 0, and with the job's script."""
     reached, lost = victim.progress()[1], victim.attempt(2).hosts[0]
     hosts.take_back(lost)
+    victim.rsb.go_on()
     victim.wait_for_steps(3)
     assert lost not in victim.attempt(3).hosts
     assert victim.steps_lost(2, reached) <= EVERY_STEPS
 
 
 def test_in_the_end_nothing_has_happened(victim: Victim, unbroken: Run) -> None:
+    victim.rsb.allow()
     victim.wait_for_state("finished")
     assert len(victim.run.attempts()) == 3
     result = victim.run.result()

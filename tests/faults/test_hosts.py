@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slurm
 @pytest.fixture(scope="module")
 def victim(hosts: SlurmHosts, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Victim]:
     rsb = RsbCluster(tmp_path_factory.mktemp("hosts"), hosts.env)
+    rsb.hold()
     two_hosts = ("--nodes", "2", "--set", "job.tasks_per_node=1", "--set", "job.slurm.partition=spot")
     yield on_slurm(rsb, submit(rsb, digits, "--job", "slurm-cpu", *two_hosts), hosts)
     hosts.cancel_all()
@@ -57,7 +58,7 @@ def test_a_preemption_by_the_users_signal_loses_nothing(victim: Victim, hosts: S
     urgent = hosts.run("sbatch", "--parsable", "-N4", "--exclusive", "-p", "main", "--wrap=true", "-o", "/dev/null")
     ended = victim.wait_for_end(1)
     assert ended.cause == "preempted" and ended.end_step >= reached
-    hosts.wait_for_state(urgent.strip(), "COMPLETED", timeout=60)
+    hosts.wait_for_state(urgent.strip(), "COMPLETED")
     victim.wait_for_steps(2)
     assert victim.steps_lost(1, ended.end_step) == 0
     assert "saved" in victim.log()
@@ -84,7 +85,7 @@ def test_a_rank_that_is_stopped_is_named_with_its_host(victim: Victim) -> None:
     """By SIGSTOP. Slurm would wait a while for it and kill it then; the test does not."""
     reached, (_, second) = victim.wait_for_steps(4), where(victim)
     pid = victim.pid(rank=1)
-    os.kill(pid, signal.SIGSTOP)
+    victim.kill(1, signal.SIGSTOP)
     stuck = victim.wait_for_end(4)
     os.kill(pid, signal.SIGKILL)
     assert stuck.cause == "stuck"
@@ -120,6 +121,7 @@ def test_a_host_that_is_cut_off_costs_the_steps_since_the_last_checkpoint(
     reached, (_, lost) = victim.wait_for_steps(6), where(victim)
     pid = victim.pid(rank=1)
     hosts.cut_off(lost)
+    victim.rsb.go_on()
     hosts.reboot(wait_until_gone(victim, ghosts))
     victim.wait_for_steps(7)
     assert lost not in where(victim)
@@ -132,6 +134,7 @@ def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     reached, (lost, _) = victim.wait_for_steps(7), where(victim)
     hosts.kill_node(lost)
+    victim.rsb.go_on()
     hosts.rejoin(wait_until_gone(victim, ghosts))
     victim.wait_for_steps(8)
     assert victim.attempt(7).cause == "lost peer" and f"rank 0 on {lost} does not answer" in victim.attempt(7).message
@@ -142,6 +145,7 @@ def test_a_host_that_dies_costs_the_steps_since_the_last_checkpoint(
 
 
 def test_in_the_end_nothing_has_happened(victim: Victim, unbroken: Run) -> None:
+    victim.rsb.allow()
     victim.wait_for_state("finished")
     assert len(victim.run.attempts()) == 8
     victim.assert_as_if_nothing_had_been(unbroken)

@@ -62,6 +62,7 @@ class Storm:
         self.science = science
         folder.mkdir()
         self.rsb = RsbCluster(folder, hosts.env)
+        self.rsb.hold()
         self.now_on = self.draw.choice(nodes)
         self.victim: Victim = self.submit()
         dying: list[Callable[[], object]] = [*[self.preempt] * 4, *[self.requeue] * 3, *[self.kill_rank] * 4]
@@ -77,16 +78,17 @@ class Storm:
     def rage(self) -> None:
         """Do all that is planned, each at a moment when some new steps have been made."""
         for moment, action in enumerate(self.plan, 1):
-            step = self.victim.wait_for_steps(moment, self.draw.randint(1, 6), timeout=900)
+            step = self.victim.wait_for_steps(moment, self.draw.randint(1, 6))
             name = getattr(action, "__name__", "")
             print(f"{moment:2d}. attempt {moment} on {self.now_on} nodes, step {step}: {name}", flush=True)
             action()
+        self.rsb.allow()
 
     def preempt(self) -> None:
         urgent = self.hosts.run(
             "sbatch", "--parsable", "-N4", "--exclusive", "-p", "main", "--wrap=true", "-o", "/dev/null"
         )
-        self.hosts.wait_for_state(urgent.strip(), "COMPLETED", timeout=120)
+        self.hosts.wait_for_state(urgent.strip(), "COMPLETED")
 
     def requeue(self) -> None:
         self.hosts.run("scontrol", "requeue", self.victim.job_id)
@@ -97,6 +99,7 @@ class Storm:
     def kill_host(self) -> None:
         lost = self.draw.choice(self.victim.run.attempts()[-1].hosts)
         self.hosts.kill_node(lost)
+        self.rsb.go_on()
         self.hosts.wait_until_down(lost)
         self.hosts.start_node(lost)
 
@@ -109,7 +112,8 @@ class Storm:
 
 def unbroken(hosts: SlurmHosts, data: Path, folder: Path, nodes: int, science: tuple[str, ...]) -> Run:
     quiet = Storm(hosts, data, folder, 0, (nodes,), science)
-    quiet.victim.wait_for_state("finished", timeout=1200)
+    quiet.rsb.allow()
+    quiet.victim.wait_for_state("finished")
     assert len(quiet.victim.run.attempts()) == 1
     return quiet.victim.run
 
@@ -124,7 +128,7 @@ def test_a_storm_that_moves_a_run_between_one_two_and_four_nodes(hosts: SlurmHos
     calm = unbroken(hosts, data, tmp_path / "calm", 2, science)
     storm = Storm(hosts, data, tmp_path / "storm", 2026, NODES, science)
     storm.rage()
-    storm.victim.wait_for_state("finished", timeout=1200)
+    storm.victim.wait_for_state("finished")
     run = storm.victim.run
     report(run)
     held = samples_of(run)
@@ -142,7 +146,7 @@ def test_a_storm_on_the_same_number_of_nodes_changes_no_bit(hosts: SlurmHosts, d
     calm = unbroken(hosts, data, tmp_path / "calm", 2, SCIENCE)
     storm = Storm(hosts, data, tmp_path / "storm", 7, (2,), SCIENCE)
     storm.rage()
-    storm.victim.wait_for_state("finished", timeout=1200)
+    storm.victim.wait_for_state("finished")
     report(storm.victim.run)
     assert samples_of(storm.victim.run) == samples_of(calm)
     assert rows_of(storm.victim.run) == rows_of(calm)

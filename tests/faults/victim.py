@@ -14,27 +14,21 @@ from rsb_cluster.metrics import read_rows
 from rsb_cluster.run import Attempt, Run
 from tests.command import RsbCluster
 from tests.equality import assert_bit_equal, final_state, rows_of
-from tests.servers.daemons import poll, processes_with
+from tests.servers.daemons import GUARD_S, poll, processes_with
 from tests.servers.slurm import SlurmCluster
 
 T = TypeVar("T")
 
-# Two ranks, 880 steps of some 40 ms, a checkpoint every ten; the smallest model that timm has for tests.
+# Two ranks, a checkpoint every ten steps; the smallest model that timm has for tests. The ranks are held
+# (`RsbCluster.hold`), so each fault comes after a step that is known, on any machine.
 SCIENCE = (
-    "--recipe",
-    "digits",
-    "--model",
-    "test_resnet",
-    "--set",
-    "schedule.epochs=40",
-    "--set",
-    "eval.every_epochs=20",
-)
+    "--recipe", "digits", "--model", "test_resnet", "--set", "schedule.epochs=8", "--set", "eval.every_epochs=4",
+)  # fmt: skip
 PACE = (
     "--set", "job.tasks_per_node=2", "--set", "job.log_every_steps=1", "--set", "job.checkpoint.every_steps=10",
     "--set", "job.watchdog_s=30",
 )  # fmt: skip
-TOTAL_STEPS, EVERY_STEPS = 880, 10
+TOTAL_STEPS, EVERY_STEPS = 176, 10
 
 _BEGIN = re.compile(r"rank0 attempt (\d+), rank 0 ")
 _STEP = re.compile(r"rank0 step (\d+)/")
@@ -71,37 +65,45 @@ class Victim:
         steps = _STEP.findall(text, begun[-1].end())
         return int(begun[-1][1]), int(steps[-1]) if steps else 0
 
-    def wait(self, what: str, predicate: Callable[[], T | None], timeout: float = 240) -> T:
-        result = poll(predicate, timeout)
+    def wait(self, what: str, predicate: Callable[[], T | None], timeout: float = GUARD_S, interval: float = 0.1) -> T:
+        result = poll(predicate, timeout, interval)
         if result is None:
             known = "\n".join(str(attempt) for attempt in self.run.attempts())
             raise AssertionError(f"not within {timeout} s: {what}\n{known}\n{self.rsb.logs()}\n{self.explain()}")
         return result
 
-    def wait_for_steps(self, attempt: int, count: int = EVERY_STEPS + 5, timeout: float = 240) -> int:
-        """Wait until an attempt has made so many steps of its own, one checkpoint's worth at least; return the last."""
+    def wait_for_steps(self, attempt: int, count: int = EVERY_STEPS + 5) -> int:
+        """Let an attempt make so many steps of its own, one checkpoint's worth at least; return the last."""
 
-        def reached() -> int | None:
-            number, step = self.progress()
-            if number < attempt or not step:  # what it began with is noted before its first step
-                return None
-            return step if step >= self.attempt(attempt).start_step + count else None
+        def began() -> Attempt | None:
+            return next((a for a in self.run.attempts() if a.number == attempt), None)
 
-        return self.wait(f"{count} steps of attempt {attempt}", reached, timeout)
+        last = self.wait(f"attempt {attempt}", began).start_step + count
+        self.rsb.allow(last)
+        # What it began with is noted before its first step.
+        self.wait(f"{count} steps of attempt {attempt}", lambda: self.progress() >= (attempt, max(1, last)) or None)
+        return self.progress()[1]
 
     def attempt(self, number: int) -> Attempt:
         return next(a for a in self.run.attempts() if a.number == number)
 
-    def wait_for_end(self, attempt: int) -> Attempt:
-        """Wait until an attempt has noted why it ended."""
+    def wait_for_end(self, attempt: int, *, one_rank_knows: bool = False) -> Attempt:
+        """Wait until an attempt has noted why it ended.
+
+        Args:
+            attempt: Its number.
+            one_rank_knows: Have it make some steps every second, after which one rank can tell the others to stop.
+        """
 
         def ended() -> Attempt | None:
             found = self.attempt(attempt)
+            if one_rank_knows and not found.cause:
+                self.rsb.allow(self.progress()[1] + 2)
             return found if found.cause else None
 
-        return self.wait(f"the end of attempt {attempt}", ended)
+        return self.wait(f"the end of attempt {attempt}", ended, interval=1.0 if one_rank_knows else 0.1)
 
-    def wait_for_state(self, *states: str, timeout: float = 240) -> dict[str, object]:
+    def wait_for_state(self, *states: str, timeout: float = GUARD_S) -> dict[str, object]:
         def reached() -> dict[str, object] | None:
             (status,) = self.rsb.json("status", self.run.run_id, "--json")
             return status if status["state"] in states else None
@@ -115,6 +117,7 @@ class Victim:
 
     def kill(self, rank: int, signal_: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.pid(rank), signal_)
+        self.rsb.go_on()
 
     def steps_lost(self, attempt: int, reached: int) -> int:
         """Steps of one attempt that the next had to do again, given how far it is known to have come."""
@@ -129,8 +132,7 @@ class Victim:
 
 
 def submit(rsb: RsbCluster, data: Path, *options: str) -> Run:
-    # With --wait it is as long as the run, and the machine may be busy with other tests.
-    printed = rsb("submit", *SCIENCE, *PACE, "--data", str(data), *options, timeout=540)
+    printed = rsb("submit", *SCIENCE, *PACE, "--data", str(data), *options)
     return Run.at(rsb.cwd / "runs", printed.split()[-1])
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from rsb_cluster import catalog
-from rsb_cluster.metrics import read_rows
 from rsb_cluster.run import Run
 from tests.command import RsbCluster
+from tests.faults.victim import on_slurm
+from tests.servers.daemons import GUARD_S
 from tests.servers.slurm import SlurmCluster
 
-RECIPES = {"low": 4e-3, "mid": 8e-3, "high": 1.6e-2}
+RECIPES = {"low": 4e-3, "high": 1.6e-2}
 MODELS = ("test_resnet", "test_byobnet")
 
 SWEEP = f"""
@@ -37,7 +38,7 @@ set = {{ cpus_per_task = 2 }}
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """Three recipes × two models × two seeds in two resource classes; one run was preempted, and one failed at first.
+    """Two recipes × two models × two seeds in two resource classes; one run was preempted, and one failed at first.
 
     Attributes:
         runs: Folder of the runs, all finished.
@@ -70,14 +71,15 @@ def finished_sweep(
     rsb = RsbCluster(tmp_path_factory.mktemp("sweep"), slurm_cluster.env)
     text = (catalog.bundled_dir("recipes") / "digits.toml").read_text()
     for name, lr in RECIPES.items():
-        values = {"name": f'"{name}"', "lr": lr, "epochs": 4, "warmup_epochs": 1, "every_epochs": 2, "virtual_ranks": 2}
+        values = {"name": f'"{name}"', "lr": lr, "epochs": 2, "warmup_epochs": 1, "every_epochs": 1, "virtual_ranks": 2}
         mine = text
         for key, value in values.items():
             mine = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value}", mine, count=1)
         (rsb.cwd / f"{name}.toml").write_text(mine)
     (rsb.cwd / "trial.toml").write_text(SWEEP)
+    rsb.hold()
     submit = ("sweep", "./trial.toml", "--job", "slurm-cpu", "--parallel", "2", "--data", str(digits), "--json",
-              "--set", "job.log_every_steps=4")  # fmt: skip
+              "--set", "job.log_every_steps=2")  # fmt: skip
 
     sent = rsb.json(*submit, "--collect")
     sweep_id, ids = sent["sweep_id"], [run["run_id"] for run in sent["runs"]]
@@ -87,8 +89,9 @@ def finished_sweep(
     (runs / failed / "metrics").write_text("in the way")
     sent_again = rsb.json(*submit)
 
-    wait(rsb, "the first run trains", lambda: read_rows(Run.at(runs, preempted)))
+    on_slurm(rsb, Run.at(runs, preempted), slurm_cluster).wait_for_steps(1, 6)
     rsb("preempt", preempted)
+    rsb.allow()
 
     def all_over() -> list[dict[str, Any]] | None:
         found = rsb.json("status", sweep_id, "--json")
@@ -105,10 +108,10 @@ def finished_sweep(
     return FinishedSweep(rsb, sweep_id, runs, before, sent, sent_again, status_before, preempted, failed, retried)
 
 
-def wait(rsb: RsbCluster, what: str, check: Callable[[], Any], timeout: float = 500) -> Any:
+def wait(rsb: RsbCluster, what: str, check: Callable[[], Any], timeout: float = GUARD_S) -> Any:
     """Wait until something is so, and return it."""
     deadline = time.monotonic() + timeout
     while not (found := check()):
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}\n{rsb('status')}{rsb.logs()}"
-        time.sleep(3)
+        time.sleep(1)
     return found

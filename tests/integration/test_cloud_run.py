@@ -25,8 +25,10 @@ from rsb_cluster.run import Run
 from rsb_cluster.scheduler import cloud
 from rsb_cluster.scheduler.cloud import engine
 from rsb_cluster.scheduler.cloud.engine import EngineJob
+from tests.command import RsbCluster
+from tests.servers.daemons import GUARD_S
 
-pytestmark = [pytest.mark.s3, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.s3
 
 # uv, but with this environment instead of packages from an index.
 UV = f"""#!/bin/bash
@@ -104,7 +106,7 @@ def rsb(*arguments: str) -> str:
     return done.stdout
 
 
-def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], timeout: float = 240) -> None:
+def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], timeout: float = GUARD_S) -> None:
     deadline = time.monotonic() + timeout
     while not predicate():
         if time.monotonic() > deadline:
@@ -114,25 +116,32 @@ def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], ti
 
 def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, s3, s3_bucket, digits, monkeypatch):
     monkeypatch.setattr(cloud, "_POLL_S", 0.5)
+    held = RsbCluster(machine.home, {})
+    held.hold(6)
+    for name in ("PYTHONPATH", "RSB_TEST_TRAINER"):
+        monkeypatch.setenv(name, held.env[name])
     data, runs = f"s3://{s3_bucket}/digits", f"s3://{s3_bucket}/runs"
     store = fsspec.filesystem("s3", endpoint_url=s3.endpoint)
     store.put(f"{digits}/", f"{data}/", recursive=True)
     submit = (
         "submit", "--recipe=digits", "--model=test_resnet", "--job=cloud-spot", "--gpus-per-node=0", "--data", data,
-        "--runs", runs, "--set=job.cloud.accelerators=''", "--set=job.tasks_per_node=2", "--set=job.notice=''",
+        "--runs", runs, "--set=job.cloud.accelerators=''", "--set=job.tasks_per_node=1", "--set=job.notice=''",
         "--set=job.cpus_per_task=1", "--set=job.loader_workers=0", "--set=job.log_every_steps=5",
+        "--set=schedule.epochs=4",
     )  # fmt: skip
     run = Run.at(runs, rsb(*submit).strip())
 
-    def steps() -> int:
-        return read_rows(run)[-1]["step"] if run.attempt_numbers() and read_rows(run) else 0
+    def steps(attempt: int) -> int:
+        beat = run.heartbeat(attempt)
+        return beat.step if beat is not None else 0
 
-    wait_for("steps", machine, lambda: steps() > 5)
+    wait_for("steps", machine, lambda: steps(1) == 6)
     rsb("preempt", run.run_id, "--runs", runs)
     wait_for("a second attempt", machine, lambda: run.attempt_numbers() == [1, 2])
     first = run.attempt(1)
     assert first.cause == "preempted" and first.end_step > 5
-    wait_for("it goes on", machine, lambda: steps() > first.end_step)
+    held.allow(first.end_step + 5)
+    wait_for("it goes on", machine, lambda: steps(2) == first.end_step + 5)
     assert "sky 1 RUNNING (1 recovered)" in rsb("status", "--runs", runs)
 
     rsb("cancel", run.run_id, "--runs", runs)
@@ -140,6 +149,7 @@ def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, 
     assert (second.cause, second.start_step) == ("stopped", first.end_step)
     wait_for("the machine is given back", machine, lambda: machine.process.poll() is not None)
 
+    held.allow()
     rsb(*submit)
     wait_for("the end", machine, lambda: run.result())
     wait_for("the engine knows", machine, lambda: list(machine.table.values())[-1].state == "SUCCEEDED")

@@ -13,7 +13,7 @@ from tests.command import ROOT
 from tests.made_runs import make_runs
 from tests.servers.slurm import SlurmCluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.slurm
 
 
 def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
@@ -38,5 +38,5 @@ def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
     assert not (tmp_path / "sweeps" / "deep-1").exists()
     gate.touch()
     written = tmp_path / "sweeps" / "deep-1" / "report.html"
-    slurm.wait_for("the report", written.exists, timeout=90)
+    slurm.wait_for("the report", written.exists)
     assert (tmp_path / "sweeps" / "deep-1" / "collect.json").exists()

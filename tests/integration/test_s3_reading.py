@@ -22,6 +22,7 @@ from rsb_cluster.errors import DataError, MissingError, StorageError
 from rsb_cluster.storage import Store
 from rsb_cluster.transfer import Transfer
 from tests.command import ROOT
+from tests.servers.daemons import GUARD_S
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.unit.test_index import FORMATS, pair, tar_of
 from tests.unit.test_reader import ODD, ahead_threads, image, wait_until
@@ -373,7 +374,7 @@ def test_processes_of_a_node_download_a_shard_once(data_set, proxy, tmp_path):
     children = [start(store, tmp_path / "cache") for _ in range(3)]
     go(*children)
     for child in children:
-        out, _ = child.communicate(timeout=30)
+        out, _ = child.communicate(timeout=GUARD_S)
         assert (child.returncode, out.strip()) == (0, hashlib.sha256(b"".join(images[:20])).hexdigest())
     assert [(r.first, r.last) for r in proxy.gets()] == [(0, index.shard_bytes[0] - 1)]
 

@@ -14,12 +14,11 @@ from tests.servers.slurm import SlurmCluster
 pytestmark = pytest.mark.slurm
 
 
-@pytest.mark.timeout(900)
 def test_a_preempted_run_ends_as_an_unbroken_one_and_a_difference_would_be_found(
     tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     rsb = RsbCluster(tmp_path, slurm.env)
-    shown = rsb("selftest", "resume", "--job", "slurm-cpu", "--set", "job.nodes=2", timeout=800)
+    shown = rsb("selftest", "resume", "--job", "slurm-cpu", "--set", "job.nodes=2")
     lines = [line.split()[0] for line in shown.splitlines()[1:]]
     assert lines == ["ok"] * 6, shown
     assert "2 in 3 attempts" in shown and "bit-equal" in shown

@@ -54,17 +54,17 @@ def test_spot_job_is_preempted_and_runs_again(slurm: SlurmCluster, tmp_path: Pat
     spot = sbatch(slurm, STUBBORN, out, "-p", "spot", "-N4", "--ntasks-per-node=1", "--requeue")
     slurm.wait_for("four tasks", lambda: out.exists() and out.read_text().count("up") == 4)
     main = sbatch(slurm, "sleep 1", tmp_path / "main", "-p", "main", "-N4", "--exclusive")
-    slurm.wait_for("SIGTERM in all tasks", lambda: out.read_text().count("TERM") >= 4, timeout=10)
+    slurm.wait_for("SIGTERM in all tasks", lambda: out.read_text().count("TERM") >= 4)
     assert slurm.job_state(spot) == "RUNNING", "grace time has hardly begun"
-    slurm.wait_for_state(main, "COMPLETED", timeout=60)
-    slurm.wait_for_state(spot, "COMPLETED", timeout=60)
+    slurm.wait_for_state(main, "COMPLETED")
+    slurm.wait_for_state(spot, "COMPLETED")
     assert [line for line in out.read_text().splitlines() if line.startswith("start")] == ["start 0", "start 1"]
 
     def history() -> list[str]:
         return slurm.run("sacct", "-X", "-D", "-n", "-P", "-o", "State", "-j", spot).split()
 
     # accounting is written behind the scheduler's back, a moment later
-    slurm.wait_for("both lives in sacct", lambda: history() == ["PREEMPTED", "COMPLETED"], timeout=10)
+    slurm.wait_for("both lives in sacct", lambda: history() == ["PREEMPTED", "COMPLETED"])
 
 
 @pytest.mark.slurm
@@ -76,14 +76,14 @@ def test_job_of_a_lost_node_is_requeued(slurm: SlurmCluster, tmp_path: Path) -> 
     slurm.kill_node("n4")
     slurm.wait_for("n4 down", lambda: slurm.run("sinfo", "-h", "-N", "-n", "n4", "-o", "%T").startswith("down"), 90)
     slurm.start_node("n4")
-    assert slurm.wait_for_state(job, "COMPLETED", "FAILED", timeout=60) == "COMPLETED"
+    assert slurm.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED"
 
 
 @pytest.mark.slurm
-def test_cancel_all_does_not_wait_for_stubborn_jobs(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_cancel_all_ends_stubborn_jobs(slurm: SlurmCluster, tmp_path: Path) -> None:
     job = sbatch(slurm, STUBBORN, tmp_path / "out", "-N4", "--ntasks-per-node=1")
     slurm.wait_for_state(job, "RUNNING")
-    slurm.cancel_all(timeout=8)  # KillWait is 10
+    slurm.cancel_all()
     assert slurm.job_state(job) == "CANCELLED"
     with pytest.raises(ServerError, match="Invalid"):
         slurm.run("scontrol", "show", "job", "999999")

@@ -13,8 +13,6 @@ from rsb_cluster.scheduler.cloud.task import sky_task
 from tests.command import ROOT
 from tests.unit.test_cloud_task import CPU, TASKS, load_job, spec_of, task
 
-pytestmark = pytest.mark.timeout(1200)
-
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> str:

@@ -9,7 +9,7 @@ from rsb_cluster.run import Run
 from rsb_cluster.sweep import read_sweep
 from tests.integration.conftest import MODELS, RECIPES, FinishedSweep
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.slurm
 
 
 def submissions(sweep: FinishedSweep) -> dict[str, list[str]]:
@@ -24,8 +24,8 @@ def test_a_sweep_is_one_array_for_each_resource_class(finished_sweep: FinishedSw
     assert [array["job"]["cpus_per_task"] for array in arrays] == [1, 2]
     first = {run_id: jobs[0] for run_id, jobs in submissions(finished_sweep).items()}
     for array, model in zip(arrays, MODELS, strict=True):
-        assert len(array["runs"]) == 6 and all(f"-{model}-" in run_id for run_id in array["runs"])
-        assert "#SBATCH --array=0-5%2\n" in array["script"]
+        assert len(array["runs"]) == 4 and all(f"-{model}-" in run_id for run_id in array["runs"])
+        assert "#SBATCH --array=0-3%2\n" in array["script"]
         parents = {first[run_id].split("_")[0] for run_id in array["runs"]}
         assert len(parents) == 1
     assert Counter(run["recipe"] for run in finished_sweep.sent["runs"]) == dict.fromkeys(RECIPES, 4)
@@ -47,7 +47,7 @@ def test_status_says_what_happened_to_each(finished_sweep: FinishedSweep) -> Non
     preempted = found.pop(finished_sweep.preempted)
     assert preempted["attempt"] == 2 and preempted["cause"] == "preempted"
     for status in found.values():
-        assert (status["attempt"], status["cause"], status["step"], status["epoch"]) == (1, "", 88, 4)
+        assert (status["attempt"], status["cause"], status["step"], status["epoch"]) == (1, "", 44, 2)
         assert status["images_per_s"] > 0 and 0 <= status["top1"] <= 100
 
 
@@ -64,7 +64,7 @@ def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: 
     rsb, sweep_id = finished_sweep.rsb, finished_sweep.sweep_id
     assert {status["state"] for status in rsb.json("status", sweep_id, "--json")} == {"finished"}
     assert "nothing to retry" in rsb.run("retry", sweep_id).stderr
-    assert "all 12 runs are neither queued nor running" in rsb.error("cancel", sweep_id, code=1)
+    assert "all 8 runs are neither queued nor running" in rsb.error("cancel", sweep_id, code=1)
     assert [m.run_id for m in read_sweep(str(finished_sweep.runs), "trial").members] == list(
         submissions(finished_sweep)
     )
@@ -72,7 +72,7 @@ def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: 
 
 def test_what_a_sweep_left_is_plain_data(finished_sweep: FinishedSweep) -> None:
     record = json.loads((finished_sweep.runs / "sweeps" / f"{finished_sweep.sweep_id}.json").read_text())
-    assert record["file"].endswith("trial.toml") and len(record["members"]) == 12
+    assert record["file"].endswith("trial.toml") and len(record["members"]) == 8
 
 
 def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: FinishedSweep) -> None:
@@ -91,7 +91,7 @@ def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: 
     published = json.loads((by_itself / "collect.json").read_text())["unfinished"]
     assert [(run["run_id"], run["state"]) for run in published] == [(finished_sweep.failed, "failed")]
     after = rsb.json("collect", one, "--format", "json")
-    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 12
+    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 8
     rsb.run("report", one, "-o", "report.html")
     page = (rsb.cwd / "report.html").read_text()
     assert all(member["run_id"] in page for member in finished_sweep.sent["runs"])

@@ -78,7 +78,7 @@ class Ec2(Server):
     def start(self) -> None:
         self.switch.start()
         self.spawn("moto", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port))
-        self.wait_daemon("moto", lambda: listening(self._port), timeout=60)
+        self.wait_daemon("moto", lambda: listening(self._port))
         self.client = self._client("ec2")
         self._make_account()
         self._hypervisor.start()

@@ -10,7 +10,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.servers.daemons import free_ports, missing_tools
+from tests.servers.daemons import GUARD_S, free_ports, missing_tools
 from tests.servers.network import Switch
 from tests.servers.slurm import TOOLS, SlurmCluster
 
@@ -103,7 +103,7 @@ class SlurmHosts(SlurmCluster):
         self.kill_node(node)
         self.start_node(node)
 
-    def wait_until_down(self, node: str, timeout: float = 90) -> None:
+    def wait_until_down(self, node: str, timeout: float = GUARD_S) -> None:
         """Wait until the controller has given a host up."""
 
         def down() -> bool | None:

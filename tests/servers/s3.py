@@ -108,7 +108,7 @@ class S3Server(Server):
         self.command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_id)
         self.spawn("osd.0", "ceph-osd", "-f", "-i", "0")
         self.spawn("client.rgw", "radosgw", "-f", "-n", "client.rgw")
-        self.wait_daemon("client.rgw", lambda: listening(self._port, self._address), timeout=60)
+        self.wait_daemon("client.rgw", lambda: listening(self._port, self._address))
         self.command(
             "radosgw-admin", "user", "create", "--uid=rsbtest", "--display-name=rsbtest",
             f"--access-key={self.env['AWS_ACCESS_KEY_ID']}", f"--secret-key={self.env['AWS_SECRET_ACCESS_KEY']}",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.servers.daemons import Server, free_ports, kill_all, listening, missing_tools
+from tests.servers.daemons import GUARD_S, Server, free_ports, kill_all, listening, missing_tools
 from tests.servers.ec2 import REGION, VPC, ZONES, Ec2
 from tests.servers.login import SlurmByLogin
 
@@ -94,9 +94,9 @@ class Sky(Server):
         (self.home / ".sky").mkdir(parents=True, exist_ok=True)
         (self.home / ".sky/config.yaml").write_text(self._config)
         self.spawn("api", "sky", "api", "start", "--foreground", env=self.env)
-        self.wait_daemon("api", lambda: listening(self._port), timeout=300)
+        self.wait_daemon("api", lambda: listening(self._port))
 
-    def run(self, *argv: str, timeout: float = 300) -> str:
+    def run(self, *argv: str, timeout: float = GUARD_S) -> str:
         """Run a command of SkyPilot's (``sky ...``) or another that is to talk to it, and return its output."""
         return self.command(*argv, env=self.daemon_env() | self.env, timeout=timeout)
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
-from tests.servers.daemons import Server, ServerError, free_ports, kill_all, listening, missing_tools, poll
+from tests.servers.daemons import GUARD_S, Server, ServerError, free_ports, kill_all, listening, missing_tools, poll
 
 T = TypeVar("T")
 
@@ -185,7 +185,7 @@ class SlurmCluster(Server):
         self.kill_daemon(f"slurmd-{node}")
         kill_all(f"{self.logs}/slurmd-{node}.", [self._ours, f"\0SLURMD_NODENAME={node}\0"])
 
-    def run(self, *argv: str, timeout: float = 60) -> str:
+    def run(self, *argv: str, timeout: float = GUARD_S) -> str:
         """Run a Slurm client program on this cluster and return its output; raise with its errors if it fails."""
         return self.command(*argv, env=os.environ | self.env, timeout=timeout)
 
@@ -206,14 +206,14 @@ class SlurmCluster(Server):
             raise ServerError(f"job {job_id} is unknown")
         return ",".join(sorted(set(found)))
 
-    def wait_for(self, what: str, predicate: Callable[[], T | None], timeout: float = 30) -> T:
+    def wait_for(self, what: str, predicate: Callable[[], T | None], timeout: float = GUARD_S) -> T:
         """Wait until ``predicate()`` is true and return its value; on a time-out show the queue and the logs."""
         if (result := poll(predicate, timeout)) is None:
             queue = self.run("squeue", "--states=all")
             raise ServerError(f"not within {timeout} s: {what}\n{queue}\n{self.log_tails()}")
         return result
 
-    def wait_for_state(self, job_id: int | str, *states: str, timeout: float = 30) -> str:
+    def wait_for_state(self, job_id: int | str, *states: str, timeout: float = GUARD_S) -> str:
         """Wait until a job is in one of the states, and return that state."""
 
         def state() -> str | None:
@@ -222,7 +222,7 @@ class SlurmCluster(Server):
 
         return self.wait_for(f"job {job_id} {' or '.join(states)}", state, timeout)
 
-    def cancel_all(self, timeout: float = 60) -> None:
+    def cancel_all(self) -> None:
         """End all jobs and bring back all nodes, so that the next test finds an idle cluster."""
         for node in self.nodes:
             if f"slurmd-{node}" not in self.daemons:
@@ -236,7 +236,7 @@ class SlurmCluster(Server):
                 self.run("scontrol", "update", f"NodeName={down}", "State=RESUME")
             return self._idle() and not self.run("squeue", "-h")
 
-        self.wait_for("no jobs, and all nodes idle", idle, timeout)
+        self.wait_for("no jobs, and all nodes idle", idle)
 
     def stop(self) -> None:
         """End everything that runs with this cluster's configuration: daemons, job steps, tasks and clients."""

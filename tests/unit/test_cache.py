@@ -19,6 +19,7 @@ from rsb_cluster.errors import DataError, MissingError
 from rsb_cluster.storage import Store
 from rsb_cluster.transfer import Transfer, TransferCancelled
 from tests.command import ROOT
+from tests.servers.daemons import GUARD_S
 from tests.unit.test_index import pair, store_of, tar_of
 
 MIB = 1 << 20
@@ -196,7 +197,7 @@ def streamed(log):
     return sum(map(int, log.read_text().split())) if log.exists() else 0
 
 
-def wait_until(condition, timeout=10):
+def wait_until(condition, timeout=GUARD_S):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -219,7 +220,7 @@ def test_processes_and_threads_download_a_shard_once(store, folder, tmp_path):
     for thread in threads:
         thread.start()
     for child in children:
-        assert child.communicate(timeout=10)[0] == "good\n"
+        assert child.communicate(timeout=GUARD_S)[0] == "good\n"
         assert child.returncode == 0
     for thread in threads:
         thread.join(10)

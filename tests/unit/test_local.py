@@ -20,7 +20,7 @@ from rsb_cluster.process import Process
 from rsb_cluster.run import Submission
 from rsb_cluster.scheduler import local
 from rsb_cluster.watch import follow
-from tests.servers.daemons import poll
+from tests.servers.daemons import GUARD_S, poll
 from tests.unit.test_cloud import make_run
 from tests.unit.test_jobs import load_job
 from tests.unit.test_status import Presser
@@ -78,7 +78,7 @@ def test_a_queue_keeps_one_id_from_the_submit_to_the_ranks(launch):
     one, other = launch(2, "setup=['export SET_UP=1']")
     assert one.job_id == other.job_id and Process.parse(one.job_id).is_alive
     assert state(other) == "queued"
-    assert poll(lambda: any(line.startswith("SET_UP=") for line in log(one)), 30), "its log is found by its id"
+    assert poll(lambda: any(line.startswith("SET_UP=") for line in log(one))), "its log is found by its id"
     said = dict(line.split("=", 1) for line in log(one) if "=" in line)
     assert said["SUBMITIT_LOCAL_JOB_ID"] == one.job_id
     assert said["CUDA_VISIBLE_DEVICES"] == "", "no GPU is touched"
@@ -87,7 +87,7 @@ def test_a_queue_keeps_one_id_from_the_submit_to_the_ranks(launch):
     assert local.cancel([other]) == [""] and state(other) == "gone"
     assert state(one) == "running"
     assert local.cancel([one]) == [""]
-    assert poll(lambda: state(one) == "gone", 30) and local.has_ended(None, one)
+    assert poll(lambda: state(one) == "gone") and local.has_ended(None, one)
     assert local.cancel([one, other]) == ["", ""], "what has ended is no failure"
 
 
@@ -137,23 +137,23 @@ def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path)
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             old = submission(str(process.pid), folder)
-            assert poll(lambda: state(old) == "queued", 10), "the kernel shows its words a moment after the start"
+            assert poll(lambda: state(old) == "queued"), "the kernel shows its words a moment after the start"
             assert local.ends_with_terminal(old)
             assert state(submission(str(process.pid), tmp_path / "another")) == "gone"
             (folder / RUNNING).touch()
             (folder / f"{process.pid}_0_log.out").write_text("step 1\n")
             assert state(old) == "running" and log(old) == ["step 1"]
             assert local.cancel([old]) == [""]
-            assert process.wait(10) and state(old) == "gone"
+            assert process.wait(GUARD_S) and state(old) == "gone"
         finally:
             process.kill()
 
 
 def test_the_command_for_jobs_that_are_not_on_record_ends_them(launch):
     one, other = launch(2)
-    assert poll(lambda: log(one), 30)
+    assert poll(lambda: log(one))
     subprocess.run(["bash", "-c", local.ending([one, other])], check=True)
-    assert poll(lambda: [state(one), state(other)] == ["gone", "gone"], 30)
+    assert poll(lambda: [state(one), state(other)] == ["gone", "gone"])
     assert not log(other)
 
 
@@ -161,7 +161,7 @@ def test_ctrl_c_of_who_waits_stops_a_run_on_this_machine(launch, tmp_path):
     run = make_run(tmp_path / "runs")
     (sent,) = launch(1)
     run.add_submission(sent)
-    assert poll(lambda: log(sent), 30)
+    assert poll(lambda: log(sent))
     screen = Presser(f"{run.run_id}: starting")
     ended = follow([run], Console(file=screen))
     assert ended is not None and [status.state for status in ended] == ["never started"]
@@ -223,4 +223,4 @@ def test_more_gpus_than_the_shell_may_use_are_refused_before_anything_starts(
 def test_the_ranks_get_the_gpus_of_the_shell(monkeypatch, launch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     (sent,) = launch(1, "gpus_per_node=1")
-    assert poll(lambda: "CUDA_VISIBLE_DEVICES=3" in log(sent), 30)
+    assert poll(lambda: "CUDA_VISIBLE_DEVICES=3" in log(sent))

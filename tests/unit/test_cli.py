@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from rsb_cluster.catalog import load_recipe
 from rsb_cluster.cli import main
 from rsb_cluster.run import Attempt, Run, Spec
+from tests.servers.daemons import GUARD_S
 
 LINES = re.compile(r"^(.+?)  +(.+(?:\n +.+)*)$", re.MULTILINE)
 
@@ -201,7 +202,7 @@ def test_on_a_terminal_it_is_asked(rsb):
         command = [sys.executable, "-m", "rsb_cluster", "cancel", "a1-x"]
         with subprocess.Popen(command, cwd=rsb.cwd, env=rsb.env, stdin=stdin, stderr=subprocess.PIPE) as process:
             os.write(terminal, answer)
-            said = process.communicate(timeout=60)[1].decode()
+            said = process.communicate(timeout=GUARD_S)[1].decode()
         assert process.returncode == 1
         assert "'a1-x' stands for 3 runs:\n  a1-x-s0-00000000\n" in said and "All of them? [y/N]: " in said
         assert expected in said

@@ -54,7 +54,8 @@ class RestartingController(Controller):
             finally:
                 self.kill_tasks()
             if code and not starts.is_noted(self.folder, self.pid, starts.CLAIMED, restart):
-                failed = starts.count(self.folder, self.pid, restart, code, failed)
+                failed += 1  # kept here, as the folder may be what is broken
+                starts.list_failed(self.folder, self.pid, restart, code)
             else:
                 failed = 0
             if code != EXIT_AGAIN or failed >= starts.LIMIT:

@@ -85,19 +85,10 @@ def report(run: Run, ranks: Ranks, message: str, *, is_cause: bool = True) -> No
             keep(Store(path.parent), path.name, failed.model_dump(mode="json"))
 
 
-def count(folder: Path, job_id: str, restart: int, code: int, earlier: int) -> int:
-    """Count a start that became no attempt; return how many there were in a row.
-
-    Args:
-        folder: Of scripts and logs.
-        job_id: The job.
-        restart: How often it was started again.
-        code: The exit code of its ranks.
-        earlier: How many the caller remembers, which the folder may not.
-    """
+def list_failed(folder: Path, job_id: str, restart: int, code: int) -> None:
+    """List a start that became no attempt for ``status``, in the job's folder of scripts and logs."""
     with contextlib.suppress(OSError), (folder / f"{job_id}_{STARTS}").open("a") as file:
         file.write(f"{restart} {code}\n")
-    return earlier + 1
 
 
 def describe(run: Run, attempts: Sequence[Attempt], submissions: Sequence[Submission]) -> str:

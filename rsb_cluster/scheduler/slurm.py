@@ -40,7 +40,7 @@ _SETUP = ["trap : TERM USR2", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
 # for Slurm, so it must ask to be started again; but not after scancel, when it is no longer RUNNING, and not where
 # Slurm has held this host for dead and started the job elsewhere. Nor where a rank has noted that this start ended the
 # run for good: under NCCL its peers notice nothing, are killed, and theirs is the highest code. A start that became no
-# attempt is counted in a file; where that cannot be written, Slurm's own count of restarts must do.
+# attempt is counted in a file; where that cannot be written, Slurm's count of restarts since the last attempt must do.
 _TEARDOWN = f"""\
 code=$?
 job="${{{{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}}}${{{{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}}}"
@@ -51,7 +51,8 @@ if said {starts.ENDED}; then exit "$code"; fi
 later=0
 if [ "$code" -ne 0 ] && ! said {starts.CLAIMED}; then
   if {{{{ echo "$restart $code" >>"${{{{notes}}}}_{starts.STARTS}"; }}}} 2>/dev/null
-  then failed=$(wc -l <"${{{{notes}}}}_{starts.STARTS}"); else failed=$((restart + 1)); fi
+  then failed=$(wc -l <"${{{{notes}}}}_{starts.STARTS}")
+  else last=$(cat "${{{{notes}}}}_{starts.CLAIMED}" 2>/dev/null); failed=$((restart - ${{{{last:--1}}}})); fi
   if [ "$failed" -ge {starts.LIMIT} ]; then
     echo "$failed starts in a row ended before training, the last with code $code; giving up" >&2
     exit {EXIT_FAILED}

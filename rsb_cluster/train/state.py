@@ -60,7 +60,7 @@ class Progress:
     interval_steps: int = 0
     best_top1: float = -1.0
     best_step: int = 0
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Staging:

@@ -212,7 +212,7 @@ class Trainer:
     @property
     def scores(self) -> dict[str, Score]:
         """Of the last evaluation, by prefix: ``""``, and ``"ema_"`` where there is an average."""
-        return {prefix: Score(**score) for prefix, score in self.progress.scores.items()}  # type: ignore[arg-type]
+        return {prefix: Score(**score) for prefix, score in self.progress.scores.items()}
 
     # --- the loop -----------------------------------------------------------------------------------------------
 

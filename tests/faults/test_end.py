@@ -151,7 +151,7 @@ def test_a_checkpoint_of_the_last_step_without_scores_is_evaluated_again(lab: La
 
 
 def test_a_result_that_cannot_be_written_is_a_crash_and_is_not_tried_for_ever(
-    lab: Lab, whole: Run, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, whole: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The state is saved and the saver closed by then; the next attempt has nothing to train."""
     write = Store.write_bytes
@@ -168,6 +168,7 @@ def test_a_result_that_cannot_be_written_is_a_crash_and_is_not_tried_for_ever(
             assert (cause, EXIT_OF[cause]) == ("crashed", EXIT_AGAIN)
             (status,) = read_status([lab.run])
             assert (status.state, "No space left on device" in status.cause) == ("crashed", True)
+        assert "at the end of the attempt" not in capfd.readouterr().err, "what was closed is closed"
         assert lab.start() == "failed"
         assert "the last 2 attempts crashed" in lab.run.attempts()[-1].message
     number = len(lab.run.attempts())

@@ -401,6 +401,14 @@ def test_an_attempt_ends_the_count_of_starts(node):
     assert node.calls("scontrol").count("requeue 7") == 3 * starts.LIMIT
 
 
+def test_an_attempt_ends_slurms_count_of_starts_too(node):
+    """After many preemptions the disk is full: that is the first start in a row, and not the twentieth."""
+    (node.folder / "7_starts").mkdir()
+    does = {"SRUN_DOES": "rm -f $OUT/5_0_claimed; echo 18 >$OUT/7_claimed"}
+    assert node.run(75, "RUNNING", RESTARTS="19", SLURM_RESTART_COUNT="19", **does) == 75
+    assert node.calls("scontrol") == ["requeue 7", "update JobId=7 StartTime=now+30"]
+
+
 @pytest.mark.parametrize("code", [134, 137, 100])
 def test_a_rank_that_ended_the_run_for_good_is_heard_whatever_the_highest_code(node, code):
     does = 'echo "$SLURM_RESTART_COUNT" >$OUT/7_ended'

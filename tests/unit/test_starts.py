@@ -54,7 +54,7 @@ def test_status_says_why_a_run_never_started(run: Run, folder: Path) -> None:
     assert state == "never started"
     assert cause.startswith("the last start failed before training: ImportError: libcudart.so.13 (")
     for number in range(3):
-        starts.count(folder, "7", number, EXIT_AGAIN, number)
+        starts.list_failed(folder, "7", number, EXIT_AGAIN)
     assert last_end(run)[1].startswith("3 starts in a row failed before training: ImportError")
 
 
@@ -68,13 +68,13 @@ def test_what_the_runs_folder_cannot_take_is_kept_beside_the_scripts(run: Run, m
 
 
 def test_without_any_word_the_exit_code_is_told(run: Run, folder: Path) -> None:
-    starts.count(folder, "7", 0, 127, 0)
+    starts.list_failed(folder, "7", 0, 127)
     assert last_end(run) == ("never started", "the last start failed before training: exit code 127; see its log")
 
 
 def test_an_attempt_ends_the_count_and_the_reason_is_no_longer_told(run: Run, folder: Path) -> None:
     starts.report(run, start(0), "no GPU")
-    starts.count(folder, "7", 0, EXIT_AGAIN, 0)
+    starts.list_failed(folder, "7", 0, EXIT_AGAIN)
     starts.note(starts.CLAIMED, start(1))
     assert starts.is_noted(folder, "7", starts.CLAIMED, 1)
     assert not starts.is_noted(folder, "7", starts.CLAIMED, 2) and not starts.is_noted(folder, "7", starts.ENDED, 1)

@@ -33,7 +33,8 @@ if said ended; then exit "$code"; fi
 later=0
 if [ "$code" -ne 0 ] && ! said claimed; then
   if { echo "$restart $code" >>"${notes}_starts"; } 2>/dev/null
-  then failed=$(wc -l <"${notes}_starts"); else failed=$((restart + 1)); fi
+  then failed=$(wc -l <"${notes}_starts")
+  else last=$(cat "${notes}_claimed" 2>/dev/null); failed=$((restart - ${last:--1})); fi
   if [ "$failed" -ge 5 ]; then
     echo "$failed starts in a row ended before training, the last with code $code; giving up" >&2
     exit 100

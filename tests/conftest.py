@@ -18,7 +18,7 @@ from xdist.scheduler import LoadFileScheduling
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.vision import DEBIAN_FASHION_MNIST
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.servers.hosts import SlurmHosts
 from tests.servers.s3 import S3Server

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from rsb_cluster import checkpoint
-from rsb_cluster.metrics import Row, read_rows
-from rsb_cluster.run import Run
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.metrics import Row, read_rows
+from rsb_cluster.runs.run import Run
 from rsb_cluster.train.state import from_files
 
 # What two runs of the same mathematics may differ in: the clock, and who did it.

@@ -8,11 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster import catalog
-from rsb_cluster.cost import cost, spans
-from rsb_cluster.recipe import Recipe
-from rsb_cluster.references import lookup
-from rsb_cluster.run import Attempt, Run, Spec, Submission
+from rsb_cluster.config import catalog
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.results.references import lookup
+from rsb_cluster.runs.gpu_hours import cost, spans
+from rsb_cluster.runs.run import Attempt, Run, Spec, Submission
 
 START = 1_790_000_000.0
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

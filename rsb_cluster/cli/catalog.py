@@ -13,7 +13,7 @@ from rsb_cluster.cli.terminal import console, new_table, say
 from rsb_cluster.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rsb_cluster.catalog import Kind
+    from rsb_cluster.config.catalog import Kind
 
 
 @click.group()
@@ -51,8 +51,8 @@ def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: b
     """
     from rich.text import Text
 
-    from rsb_cluster import catalog
-    from rsb_cluster.recipe import flatten
+    from rsb_cluster.config import catalog
+    from rsb_cluster.config.recipe import flatten
 
     resolved = catalog.load_recipe(name, model=model or None, assignments=assignments)
     if as_json:
@@ -85,8 +85,8 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
     """
     from rich.text import Text
 
-    from rsb_cluster import catalog
-    from rsb_cluster.recipe import flatten
+    from rsb_cluster.config import catalog
+    from rsb_cluster.config.recipe import flatten
 
     left, right = (flatten(catalog.load_recipe(name).recipe) for name in (one, other))
     described = ("name", "description", "paper", "reconstruction")
@@ -119,7 +119,7 @@ def jobs_list() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The resolved job as JSON.")
 def jobs_show(name: str, as_json: bool) -> None:
     """Show a job's file, with its comments."""
-    from rsb_cluster import catalog
+    from rsb_cluster.config import catalog
 
     job, path = catalog.load_job(name)
     say(str(path))
@@ -144,9 +144,9 @@ def sweeps_list() -> None:
 @click.argument("name")
 def sweeps_show(name: str) -> None:
     """Show a sweep file, with its comments; 'sweep NAME --dry-run' shows its runs."""
-    from rsb_cluster import grid
+    from rsb_cluster.config import sweep_file
 
-    _, path = grid.load_sweep(name)
+    _, path = sweep_file.load_sweep(name)
     say(str(path))
     click.echo(path.read_text().rstrip())
 
@@ -162,8 +162,8 @@ def sweeps_copy(name: str, dest: Path) -> None:
 def _list(kind: Kind) -> None:
     from rich.text import Text
 
-    from rsb_cluster import catalog
-    from rsb_cluster.recipe import parse_toml
+    from rsb_cluster.config import catalog
+    from rsb_cluster.config.recipe import parse_toml
 
     table = new_table("name", "description", "file")
     for name, path in catalog.available(kind).items():
@@ -178,7 +178,7 @@ def _list(kind: Kind) -> None:
 def _copy(kind: Kind, name: str, dest: Path) -> None:
     import shutil
 
-    from rsb_cluster import catalog
+    from rsb_cluster.config import catalog
 
     path = catalog.find(kind, name)
     target = dest / path.name if dest.is_dir() else dest

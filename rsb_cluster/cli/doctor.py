@@ -23,7 +23,7 @@ def doctor(job: str, runs: str, data: str, assignments: tuple[str, ...], as_json
     rsb-cluster doctor --job slurm --set job.slurm.partition=gpu
     rsb-cluster doctor --job cloud-spot --runs s3://bucket/runs --data s3://bucket/imagenet-1k
     """
-    from rsb_cluster.doctor import examine
+    from rsb_cluster.checks.doctor import examine
 
     changes = tuple(text.removeprefix("job.") for text in assignments)
     findings = list(examine(job, assignments=changes, runs=runs, data=data))

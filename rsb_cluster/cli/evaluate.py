@@ -10,7 +10,7 @@ import click
 from rsb_cluster.cli.terminal import console, new_table, progress_bar, runs_option, runs_url, say
 
 if TYPE_CHECKING:
-    from rsb_cluster.evaluation import Evaluation
+    from rsb_cluster.evaluation.record import Evaluation
 
 
 @click.command()
@@ -46,9 +46,9 @@ def evaluate(
     rsb-cluster evaluate resnet50.a1_in1k --data imagenet-v2 --resolution 224 --crop 0.95
     rsb-cluster evaluate best.pth --model resnet50 --data data/imagenet-1k --exact
     """
-    from rsb_cluster.evaluate import evaluate as verb
-    from rsb_cluster.evaluation import Request
-    from rsb_cluster.recipe import validate
+    from rsb_cluster.config.recipe import validate
+    from rsb_cluster.evaluation.launcher import evaluate as verb
+    from rsb_cluster.evaluation.record import Request
 
     given = {key: value for key, value in options.items() if value is not None}
     request = validate(Request, {"sources": sources, "runs": runs_url(runs), **given}, "evaluate")
@@ -64,7 +64,7 @@ def evaluate(
 
 
 def _table(found: list[Evaluation]) -> Any:
-    from rsb_cluster.evaluation import plain_values
+    from rsb_cluster.evaluation.record import plain_values
 
     table = new_table("weights", "data", "labels", "px", "crop", "metric", "%", "images")
     for one in found:

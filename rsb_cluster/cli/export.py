@@ -26,7 +26,7 @@ def export(run: str, dest: str, to: Literal["timm", "hf"], checkpoint: str, ema:
     rsb-cluster export a1-resnet50-s0 --to hf s3://bucket/models/resnet50-a1 --checkpoint best
     python -c 'import timm; timm.create_model("local-dir:./resnet50-a1", pretrained=True)'
     """
-    from rsb_cluster.export import export as verb
+    from rsb_cluster.weights.export import export as verb
 
     found = verb(find_one(run, runs), to, dest, which=checkpoint, ema=ema)
     what = "the moving average (EMA) of the weights" if found.is_ema else "the weights"

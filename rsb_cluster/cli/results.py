@@ -29,8 +29,8 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None
 
     A second table has what 'evaluate' found: other labels, other data sets, and weights that are no run's.
     """
-    from rsb_cluster.collect import collect as verb
-    from rsb_cluster.collect import render
+    from rsb_cluster.results.collect import collect as verb
+    from rsb_cluster.results.collect import render
 
     if publish:
         _publish(names, runs)
@@ -43,7 +43,7 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None
 
 
 def _publish(names: tuple[str, ...], runs: str) -> None:
-    from rsb_cluster.report import publish
+    from rsb_cluster.results.report import publish
 
     if not names:
         raise ConfigError("--publish writes next to a sweep: name one.")
@@ -58,9 +58,9 @@ def _publish(names: tuple[str, ...], runs: str) -> None:
 @click.option("--title", default="", help="Heading.  [default: what was named]")
 def report(names: tuple[str, ...], runs: str, output: Path | None, title: str) -> None:
     """Write one HTML file on runs or sweeps: verdicts, curves, cost, timeline. It opens without a network."""
-    from rsb_cluster.collect import collect as verb
-    from rsb_cluster.report import default_output
-    from rsb_cluster.report import report as page
+    from rsb_cluster.results.collect import collect as verb
+    from rsb_cluster.results.report import default_output
+    from rsb_cluster.results.report import report as page
 
     output = output or default_output()
     collected = verb(*find_with_sweeps(names, runs))

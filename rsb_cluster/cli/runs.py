@@ -36,14 +36,14 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
     rsb-cluster status
     rsb-cluster status resnet-depths --watch
     """
-    from rsb_cluster.status import read_status, summary
+    from rsb_cluster.monitor.status import read_status, summary
 
     chosen = find(names, runs)
     if not chosen and not as_json:
         say("there are no runs yet")
         return
     if watching:
-        from rsb_cluster.watch import watch
+        from rsb_cluster.monitor.watch import watch
 
         watch(chosen, console())
         return
@@ -51,7 +51,7 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps([vars(s) for s in found], indent=2))
         return
-    from rsb_cluster.watch import table
+    from rsb_cluster.monitor.watch import table
 
     shown_on = console()
     shown_on.print(table(found, shown_on.width))
@@ -67,7 +67,7 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
 @click.option("-f", "--follow", is_flag=True, help="Go on as it grows.")
 def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
     """Print the log of a rank of a run."""
-    from rsb_cluster.logs import read_log
+    from rsb_cluster.monitor.logs import read_log
 
     run = find_one(name, runs)
     for text in read_log(run, rank=rank, attempt=attempt, follow=follow):
@@ -87,9 +87,9 @@ def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
     rsb-cluster cancel a1-resnet50-s1
     rsb-cluster cancel 'a1-*'
     """
-    from rsb_cluster import control
+    from rsb_cluster.monitor import actions
 
-    for run_id, job_ids in control.cancel(find_to_change(names, runs, yes=yes)).items():
+    for run_id, job_ids in actions.cancel(find_to_change(names, runs, yes=yes)).items():
         say(f"{run_id}: told job {', '.join(job_ids)} to end")
 
 
@@ -99,9 +99,9 @@ def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
 @yes_option
 def preempt(names: tuple[str, ...], runs: str, yes: bool) -> None:
     """Make running runs save and go back to the queue, as a preemption does; to see that they come back."""
-    from rsb_cluster import control
+    from rsb_cluster.monitor import actions
 
-    for run_id, job_ids in control.preempt(find_to_change(names, runs, yes=yes)).items():
+    for run_id, job_ids in actions.preempt(find_to_change(names, runs, yes=yes)).items():
         say(f"{run_id}: told job {', '.join(job_ids)} to save and queue again")
 
 
@@ -119,9 +119,9 @@ def retry(names: tuple[str, ...], runs: str, yes: bool, failed_only: bool) -> No
     rsb-cluster retry --failed resnet-depths
     rsb-cluster retry 'a3-resnet18-*'
     """
-    from rsb_cluster import control
+    from rsb_cluster.monitor import actions
 
-    done = control.retry(find_to_change(names, runs, yes=yes), failed_only=failed_only)
+    done = actions.retry(find_to_change(names, runs, yes=yes), failed_only=failed_only)
     for run_id, job_id in done.sent.items():
         say(f"{run_id}: submitted again as job {job_id}, goes on where it was")
     if not done.sent and not done.refused:

@@ -33,7 +33,7 @@ def selftest_resume(job: str, folder: Path, assignments: tuple[str, ...], timeou
     rsb-cluster selftest resume
     rsb-cluster selftest resume --job slurm --set job.nodes=2 --set job.slurm.partition=short
     """
-    from rsb_cluster import selftest as verb
+    from rsb_cluster.checks import selftest as verb
 
     where = verb.new_folder(folder)
     findings = verb.resume(where, job=job, assignments=assignments, say=say, timeout_s=timeout * 60)

@@ -93,7 +93,7 @@ def shards_make(
     from rsb_cluster.data.make import plan_set
     from rsb_cluster.data.recode import QUALITY, Recode
     from rsb_cluster.data.sources import open_set
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     if quality is not None and max_side is None:
         raise click.UsageError("--quality is for --max-side: other images are kept as they are.")
@@ -127,7 +127,7 @@ def shards_make(
 def shards_index(folder: str, workers: int | None) -> None:
     """Index the .tar files of FOLDER (a part: …/train or …/val), whoever wrote them."""
     from rsb_cluster.data.index import build_index
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     with progress_bar("indexing") as progress:
         index = build_index(Store(folder), workers=workers, progress=progress)
@@ -145,7 +145,7 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
     """
     from rsb_cluster.data.index import load_index
     from rsb_cluster.data.labels import real_labels, renew_labels
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     store = Store(folder)
     index = load_index(store)
@@ -161,7 +161,7 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
 def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
     """Compare the shards of FOLDER with their index: sizes, checksums, keys; and look for images that come twice."""
     from rsb_cluster.data.verify import shared_images, verify
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     reports = {}
     for part in _parts(folder):
@@ -187,7 +187,7 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     """Say what FOLDER holds, without reading a shard."""
     from rsb_cluster.data.index import load_index
     from rsb_cluster.data.verify import class_samples, stats
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     parts = _parts(folder)
     if classes:
@@ -236,7 +236,7 @@ def _samples_in(index: ShardIndex) -> str:
 
 def _parts(folder: str) -> list[str]:
     from rsb_cluster.data.index import INDEX_NAME
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     store = Store(folder)
     parts = [f"{folder.rstrip('/')}/{name}" for name in ("train", "val") if store.exists(f"{name}/{INDEX_NAME}")]

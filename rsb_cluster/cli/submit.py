@@ -17,9 +17,9 @@ from rsb_cluster.errors import ConfigError, RsbError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rsb_cluster.grid import SweepFile
-    from rsb_cluster.plan import Plan
-    from rsb_cluster.run import Submission
+    from rsb_cluster.config.sweep_file import SweepFile
+    from rsb_cluster.runs.run import Submission
+    from rsb_cluster.submission.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -106,9 +106,10 @@ def submit(
     rsb-cluster submit --recipe a3 --model resnet18 --seeds 3 --set optimizer.lr=4e-3 --dry-run
     rsb-cluster submit --recipe ft-cars --init a1-resnet50-s0-2df9ebd6
     """
-    from rsb_cluster import catalog, preview
-    from rsb_cluster.grid import Grid, SweepFile
-    from rsb_cluster.plan import Request, parse_seeds
+    from rsb_cluster.config import catalog
+    from rsb_cluster.config.sweep_file import Grid, SweepFile
+    from rsb_cluster.submission import preview
+    from rsb_cluster.submission.plan import Request, parse_seeds
 
     grid = Grid(recipes=(recipe,), models=(model,) if model else (), seeds=parse_seeds(seed, seeds))
     say(f"recipe {catalog.find('recipes', recipe)}")
@@ -171,19 +172,20 @@ def sweep(
     rsb-cluster sweep --recipe a1,a2,a3 --model resnet18,resnet50 --seeds 3 --nodes 2 --parallel 4
     rsb-cluster sweep --recipe a3 --vary optimizer.lr=4e-3,8e-3 --name lr
     """
-    from rsb_cluster import estimate, grid, preview
-    from rsb_cluster.plan import Request, parse_seeds
-    from rsb_cluster.recipe import validate
+    from rsb_cluster.config import sweep_file
+    from rsb_cluster.config.recipe import validate
+    from rsb_cluster.submission import estimate, preview
+    from rsb_cluster.submission.plan import Request, parse_seeds
 
     known_rates = estimate.parse_rates(rates)
     if name and (recipes or models or vary):
         raise ConfigError(f"'{name}' is a sweep file, which says recipes, models and values itself; give one of them.")
     if name:
-        file, path = grid.load_sweep(name)
+        file, path = sweep_file.load_sweep(name)
         say(f"sweep {path}")
     elif recipes:
-        one = {"recipes": _split(recipes), "models": _split(models), "vary": grid.parse_vary(vary)}
-        file, path = validate(grid.SweepFile, {"name": called, "grid": [one]}, "the command line"), None
+        one = {"recipes": _split(recipes), "models": _split(models), "vary": sweep_file.parse_vary(vary)}
+        file, path = validate(sweep_file.SweepFile, {"name": called, "grid": [one]}, "the command line"), None
     else:
         raise ConfigError("name a sweep file ('rsb-cluster sweeps list'), or give --recipe.")
     request = Request(seeds=parse_seeds(None, seeds) if seeds else (), **options)
@@ -208,7 +210,7 @@ def sweep(
 
 
 def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, dry_run: bool) -> Plan:
-    from rsb_cluster import plan
+    from rsb_cluster.submission import plan
 
     made = plan.plan(file, path, request, is_sweep=is_sweep, dry_run=dry_run)
     say(f"job {made.runs[0].point.job_path}")
@@ -216,8 +218,8 @@ def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, d
 
 
 def _submit(plan: Plan) -> list[Submission]:
-    from rsb_cluster.dataset import make_missing
-    from rsb_cluster.submit import submit as verb
+    from rsb_cluster.submission.data_location import make_missing
+    from rsb_cluster.submission.submit import submit as verb
 
     for url in make_missing(planned.data for planned in plan.runs if planned.is_to_submit):
         say(f"made the shards in {url}")
@@ -227,13 +229,13 @@ def _submit(plan: Plan) -> list[Submission]:
 
 
 def _collect_after(plan: Plan, sent: list[Submission]) -> None:
-    from rsb_cluster import scheduler
+    from rsb_cluster import backends
 
     assert plan.sweep is not None
     one = plan.sweep.sweep_id
     command = [sys.executable, "-m", "rsb_cluster", "collect", one, "--publish", "--runs", plan.runs_url]
     array = plan.arrays[0]
-    job_id = scheduler.launch_after(array.job, sent, command, array.folder.parent / "collect", f"collect-{one}")
+    job_id = backends.launch_after(array.job, sent, command, array.folder.parent / "collect", f"collect-{one}")
     say(f"job {job_id} will write collect.json and report.html to {plan.runs_url}/sweeps/{one} when all have ended")
 
 
@@ -254,7 +256,7 @@ def _show_table(rows: Sequence[dict[str, str]]) -> None:
 
 
 def _wait(plan: Plan) -> None:
-    from rsb_cluster.watch import follow
+    from rsb_cluster.monitor.watch import follow
 
     ended = follow([planned.run for planned in plan.runs], console(stderr=True))
     if ended is None:

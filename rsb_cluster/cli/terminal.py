@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from rsb_cluster.run import Run
-    from rsb_cluster.sweep import Sweep
+    from rsb_cluster.runs.run import Run
+    from rsb_cluster.runs.sweep import Sweep
 
 runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
 run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
@@ -62,14 +62,14 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def runs_url(runs: str) -> str:
     """Return where the runs are: the option, ``RSB_RUNS``, or the default."""
-    from rsb_cluster.run import default_runs
+    from rsb_cluster.runs.run import default_runs
 
     return runs or os.environ.get("RSB_RUNS") or default_runs()
 
 
 def find(names: tuple[str, ...], runs: str) -> list[Run]:
     """Return the runs that names stand for; all without a name."""
-    from rsb_cluster.run import find_runs
+    from rsb_cluster.runs.run import find_runs
 
     return find_runs(runs_url(runs), names)
 
@@ -83,7 +83,7 @@ def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]
     Raises:
         ConfigError: There is nobody to ask.
     """
-    from rsb_cluster.run import find_named
+    from rsb_cluster.runs.run import find_named
 
     found = find_named(runs_url(runs), names)
     for named in found:
@@ -101,8 +101,8 @@ def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]
 
 def find_with_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], list[Sweep]]:
     """Return what names stand for, with what may be no run, and all sweeps: for those who read results."""
-    from rsb_cluster.run import find_runs, list_folders
-    from rsb_cluster.sweep import list_sweeps
+    from rsb_cluster.runs.run import find_runs, list_folders
+    from rsb_cluster.runs.sweep import list_sweeps
 
     url = runs_url(runs)
     return find_runs(url, names, list_folders), list_sweeps(url)

@@ -13,7 +13,7 @@ from typing import Self
 
 from rsb_cluster.data.order import Ints
 from rsb_cluster.data.reader import Images, Piece, ShardReader
-from rsb_cluster.transfer import Transfer, TransferCancelled
+from rsb_cluster.storage.transfer import Transfer, TransferCancelled
 
 _CLOSE_S = 2.0
 

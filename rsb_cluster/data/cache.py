@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rsb_cluster.errors import DataError
-from rsb_cluster.storage import Store
-from rsb_cluster.transfer import Transfer
+from rsb_cluster.storage.store import Store
+from rsb_cluster.storage.transfer import Transfer
 
 log = logging.getLogger(__name__)
 

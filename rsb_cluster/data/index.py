@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.errors import ConfigError, DataError, MissingError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 INDEX_NAME = "index.npz"
 CLASSES_NAME = "classes.json"

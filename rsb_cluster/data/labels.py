@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.errors import ConfigError, DataError, MissingError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 REAL = "real"
 _REAL_IMAGES = 50_000

@@ -25,7 +25,7 @@ from rsb_cluster.data.part_plan import Advance, PartPlan, Replace
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.sources.source import SPLITS, Source
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 SHARD_SAMPLES = 1000
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, SHARD_SUFFIX, load_index
 from rsb_cluster.data.labels import label_files, label_kind
 from rsb_cluster.errors import ConfigError, DataError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 SOURCE_NAME = "source.json"
 

@@ -21,7 +21,7 @@ from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.data.shard import Change, Contents, compare_shard, make_shard, read_sample
 from rsb_cluster.data.sources.source import Source
 from rsb_cluster.errors import ConfigError, DataError
-from rsb_cluster.storage import Store, as_json
+from rsb_cluster.storage.store import Store, as_json
 
 Replace = Literal["nothing", "own", "all"]
 Advance = Callable[[int], None]  # so many samples more

@@ -16,8 +16,8 @@ from rsb_cluster.data.cache import ShardCache, shard_changed
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.data.order import Ints
 from rsb_cluster.errors import DataError
-from rsb_cluster.storage import Store
-from rsb_cluster.transfer import Transfer, fill
+from rsb_cluster.storage.store import Store
+from rsb_cluster.storage.transfer import Transfer, fill
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsb_cluster.errors import DataError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif")
 

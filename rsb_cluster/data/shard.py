@@ -12,7 +12,7 @@ from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS, ShardScan, scan_shard, scan_stream, split_name
 from rsb_cluster.data.sources.source import Sample, key_of
 from rsb_cluster.errors import ConfigError, DataError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 Value = TypeVar("Value")
 

@@ -15,7 +15,7 @@ from rsb_cluster.data.labels import label_files
 from rsb_cluster.data.part import source_of
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.scan import hashed
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 
 _READ_BYTES = 1 << 20
 _HASH_BYTES = 16

@@ -19,14 +19,14 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
-from rsb_cluster import children
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import validate
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, together
-from rsb_cluster.job import Job
-from rsb_cluster.node.spec import SPEC_SHA256, SPEC_URL, NodeSpec, decode
-from rsb_cluster.recipe import validate
-from rsb_cluster.run import Run
-from rsb_cluster.storage import Store
+from rsb_cluster.node import processes
+from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, together
+from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, decode
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
@@ -49,7 +49,7 @@ def main(environment: Mapping[str, str]) -> int:
     ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        children.tell(ranks, number)
+        processes.tell(ranks, number)
 
     for number in _SIGNALS:
         signal.signal(number, pass_on)
@@ -61,7 +61,7 @@ def main(environment: Mapping[str, str]) -> int:
         assert rank.stdin is not None
         with contextlib.suppress(BrokenPipeError), rank.stdin:
             rank.stdin.write(task)
-    code = together(children.wait(ranks))
+    code = together(processes.wait(ranks))
     return EXIT_NO_ATTEMPT if code == EXIT_AGAIN and not _was_claimed(spec, shared) else code
 
 

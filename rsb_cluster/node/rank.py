@@ -3,7 +3,7 @@
 import json
 import sys
 
-from rsb_cluster.task import Task
+from rsb_cluster.node.task import Task
 
 if __name__ == "__main__":
     Task(**json.load(sys.stdin))()

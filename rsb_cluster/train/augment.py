@@ -16,8 +16,8 @@ from timm.data import Mixup, auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from rsb_cluster.config.recipe import Eval, Recipe
 from rsb_cluster.data.order import seed_of
-from rsb_cluster.recipe import Eval, Recipe
 
 
 def seed_everything(seed: int) -> None:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from rsb_cluster.errors import MissingError, RsbError, StorageError
-from rsb_cluster.ranks import Ranks
-from rsb_cluster.storage import Store
+from rsb_cluster.node.ranks import Ranks
+from rsb_cluster.storage.store import Store
 
 # How long rank 0 may take to answer before its address is looked up again.
 CONNECT = datetime.timedelta(seconds=20)

@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
+from rsb_cluster.node.stopping import COUNTS
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import Group
-from rsb_cluster.train.stopping import COUNTS
 
 # stop flags; bad samples, seconds waited for data, bytes read; loss
 _HEADER = COUNTS + 4

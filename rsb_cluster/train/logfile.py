@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Iterator
 
 from rsb_cluster.errors import StorageError
-from rsb_cluster.ranks import Ranks
-from rsb_cluster.storage import Store, redact
+from rsb_cluster.node.ranks import Ranks
+from rsb_cluster.storage.store import Store, redact
 
 COPY_S = 10.0  # between two copies of a log that grows
 

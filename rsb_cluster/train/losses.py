@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsb_cluster.recipe import Loss
+from rsb_cluster.config.recipe import Loss
 
 
 def smooth(weights_BK: Tensor, smoothing: float) -> Tensor:

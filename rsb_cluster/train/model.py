@@ -11,8 +11,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
+from rsb_cluster.config.recipe import Optimizer, Recipe, Schedule
 from rsb_cluster.errors import ConfigError, did_you_mean
-from rsb_cluster.recipe import Optimizer, Recipe, Schedule
 
 AMP_DTYPE = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -8,13 +8,13 @@ import warnings
 
 import torch
 
+from rsb_cluster.config.recipe import Recipe, validate
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.recipe import Recipe, validate
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
+from rsb_cluster.train.conversion.state_dict import fitted, parse
+from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
-from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
-from rsb_cluster.train.weights import fitted, parse
-from rsb_cluster.weights import Found
+from rsb_cluster.weights.resolve import Found
 
 
 def check(recipe: Recipe, init: Found | None = None) -> dict[str, int]:

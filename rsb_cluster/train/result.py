@@ -6,8 +6,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from rsb_cluster.cost import cost, spans
-from rsb_cluster.run import Run
+from rsb_cluster.runs.gpu_hours import cost, spans
+from rsb_cluster.runs.run import Run
 from rsb_cluster.train.trainer import Trainer
 
 

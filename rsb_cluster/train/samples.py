@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rsb_cluster.claim import Claim
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.lease import Claim
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.distributed import Group
-from rsb_cluster.train.loader import Batch
+from rsb_cluster.train.input.loader import Batch
 
 
 class SampleLog:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from rsb_cluster import checkpoint
-from rsb_cluster.claim import Claim
+from rsb_cluster.config.job import Checkpoint as CheckpointRules
 from rsb_cluster.errors import CheckpointError, StorageError
-from rsb_cluster.job import Checkpoint as CheckpointRules
-from rsb_cluster.metrics import MetricsWriter
-from rsb_cluster.storage import Store
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.metrics import MetricsWriter
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.state import Progress, Staging, space_of
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rsb_cluster import checkpoint
 from rsb_cluster.errors import CheckpointError
+from rsb_cluster.runs import checkpoint
 
 _SUFFIX = ".safetensors"
 _DTYPES = {

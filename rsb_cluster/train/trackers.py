@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rsb_cluster.metrics import MetricsWriter, Row
-from rsb_cluster.recipe import Recipe, flatten
-from rsb_cluster.run import Run
+from rsb_cluster.config.recipe import Recipe, flatten
+from rsb_cluster.runs.metrics import MetricsWriter, Row
+from rsb_cluster.runs.run import Run
 
 log = logging.getLogger(__name__)
 

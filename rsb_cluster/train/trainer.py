@@ -22,34 +22,34 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rsb_cluster import checkpoint
-from rsb_cluster.claim import Claim
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.data.cache import ShardCache
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.order import seed_of
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
-from rsb_cluster.job import Job
-from rsb_cluster.recipe import Recipe
-from rsb_cluster.run import Cause, InitialWeights, Run, Spec
-from rsb_cluster.storage import Store
+from rsb_cluster.node.stopping import StopFlag
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.run import Cause, InitialWeights, Run, Spec
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
+from rsb_cluster.train.conversion.state_dict import fitted, parse
 from rsb_cluster.train.distributed import Group, lost_peers_named
-from rsb_cluster.train.evaluate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.exchange import Local, StepExchange, Summary
-from rsb_cluster.train.loader import Batch, ThreadedBatches, process_batches
+from rsb_cluster.train.input.loader import Batch, ThreadedBatches, process_batches
+from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
+from rsb_cluster.train.input.streams import EvalStream, TrainStream
 from rsb_cluster.train.losses import criterion
 from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_optimizer
-from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.samples import SampleLog
 from rsb_cluster.train.saver import Saver, SaveTooSlowError
 from rsb_cluster.train.state import Progress, from_files
-from rsb_cluster.train.stopping import StopFlag
-from rsb_cluster.train.streams import EvalStream, TrainStream
+from rsb_cluster.train.validation.validate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.watchdog import Watchdog
-from rsb_cluster.train.weights import fitted, parse
-from rsb_cluster.weights import Found
+from rsb_cluster.weights.resolve import Found
 
 log = logging.getLogger(__name__)
 

@@ -17,21 +17,22 @@ from typing import Any, NoReturn
 
 import torch
 
-from rsb_cluster import claim, cost, starts
-from rsb_cluster.claim import Claim
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import validate
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
-from rsb_cluster.job import Job
-from rsb_cluster.notices import Notice
-from rsb_cluster.ranks import Ranks
-from rsb_cluster.recipe import validate
-from rsb_cluster.run import Attempt, Cause, Run, Spec
-from rsb_cluster.storage import Store, redact
+from rsb_cluster.node import starts
+from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.node.interruption import Notice
+from rsb_cluster.node.interruption_watch import NoticeWatch
+from rsb_cluster.node.ranks import Ranks
+from rsb_cluster.node.stopping import StopFlag
+from rsb_cluster.runs import gpu_hours, lease
+from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
+from rsb_cluster.storage.store import Store, redact
 from rsb_cluster.train.distributed import DeviceError, Group, LostPeerError, is_lost_peer
 from rsb_cluster.train.logfile import LogFile, logging_to
-from rsb_cluster.train.notice_watch import NoticeWatch
 from rsb_cluster.train.result import write_result
-from rsb_cluster.train.stopping import StopFlag
 from rsb_cluster.train.trackers import Trackers
 from rsb_cluster.train.trainer import Trainer
 from rsb_cluster.train.watchdog import Suspect, Watchdog
@@ -142,7 +143,7 @@ class _Attempt:
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"
-        claim.check_not_ended(self._run, self._ranks)
+        lease.check_not_ended(self._run, self._ranks.job_id, self._ranks.restart)
         self._ranks = self._ranks.sharing(spec.virtual_ranks)
         if self._ranks.is_spare:
             log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
@@ -156,7 +157,7 @@ class _Attempt:
             gpus=self._job.gpus_per_node,
         )
         if group.rank == 0:
-            self._claim = claim.take(self._run, self._draft(group))
+            self._claim = lease.take(self._run, self._draft(group))
             starts.note(starts.CLAIMED, self._ranks)
         self._number = int(group.share("attempt number", str(self._claim.record.number) if self._claim else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
@@ -166,7 +167,7 @@ class _Attempt:
         if self._job.notice and self._ranks.local_rank == 0:
             NoticeWatch(self._job.notice, self._flag, self._on_notice).start()
         if self._claim is not None:
-            claim.check_history(self._claim, self._job)
+            lease.check_history(self._claim, self._job)
             self._keep_to_budget(self._claim)
             self._claim.keep_alive(self._step, self._flag.supersede)
         self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._leave_stuck)
@@ -225,10 +226,10 @@ class _Attempt:
         Raises:
             SpentError: It has already.
         """
-        left_h = cost.check_budget(self._run, self._job, claimed.earlier)
+        left_h = gpu_hours.check_budget(self._run, self._job, claimed.earlier)
         if self._job.max_gpu_hours:
-            ends = claimed.record.started + left_h * 3600 / cost.devices(claimed.record)
-            reason = cost.spent_message(self._run, self._job.max_gpu_hours, self._job)
+            ends = claimed.record.started + left_h * 3600 / gpu_hours.devices(claimed.record)
+            reason = gpu_hours.spent_message(self._run, self._job.max_gpu_hours, self._job)
             timer = threading.Timer(max(0.0, ends - time.time()), self._flag.stop, ("stopped", reason))
             timer.daemon = True
             timer.start()
@@ -350,11 +351,11 @@ class _Attempt:
 def _classify(error: BaseException) -> tuple[Cause, str]:
     """Say what an exception means for the run: go on elsewhere, try once more, or end it."""
     text = redact(str(error)) or type(error).__name__
-    if isinstance(error, claim.SupersededError):
+    if isinstance(error, lease.SupersededError):
         return "superseded", text
-    if isinstance(error, cost.SpentError):
+    if isinstance(error, gpu_hours.SpentError):
         return "stopped", text
-    if isinstance(error, claim.EndedError):
+    if isinstance(error, lease.EndedError):
         return error.cause, text
     if isinstance(error, DeviceError):
         return "crashed", text  # another host may have them

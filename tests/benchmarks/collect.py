@@ -16,15 +16,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rsb_cluster.run import Run, list_folders
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.run import Run, list_folders
+from rsb_cluster.storage.store import Store
 from tests.made_runs import make_runs
 from tests.servers.s3 import S3Server
 
 
 def ours(url: str) -> int:
     """Collect all runs; return how many count."""
-    from rsb_cluster.collect import collect, render
+    from rsb_cluster.results.collect import collect, render
 
     collected = collect(list_folders(url))
     render(collected, "json")

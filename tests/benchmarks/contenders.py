@@ -21,14 +21,14 @@ import torchvision
 import webdataset
 from torchvision.transforms import v2
 
-from rsb_cluster.catalog import load_recipe
+from rsb_cluster.config.catalog import load_recipe
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.s3 import endpoint_url
-from rsb_cluster.storage import Store
-from rsb_cluster.train.loader import ThreadedBatches
-from rsb_cluster.train.pixels.transforms import FastEval, FastTrain
-from rsb_cluster.train.streams import EvalStream, TrainStream
+from rsb_cluster.storage.s3 import endpoint_url
+from rsb_cluster.storage.store import Store
+from rsb_cluster.train.input.loader import ThreadedBatches
+from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
+from rsb_cluster.train.input.streams import EvalStream, TrainStream
 
 BATCH = 128
 AUGMENT = "rand-m7-mstd0.5-inc1"

@@ -135,7 +135,7 @@ def served(data: Path, where: str) -> Iterator[str]:
     if where == "local":
         yield str(data)
         return
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
     from tests.servers.s3 import S3Server
 
     server = S3Server()
@@ -181,7 +181,7 @@ def main() -> None:
         run(options)
         return
     from rsb_cluster.data.index import build_index
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
     from tests.benchmarks.contenders import LOCAL, S3
 
     made = corpus.make(options.data, SAMPLES)

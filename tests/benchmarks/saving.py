@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from rsb_cluster.catalog import load_recipe
-from rsb_cluster.claim import Claim
+from rsb_cluster.config.catalog import load_recipe
+from rsb_cluster.config.job import Checkpoint
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.job import Checkpoint
-from rsb_cluster.run import Attempt, Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.run import Attempt, Run
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.model import build_model, build_optimizer
 from rsb_cluster.train.saver import Saver
 from rsb_cluster.train.state import Progress

@@ -60,7 +60,7 @@ def stage(name: str, root: Path, workers: int) -> dict[str, float]:
     from rsb_cluster.data.order import EpochOrder
     from rsb_cluster.data.sources import open_set
     from rsb_cluster.data.verify import verify
-    from rsb_cluster.storage import Store
+    from rsb_cluster.storage.store import Store
 
     workers_mib = watch_workers()
     set_, part = Store(root / "shards"), Store(root / "shards" / "train")

@@ -27,18 +27,18 @@ import submitit
 from rich.console import Console
 from rich.table import Table
 
-from rsb_cluster.catalog import load_job
+from rsb_cluster.backends import slurm
+from rsb_cluster.config.catalog import load_job
+from rsb_cluster.config.sweep_file import Grid, SweepFile
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.grid import Grid, SweepFile
-from rsb_cluster.metrics import MetricsWriter
-from rsb_cluster.plan import Plan, Request, plan
-from rsb_cluster.run import Attempt, Run, find_runs
-from rsb_cluster.scheduler import slurm
-from rsb_cluster.status import read_status
-from rsb_cluster.storage import Store
-from rsb_cluster.submit import submit
-from rsb_cluster.task import Task
+from rsb_cluster.monitor.status import read_status
+from rsb_cluster.node.task import Task
+from rsb_cluster.runs.metrics import MetricsWriter
+from rsb_cluster.runs.run import Attempt, Run, find_runs
+from rsb_cluster.storage.store import Store
+from rsb_cluster.submission.plan import Plan, Request, plan
+from rsb_cluster.submission.submit import submit
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.run import Attempt, Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.run import Attempt, Run
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.servers.daemons import poll

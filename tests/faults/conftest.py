@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.data.make import make_set
-from rsb_cluster.run import Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.conftest import skip_without
 from tests.faults.lab import Lab, few_digits

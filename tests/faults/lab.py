@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from rsb_cluster.catalog import load_job, load_recipe
+from rsb_cluster.config.catalog import load_job, load_recipe
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.sources import Source, open_set
-from rsb_cluster.ranks import Ranks
-from rsb_cluster.run import Attempt, Cause, Run, Spec
-from rsb_cluster.storage import Store
+from rsb_cluster.node.ranks import Ranks
+from rsb_cluster.node.stopping import StopFlag
+from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train import worker
 from rsb_cluster.train.logfile import logging_to
-from rsb_cluster.train.stopping import StopFlag
 
 # 18 steps of some 10 ms: the machinery, and nothing else. In an epoch: 96 // 16.
 TINY = (

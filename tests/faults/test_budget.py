@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rsb_cluster import checkpoint
-from rsb_cluster.run import Run
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.run import Run
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import Lab
 

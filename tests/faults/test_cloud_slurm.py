@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.notices import STALE_S
-from rsb_cluster.run import Run
+from rsb_cluster.node.interruption import STALE_S
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.conftest import skip_without
 from tests.faults.victim import EVERY_STEPS, Victim, on_slurm, submit

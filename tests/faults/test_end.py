@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import checkpoint
 from rsb_cluster.errors import StorageError
-from rsb_cluster.exits import EXIT_AGAIN
-from rsb_cluster.run import Run
-from rsb_cluster.status import read_status
-from rsb_cluster.storage import Store
+from rsb_cluster.monitor.status import read_status
+from rsb_cluster.node.exit_codes import EXIT_AGAIN
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.worker import EXIT_OF
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Killed, Lab

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.run import Run
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import EVERY_STEPS, Victim, on_slurm, submit
 from tests.servers.hosts import SlurmHosts

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.run import Run
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import EVERY_STEPS, PACE, SCIENCE, Victim, on_this_machine, submit
 from tests.servers.daemons import GUARD_S, kill_all, poll

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.catalog import load_job
-from rsb_cluster.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_STOPPED
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.node.spec import SPEC_SHA256, SPEC_URL, NodeSpec, Wheel, digest
-from rsb_cluster.run import Run
+from rsb_cluster.config.catalog import load_job
+from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_STOPPED
+from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, Wheel, digest
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Run
 from tests.command import ROOT
 from tests.faults.lab import PACE, STEPS, TINY, new_run
 from tests.servers.daemons import GUARD_S

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import checkpoint
 from rsb_cluster.data.make import make_set
-from rsb_cluster.run import Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab, few_digits, fill
 

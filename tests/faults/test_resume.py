@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from rsb_cluster import checkpoint
-from rsb_cluster.job import Checkpoint
-from rsb_cluster.metrics import Row
+from rsb_cluster.config.job import Checkpoint
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.metrics import Row
 from rsb_cluster.train.distributed import LostPeerError
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab, StopAfter

@@ -14,10 +14,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from rsb_cluster import s3 as s3_client
-from rsb_cluster import storage
 from rsb_cluster.errors import AccessError, StorageError
-from rsb_cluster.run import Run
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage import s3 as s3_client
+from rsb_cluster.storage import store
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab
 from tests.servers.proxy import Fault, FaultyProxy
@@ -91,8 +91,8 @@ def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_s
 ) -> None:
     """For longer than anything waits, which is less than usual here. The run goes on when it is submitted again."""
     monkeypatch.setattr(s3_client, "TRIES", 3)
-    monkeypatch.setitem(storage.S3_CLIENT, "retries", {"total_max_attempts": 1})
-    storage._filesystem.cache_clear()
+    monkeypatch.setitem(store.S3_CLIENT, "retries", {"total_max_attempts": 1})
+    store._filesystem.cache_clear()
     with pytest.raises(StorageError):  # how it ended cannot be noted
         lab.attempt(AtStep({8: proxy.refuse}))
     assert "crashed: cannot use s3://" in capfd.readouterr().err, "the scheduler is asked for another attempt"

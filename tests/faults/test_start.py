@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.exits import EXIT_AGAIN
-from rsb_cluster.run import Submission
-from rsb_cluster.status import read_status
+from rsb_cluster.monitor.status import read_status
+from rsb_cluster.node.exit_codes import EXIT_AGAIN
+from rsb_cluster.runs.run import Submission
 from rsb_cluster.train.worker import EXIT_OF
 from tests.command import ROOT
 from tests.faults.lab import Lab, fill
@@ -22,7 +22,7 @@ from tests.servers.daemons import GUARD_S
 # line of torch, whose import takes seconds.
 RANK = """
 import json, os, sys
-from rsb_cluster.task import Task
+from rsb_cluster.node.task import Task
 from tests.servers.daemons import GUARD_S
 class AtTorch:
     def find_spec(self, name, *_):

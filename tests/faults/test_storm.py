@@ -14,9 +14,9 @@ import pytest
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.run import Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.equality import assert_bit_equal, final_state, rows_of, samples_of
 from tests.faults.victim import Victim, on_slurm

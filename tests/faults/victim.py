@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from rsb_cluster import scheduler
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.run import Attempt, Run
+from rsb_cluster import backends
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Attempt, Run
 from tests.command import RsbCluster
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.servers.daemons import GUARD_S, poll, processes_with
@@ -55,7 +55,7 @@ class Victim:
 
     def log(self) -> str:
         """What rank 0 says, all attempts of the last submission together."""
-        return (scheduler.read_log(self.run, self.run.submissions()[-1], 0, 0) or b"").decode(errors="replace")
+        return (backends.read_log(self.run, self.run.submissions()[-1], 0, 0) or b"").decode(errors="replace")
 
     def progress(self) -> tuple[int, int]:
         """Number of the attempt that rank 0 last began, and the last step that it logged since; 0 where none."""

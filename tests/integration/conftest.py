@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rsb_cluster import catalog
-from rsb_cluster.run import Run
+from rsb_cluster.config import catalog
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import on_slurm
 from tests.servers.daemons import GUARD_S

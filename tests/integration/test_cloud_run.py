@@ -19,12 +19,12 @@ import fsspec
 import pytest
 from click.testing import CliRunner
 
+from rsb_cluster.backends import skypilot
+from rsb_cluster.backends.skypilot import engine
+from rsb_cluster.backends.skypilot.engine import EngineJob
 from rsb_cluster.cli import main
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.run import Run
-from rsb_cluster.scheduler import cloud
-from rsb_cluster.scheduler.cloud import engine
-from rsb_cluster.scheduler.cloud.engine import EngineJob
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.servers.daemons import GUARD_S
 
@@ -115,7 +115,7 @@ def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], ti
 
 
 def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, s3, s3_bucket, digits, monkeypatch):
-    monkeypatch.setattr(cloud, "_POLL_S", 0.5)
+    monkeypatch.setattr(skypilot, "_POLL_S", 0.5)
     held = RsbCluster(machine.home, {})
     held.hold(6)
     for name in ("PYTHONPATH", "RSB_TEST_TRAINER"):

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.metrics import Row
-from rsb_cluster.run import Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.metrics import Row
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.equality import rows_of, samples_of
 from tests.faults.victim import on_this_machine

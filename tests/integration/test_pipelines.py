@@ -7,8 +7,8 @@ import pytest
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.faults.lab import Lab
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import starts
-from rsb_cluster.run import Run
+from rsb_cluster.node import starts
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.integration.test_slurm import DIGITS
 from tests.servers.daemons import GUARD_S

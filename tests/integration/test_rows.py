@@ -13,16 +13,16 @@ import safetensors.torch
 import timm
 import torch
 
-from rsb_cluster.collect import collect, render
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.verify import verify
-from rsb_cluster.references.other_data import not_public
-from rsb_cluster.storage import Store
+from rsb_cluster.results.collect import collect, render
+from rsb_cluster.results.references.other_data import not_public
+from rsb_cluster.storage.store import Store
 from tests.faults.lab import Lab
 from tests.unit import formats
-from tests.unit.test_evaluation import evaluate
+from tests.unit.train.validation.test_evaluator import evaluate
 
 SETS = {**formats.FORMATS, "indl-zollner": formats.indl, "parquet": formats.parquet}
 

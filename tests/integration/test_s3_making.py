@@ -12,10 +12,10 @@ from rsb_cluster.data.make import make_set, plan_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.verify import verify
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.unit import formats
-from tests.unit.test_make import some
+from tests.unit.data.test_make import some
 
 pytestmark = pytest.mark.s3
 

@@ -12,20 +12,20 @@ import time
 import numpy as np
 import pytest
 
-from rsb_cluster import s3 as s3_module
 from rsb_cluster.data.ahead import ReadAhead
 from rsb_cluster.data.cache import ShardCache
 from rsb_cluster.data.index import build_index
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.errors import DataError, MissingError, StorageError
-from rsb_cluster.storage import Store
-from rsb_cluster.transfer import Transfer
+from rsb_cluster.storage import s3 as s3_module
+from rsb_cluster.storage.store import Store
+from rsb_cluster.storage.transfer import Transfer
 from tests.command import ROOT
 from tests.servers.daemons import GUARD_S
 from tests.servers.proxy import Fault, FaultyProxy
-from tests.unit.test_index import FORMATS, pair, tar_of
-from tests.unit.test_reader import ODD, ahead_threads, image, wait_until
+from tests.unit.data.test_index import FORMATS, pair, tar_of
+from tests.unit.data.test_reader import ODD, ahead_threads, image, wait_until
 
 pytestmark = pytest.mark.s3
 

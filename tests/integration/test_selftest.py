@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import selftest
-from rsb_cluster.run import Run
+from rsb_cluster.checks import selftest
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.servers.slurm import SlurmCluster
 

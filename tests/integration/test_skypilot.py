@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.scheduler.cloud.task import sky_task
+from rsb_cluster.backends.skypilot.sky_task import sky_task
 from tests.command import ROOT
-from tests.unit.test_cloud_task import CPU, TASKS, load_job, spec_of, task
+from tests.unit.backends.skypilot.test_sky_task import CPU, TASKS, load_job, spec_of, task
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ p5.4xlarge,H100,1.0,16.0,256.0,,6.88,3.1,us-east-1,use1-az1,x86_64
 # No account is needed to be told where to go; only that AWS may be gone to.
 OPTIMIZE = """
 import json, sys, sky, sky.check
-from rsb_cluster.job import Job
-from rsb_cluster.scheduler.cloud import prices
+from rsb_cluster.config.job import Job
+from rsb_cluster.backends.skypilot import prices
 sky.check.get_cached_enabled_clouds_or_refresh = lambda *_, **__: [sky.AWS()]
 for fields, config in json.load(sys.stdin):
     secrets = [(name, "x") for name in config.get("secrets", {})]
@@ -127,7 +127,7 @@ import inspect, sky, sky.jobs, sky.exceptions
 from sky.schemas.api.responses import ManagedJobRecord
 from sky.server import common
 from sky.client import sdk
-from rsb_cluster.scheduler.cloud import _STATES, engine
+from rsb_cluster.backends.skypilot import _STATES, engine
 from sky.jobs import ManagedJobStatus
 inspect.signature(sky.jobs.launch).bind("task", name="x", pool=None)
 inspect.signature(sky.jobs.queue_v2).bind(refresh=False, name_match="rsb-", fields=engine._FIELDS)
@@ -155,7 +155,7 @@ def test_the_command_line_works_on_the_click_that_skypilot_wants(python, tmp_pat
 
 SERVER = """
 import json, sky, sys
-from rsb_cluster.scheduler.cloud import engine
+from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.errors import SubmitError
 server = engine.server()
 try:

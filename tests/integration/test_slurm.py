@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.run import Run
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import on_slurm
 from tests.servers.daemons import GUARD_S

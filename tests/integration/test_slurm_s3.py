@@ -5,8 +5,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from rsb_cluster.metrics import read_rows
-from rsb_cluster.run import Run
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import on_slurm
 from tests.servers.s3 import S3Server

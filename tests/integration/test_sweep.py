@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from rsb_cluster.run import Run
-from rsb_cluster.sweep import read_sweep
+from rsb_cluster.runs.run import Run
+from rsb_cluster.runs.sweep import read_sweep
 from tests.integration.conftest import MODELS, RECIPES, FinishedSweep
 
 pytestmark = pytest.mark.slurm

@@ -21,7 +21,7 @@ PACKAGES = sysconfig.get_path("purelib")  # where all that the package needs is 
 
 PROGRAM = """
 import rsb_cluster
-from rsb_cluster import references
+from rsb_cluster.results import references
 print(rsb_cluster.__file__)
 print(references.lookup("A1", "resnet50").references[0].top1)
 """

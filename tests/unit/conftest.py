@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.data.make import make_set
-from rsb_cluster.run import Run
-from rsb_cluster.storage import Store
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

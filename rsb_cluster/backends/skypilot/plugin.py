@@ -1,0 +1,198 @@
+"""submitit's plugin ``sky``: a job is a SkyPilot managed job, and the run's own folder stands for a shared file system.
+
+submitit finds it by its entry points. Nothing is pickled: a node is told what to do by a spec, so the executor takes
+our own task and nothing else, and what it needs to know stands in the job.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from submitit.core import core
+from submitit.core.job_environment import JobEnvironment
+from submitit.core.utils import DelayedSubmission, FailedJobError, UncompletedJobError
+
+from rsb_cluster.backends.base import submitted
+from rsb_cluster.backends.skypilot import engine, wheel
+from rsb_cluster.backends.skypilot.rank_logs import read_log
+from rsb_cluster.backends.skypilot.sky_task import as_yaml, sky_task
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import validate
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.node.node_spec import NodeSpec, Wheel, folder_of
+from rsb_cluster.node.task import Task
+from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.storage.store import Store
+
+# SkyPilot's words that submitit's base class would take for an end.
+_WORDS = {"SUBMITTED": "PENDING", "STARTING": "PENDING", "RECOVERING": "REQUEUED", "WINDING_DOWN": "COMPLETING"}
+_WORDS |= {"CANCELLING": "COMPLETING"}
+
+
+class SkyWatcher(core.InfoWatcher):
+    """Asks SkyPilot for all jobs at once."""
+
+    def update(self) -> None:
+        """Ask now."""
+        self._num_calls += 1
+        found = engine.jobs()
+        for job_id in self._registered:
+            job = found.get(job_id)
+            self._info_dict[job_id] = {"State": job.state, "Reason": job.reason} if job else {"State": "GONE"}
+        self._last_status_check = time.time()
+        self._finished = {job_id for job_id in self._registered if self.is_done(job_id, mode="cache")}
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        """Return a state in submitit's words."""
+        state = self.get_info(job_id, mode).get("State", "UNKNOWN")
+        return _WORDS.get(state, state)
+
+
+class SkyJob(core.Job[None]):
+    """A submission. Its result is the run's, and no rank's: one that lost its peer has failed, and the run goes on.
+
+    Args:
+        folder: submitit wants one.
+        run: What is trained.
+        record: Of the submission, in the run's folder.
+    """
+
+    watcher = SkyWatcher(delay_s=15)
+
+    def __init__(self, folder: Path, run: Run, record: Submission) -> None:
+        super().__init__(folder, record.job_id)
+        self.run, self.record = run, record
+
+    def done(self, force_check: bool = False) -> bool:
+        """Whether the run has its result, or the engine has given it up."""
+        if self.run.result() is not None:
+            return True
+        return bool(self.watcher.is_done(self.job_id, mode="force" if force_check else "standard"))
+
+    def results(self) -> list[None]:
+        """Wait for the end; training returns nothing.
+
+        Raises:
+            FailedJobError: It ended without a result.
+        """
+        self.wait()
+        if (error := self.exception()) is not None:
+            raise error
+        return [None]
+
+    def exception(self) -> UncompletedJobError | FailedJobError | None:
+        """Wait for the end, and return why there is no result, or None."""
+        self.wait()
+        if self.run.result() is not None:
+            return None
+        attempts = self.run.attempts()
+        why = f"{attempts[-1].cause or 'killed'} {attempts[-1].message}" if attempts else self.get_info().get("Reason")
+        return FailedJobError(f"{self.run.run_id} ended without a result: {why}")
+
+    def stdout(self) -> str | None:
+        """Return rank 0's log, as far as the run's folder has it."""
+        content = read_log(self.run, self.job_id, 0, 0)
+        return None if content is None else content.decode(errors="replace")
+
+    def stderr(self) -> str | None:
+        """Return nothing: a rank has one log."""
+        return None
+
+    def cancel(self, check: bool = True) -> None:
+        """End the managed job; ``rsb-cluster cancel`` has it save first."""
+        engine.cancel([self.job_id])
+
+
+class SkyExecutor(core.Executor):
+    """Hands tasks to SkyPilot, one managed job each.
+
+    Args:
+        folder: Nothing is written there; submitit wants one.
+    """
+
+    job_class = SkyJob
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Never chosen unless it is asked for: it costs money."""
+        return 0
+
+    def _internal_update_parameters(self, **kwargs: Any) -> None:
+        if kwargs:
+            raise ConfigError(f"the executor 'sky' takes no {', '.join(kwargs)}; it stands in the task's job.")
+
+    def _internal_process_submissions(self, delayed_submissions: Sequence[DelayedSubmission]) -> list[core.Job[Any]]:
+        tasks = []
+        for delayed in delayed_submissions:
+            if not isinstance(delayed.function, Task) or delayed.args or delayed.kwargs:
+                raise ConfigError(f"the executor 'sky' takes an rsb_cluster Task, not {delayed.function!r}.")
+            tasks.append(delayed.function)
+        code, pins = wheel.build(), wheel.pins()
+        jobs: list[core.Job[Any]] = []
+        sky_tasks = []
+        for task in tasks:
+            spec = make_spec(task, new_id(), code, pins)
+            sky_tasks.append(sky_task(spec, os.environ))
+            jobs.append(SkyJob(self.folder, *_write(spec, code, sky_tasks[-1])))
+        engine.launch(sky_tasks, pool=validate(Job, tasks[0].job, "the submitted job").cloud.pool)
+        return jobs
+
+
+class SkyJobEnvironment(JobEnvironment):
+    """Who a rank is, from what the node says that started it."""
+
+    _env: ClassVar[dict[str, str]] = {
+        "job_id": "RSB_JOB_ID",
+        "num_tasks": "RSB_WORLD_SIZE",
+        "num_nodes": "SKYPILOT_NUM_NODES",
+        "node": "SKYPILOT_NODE_RANK",
+        "global_rank": "RSB_RANK",
+        "local_rank": "RSB_LOCAL_RANK",
+    }
+
+    @property
+    def hostnames(self) -> list[str]:
+        """The addresses of all nodes, by node."""
+        return os.environ["SKYPILOT_NODE_IPS"].split()
+
+
+def new_id() -> str:
+    """Return an id for a submission, made before the engine knows of it; the engine's name for it, too."""
+    return f"{engine.NAME_PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def make_spec(task: Task, submission_id: str, code: wheel.BuiltWheel, pins: Sequence[str]) -> NodeSpec:
+    """Return what the nodes of a submission are told."""
+    return NodeSpec(
+        submission_id=submission_id,
+        run_url=task.run_url,
+        run_id=task.run_id,
+        job=task.job,
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        code=Wheel(url=f"{task.run_url}/{_code_path(code)}", sha256=code.sha256),
+        pins=tuple(pins),
+    )
+
+
+def _code_path(code: wheel.BuiltWheel) -> str:
+    return f"code/{code.sha256}/{code.filename}"
+
+
+def _write(spec: NodeSpec, code: wheel.BuiltWheel, task: dict[str, Any]) -> tuple[Run, Submission]:
+    """Put into the run's folder what its nodes will read, and the record: no job may be without one that can end it."""
+    run = Run(Store(spec.run_url), spec.run_id)
+    if not run.store.exists(_code_path(code)):
+        run.store.write_bytes(_code_path(code), code.content)
+    run.store.write_bytes(spec.path, spec.encode())
+    folder = folder_of(spec.submission_id)
+    run.store.write_bytes(f"{folder}/task.yaml", as_yaml(task).encode())
+    job = validate(Job, spec.job, "the submitted job")
+    submission = submitted(job, spec.submission_id, run.store.locate(folder))
+    run.add_submission(submission)
+    return run, submission

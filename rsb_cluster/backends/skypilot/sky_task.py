@@ -1,0 +1,159 @@
+"""The task that SkyPilot gets, as a pure function of what a submission is: a dry run shows it, and tests compare it."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import validate
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, digest
+from rsb_cluster.storage.store import redact
+
+# SkyPilot kills the others when a node has ended, and may hear of that first: 128 + SIGTERM.
+_AGAIN = [EXIT_AGAIN, 143]
+
+# SkyPilot starts a job again after any code but 0, as often as max_restarts_on_errors says. A run that failed, was
+# stopped, or has used up its hours would cost new machines each time, only to say so again: its folder says it.
+_RUN = f"""\
+code=0
+"{{python}}" -m rsb_cluster.node || code=$?
+case "$code" in
+  {EXIT_FAILED}|{EXIT_STOPPED}) echo "the run has ended for good with code $code; its folder says why"; exit 0 ;;
+esac
+exit "$code"
+"""
+
+# Where the store is; the nodes use their own credentials.
+STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+# Runs on a node before this package is there.
+_FETCH = """\
+import fsspec, hashlib, sys
+url, sha256, path = sys.argv[1:]
+with fsspec.open(url) as file:
+    content = file.read()
+if hashlib.sha256(content).hexdigest() != sha256:
+    sys.exit(url + " is not the code that was submitted")
+with open(path, "wb") as file:
+    file.write(content)"""
+
+
+def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the task of a submission, as SkyPilot's YAML has it.
+
+    Args:
+        spec: What the nodes will do.
+        environment: Of the submitting shell; of it only where the store is.
+
+    Raises:
+        ConfigError: The store's address holds a password.
+    """
+    job = validate(Job, spec.job, "the submitted job")
+    store = {name: environment[name] for name in STORE_VARIABLES if environment.get(name)}
+    for name, value in store.items():
+        if redact(value) != value:
+            raise ConfigError(
+                f"${name} holds a password, which would be written into the task. Take it out of the URL."
+            )
+    venv = f"$HOME/.rsb-cluster/{_environment_digest(spec, job)}"
+    task: dict[str, Any] = {
+        "name": spec.submission_id,
+        "num_nodes": job.nodes,
+        "resources": _resources(job),
+        "envs": {
+            **store,
+            **job.cloud.envs,
+            SPEC_URL: f"{spec.run_url}/{spec.path}",
+            SPEC_SHA256: digest(spec.encode()),
+        },
+        "setup": _setup(spec, job, venv),
+        "run": _RUN.format(python=f"{venv}/bin/python"),
+    }
+    if job.cloud.pool:  # its workers were set up when it was made, and are not for a job
+        task["run"] = f"{task.pop('setup')}set +e\n{task['run']}"
+    if job.cloud.secrets:
+        task["secrets"] = dict.fromkeys(job.cloud.secrets)
+    return task
+
+
+def as_yaml(task: dict[str, Any]) -> str:
+    """Return a task as the file that ``sky jobs launch`` takes."""
+    import yaml
+
+    dumper = type("_Dumper", (yaml.SafeDumper,), {})
+
+    def show(dumper: Any, text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    dumper.add_representer(str, show)  # type: ignore[attr-defined]
+    content: str = yaml.dump(task, Dumper=dumper, sort_keys=False, width=1000)
+    return content
+
+
+def _resources(job: Job) -> dict[str, Any]:
+    cloud = job.cloud
+    resources: dict[str, Any] = {
+        "use_spot": cloud.spot,
+        "disk_size": cloud.disk_gb,
+        "job_recovery": {
+            "strategy": cloud.recovery,
+            "max_restarts_on_errors": cloud.max_restarts,
+            "recover_on_exit_codes": _AGAIN,
+        },
+    }
+    if cloud.accelerators:
+        resources["accelerators"] = f"{cloud.accelerators.partition(':')[0]}:{cloud.gpus}"
+    if cloud.instance_type:
+        resources["instance_type"] = cloud.instance_type
+    else:
+        resources["cpus"] = f"{job.ranks_per_node * job.cpus_per_task}+"
+        resources |= {"memory": f"{job.mem_gb:g}+"} if job.mem_gb else {}
+    if cloud.image:
+        resources["image_id"] = cloud.image
+    if len(cloud.infra) == 1:
+        resources["infra"] = cloud.infra[0]
+    elif cloud.infra:
+        resources["any_of"] = [{"infra": where} for where in cloud.infra]
+    return resources
+
+
+def _environment_digest(spec: NodeSpec, job: Job) -> str:
+    """Return a name for the environment of a node: the next attempt there need not make the same again."""
+    parts = [spec.python, spec.code.sha256, *spec.pins, *job.trackers]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _setup(spec: NodeSpec, job: Job, venv: str) -> str:
+    """Return the shell lines that make the environment. Home may be shared by the nodes, so one makes it at a time."""
+    wheel = spec.code.url.rpartition("/")[2]
+    extras = f"[{','.join(job.trackers)}]" if job.trackers else ""
+    install = 'uv pip install --quiet --python "$venv/bin/python" --constraint "$venv/pins.txt"'
+    return "\n".join(
+        [
+            "set -e",
+            *job.setup,
+            'export PATH="$HOME/.local/bin:$PATH"  # where SkyPilot puts uv',
+            f'venv="{venv}"',
+            'mkdir -p "$HOME/.rsb-cluster"',
+            'exec 9>"$HOME/.rsb-cluster/lock"',
+            "flock 9",
+            'if [ ! -e "$venv/ready" ]; then',
+            f'  uv venv --quiet --clear --python {spec.python} "$venv"',
+            "  cat >\"$venv/pins.txt\" <<'END'",
+            *spec.pins,
+            "END",
+            f"  {install} s3fs",
+            f'  "$venv/bin/python" -c {shlex.quote(_FETCH)} {shlex.quote(spec.code.url)} {spec.code.sha256} '
+            f'"$venv/"{shlex.quote(wheel)}',
+            f'  {install} "$venv/"{shlex.quote(wheel + extras)}',
+            '  touch "$venv/ready"',
+            "fi",
+            "exec 9>&-",
+            "",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Does it work here: the doctor and the self-tests."""

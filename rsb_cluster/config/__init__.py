@@ -1,0 +1,1 @@
+"""The files that users write: recipes, jobs and sweeps."""

@@ -1,0 +1,156 @@
+"""Sweep files: many runs as grids of recipes, models, seeds and values, and what each needs of a job.
+
+A sweep file is a TOML file in ``jobs/sweeps/``. Each ``[[grid]]`` is a product; a sweep is all of them together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from rsb_cluster.config.catalog import Resolved, find, load_job, load_recipe
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import Section, parse_toml, validate
+from rsb_cluster.errors import ConfigError
+
+
+class Grid(Section):
+    """All combinations of some recipes, models, seeds and values of fields."""
+
+    recipes: tuple[str, ...] = Field(min_length=1, description="names or .toml files")
+    models: tuple[str, ...] = Field((), description="timm names; empty: each recipe's own")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="a list, or how many from 0")
+    vary: dict[str, Any] = Field({}, description="lists of values, by recipe field")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        if value < 1:
+            raise ValueError(f"seeds = {value}: give a list of seeds, or how many")
+        return tuple(range(value))
+
+    @field_validator("vary")
+    @classmethod
+    def _lists(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, values in leaves(value).items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"vary.{key} = {values!r}: give a list of values, for example [1e-3, 2e-3]")
+        return value
+
+    def combinations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Yield recipe, model (empty: the recipe's own) and values, for each point but the seeds."""
+        varied = leaves(self.vary)
+        for recipe, model, *values in itertools.product(self.recipes, self.models or ("",), *varied.values()):
+            yield recipe, model, dict(zip(varied, values, strict=True))
+
+
+class Resources(Section):
+    """What some of the runs need. The first entry that fits a run counts; one that fits none is the job as it is."""
+
+    recipes: tuple[str, ...] = Field(("*",), description="names, or globs of them")
+    models: tuple[str, ...] = Field(("*",), description="names, or globs of them")
+    set: dict[str, Any] = Field(description="fields of the job, for example { nodes = 4 }")
+
+    def fit(self, recipe: str, model: str) -> bool:
+        """Whether they are for a run of this recipe and model."""
+        return any(fnmatchcase(recipe, r) for r in self.recipes) and any(fnmatchcase(model, m) for m in self.models)
+
+
+class SweepFile(Section):
+    """What to train in one go, and where."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    description: str = ""
+    job: str = Field("", description="where to train, unless --job says it")
+    grid: tuple[Grid, ...] = Field(min_length=1)
+    resources: tuple[Resources, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A recipe as it will run, how often, and where.
+
+    Attributes:
+        resolved: The recipe, with model and values.
+        varied: The values that the grid gave it, by field.
+        seeds: One run each.
+        job: Where.
+        job_path: The file the job came from.
+    """
+
+    resolved: Resolved
+    varied: dict[str, Any]
+    seeds: tuple[int, ...]
+    job: Job
+    job_path: Path
+
+
+def load_sweep(name: str) -> tuple[SweepFile, Path]:
+    """Read a sweep file given by name or path."""
+    path = find("sweeps", name)
+    return validate(SweepFile, parse_toml(path), str(path)), path
+
+
+def expand(file: SweepFile, *, job: str, for_recipes: Sequence[str] = (), for_jobs: Sequence[str] = ()) -> list[Point]:
+    """Return the points of a sweep, each once, with their jobs.
+
+    Args:
+        file: The sweep.
+        job: Name of the job.
+        for_recipes: Assignments such as ``optimizer.lr=4e-3`` for all recipes, after those of the grid.
+        for_jobs: Assignments such as ``nodes=4`` for all jobs, after those of the resources.
+    """
+    jobs: dict[tuple[str, ...], tuple[Job, Path]] = {}
+    points: dict[str, Point] = {}
+    for grid in file.grid:
+        for name, model, varied in grid.combinations():
+            resolved = load_recipe(name, model=model or None, assignments=[*_assignments(varied), *for_recipes])
+            recipe = resolved.recipe
+            fitting = (r.set for r in file.resources if r.fit(recipe.name, recipe.model.name))
+            resources = (*_assignments(leaves(next(fitting, {}))), *for_jobs)
+            if resources not in jobs:
+                jobs[resources] = load_job(job, assignments=resources)
+            # Two grids may name the same point; its seeds are then those of both.
+            key = f"{recipe.name} {recipe.digest(0, '', recipe.init.weights)}"
+            seeds = (*points[key].seeds, *grid.seeds) if key in points else grid.seeds
+            points[key] = Point(resolved, varied, tuple(dict.fromkeys(seeds)), *jobs[resources])
+    return list(points.values())
+
+
+def parse_vary(texts: Sequence[str]) -> dict[str, Any]:
+    """Return ``["optimizer.lr=1e-3,2e-3"]`` as ``{"optimizer.lr": [1e-3, 2e-3]}``."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, values = text.partition("=")
+        if not separator or not key.strip() or not values.strip():
+            raise ConfigError(
+                f"--vary {text!r} is not of the form key=value,value, for example optimizer.lr=4e-3,5e-3."
+            )
+        try:
+            found[key.strip()] = tomllib.loads(f"x = [{values}]")["x"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = [value.strip() for value in values.split(",")]
+    return found
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as ``{"optimizer.lr": value}``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _assignments(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

@@ -1,0 +1,1 @@
+"""Evaluating weights on data sets: what is asked for, started and kept."""

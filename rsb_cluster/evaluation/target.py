@@ -1,0 +1,127 @@
+"""What predictions are compared with: a part of a data set, its labels and its metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rsb_cluster.data.datasets import DataSet, Metric, known_data_sets
+from rsb_cluster.data.index import INDEX_NAME, ShardIndex, load_index
+from rsb_cluster.data.labels import LabelSets, label_file_name, load_label_sets
+from rsb_cluster.data.part import source_of
+from rsb_cluster.data.scoring import BEST, check_metrics
+from rsb_cluster.errors import ConfigError, DataError, did_you_mean
+from rsb_cluster.evaluation.record import Request
+from rsb_cluster.storage.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A part of a data set, and the labels and metrics by which it is scored.
+
+    Attributes:
+        store: The part's folder.
+        name: Name of the data set.
+        known: What datasets.toml says of it.
+        sets: The label sets; None for the index's classes.
+        labels_digest: SHA-256 of the file of label sets.
+        metrics: The first is compared with published results.
+    """
+
+    store: Store
+    index: ShardIndex
+    name: str
+    part: str
+    known: DataSet | None
+    labels: str
+    sets: LabelSets | None
+    labels_digest: str
+    metrics: tuple[Metric, ...]
+
+
+def open_target(request: Request) -> Target:
+    """Find and read what predictions are to be compared with.
+
+    Raises:
+        ConfigError: The labels and the metric do not fit.
+        DataError: There are no such shards or labels, or no image has a label.
+    """
+    store, part = _part(request.data, request.part)
+    index = load_index(store)
+    last = store.url.rstrip("/").rsplit("/", 2)
+    name = str(source_of(store).get("data_set") or (last[1] if last[2] == part else last[2]))
+    known = known_data_sets().get(name)
+    labels = request.labels or (known.default_labels if known else "")
+    sets = load_label_sets(store, index, labels) if labels else None
+    if sets is not None and not sets.scored.any() and not request.predictions:
+        raise DataError(
+            f"no image of {store.url} has a label in '{labels}': {known.note if known else 'nothing can be scored'}. "
+            "With --save-predictions the predictions are written to a file."
+        )
+    digest = hashlib.sha256(store.read_bytes(label_file_name(labels))).hexdigest() if labels else ""
+    metrics = _metrics(request.metric, known, index.num_classes, sets)
+    return Target(store, index, name, part, known, labels, sets, digest, metrics)
+
+
+def _part(data: str, part: str) -> tuple[Store, str]:
+    """Return the folder of a part: of a set's folder, of a set by its name, or as it is named itself."""
+    candidates = [Store(data).child(part), Store(data)]
+    if "/" not in data:
+        root = Store(os.environ.get("RSB_DATA") or str(Path.cwd() / "data"))
+        candidates.insert(1, root.child(data, part))
+    found = [store for store in candidates if store.exists(INDEX_NAME)]
+    if not found:
+        looked = "\n".join(f"  {store.locate(INDEX_NAME)}" for store in candidates)
+        raise DataError(
+            f"there are no shards with an index. Looked for\n{looked}\nSay where they are with --data, or make them "
+            f"with 'rsb-cluster shards make'.{did_you_mean(data, known_data_sets())}"
+        )
+    url = found[0].url
+    return found[0], part if url.endswith(f"/{part}") else url.rsplit("/", 1)[1]
+
+
+def _metrics(
+    asked: Metric | Literal[""], known: DataSet | None, num_classes: int, sets: LabelSets | None
+) -> tuple[Metric, ...]:
+    if sets is not None:
+        if asked not in ("", "label_set_top1"):
+            raise ConfigError(f"--metric {asked} is for one right class an image; these labels are sets: leave it out.")
+        return ("label_set_top1",)
+    own: Iterable[Metric] = (known.metric, *known.also) if known and known.metric != "label_set_top1" else ()
+    wide: Iterable[Metric] = ("top1", "top5") if num_classes > BEST else ("top1",)
+    metrics: tuple[Metric, ...] = tuple(dict.fromkeys((*((asked,) if asked else ()), *own, *wide)))
+    check_metrics(metrics, num_classes)
+    return metrics
+
+
+def check_classes(name: str, num_classes: int, classes: tuple[str, ...], target: Target) -> None:
+    """Refuse weights whose classes are not those of the data.
+
+    Args:
+        name: Of the weights.
+        num_classes: Outputs of their classifier.
+        classes: Names of their classes; empty where they are not known.
+        target: The data.
+
+    Raises:
+        ConfigError: The numbers, or the names, differ.
+    """
+    index, url = target.index, target.store.url
+    fits = num_classes == index.num_classes if index.classes else num_classes >= index.num_classes
+    if not fits:
+        raise ConfigError(
+            f"{name} tells {num_classes} classes apart, {url} has {index.num_classes}. Evaluate weights that were "
+            "trained, or fine-tuned, on this data set."
+        )
+    pairs = zip(classes, index.classes, strict=False)
+    unlike = next(((i, ours, theirs) for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+    if unlike is not None:
+        number, ours, theirs = unlike
+        raise ConfigError(
+            f"class {number} is '{ours}' for {name} and '{theirs}' in {url}: their predictions would mean other "
+            "things. Make the shards anew with the classes in the order of the training data."
+        )

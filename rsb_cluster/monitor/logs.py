@@ -1,0 +1,57 @@
+"""The log of a rank: what the scheduler keeps of a job, or what the run's folder keeps of an ended attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rsb_cluster import backends
+from rsb_cluster.errors import ConfigError, MissingError
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
+
+POLL_S = 0.5
+POLL_REMOTE_S = 5.0  # an object store, which has no part of a log before a node has put it there
+
+
+def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str]:
+    """Yield a rank's log in pieces.
+
+    Args:
+        run: The run.
+        rank: Whose log.
+        attempt: Which attempt's, from 1; 0 for the job that was submitted last, with all its attempts.
+        follow: Go on until the job has ended.
+
+    Raises:
+        ConfigError: There is no such log.
+    """
+    if attempt:
+        name = f"logs/{attempt:04d}-rank{rank:05d}.log"
+        try:
+            yield run.store.read_bytes(name).decode(errors="replace")
+        except MissingError as error:
+            raise ConfigError(
+                f"{run.run_id} has no log of rank {rank} in attempt {attempt}, or it still runs."
+            ) from error
+        return
+    submissions = run.submissions()
+    if not submissions:
+        raise ConfigError(f"{run.run_id} was never submitted.")
+    last = submissions[-1]
+    place = 0
+    while True:
+        ended = not follow or backends.has_ended(run, last)
+        piece = backends.read_log(run, last, rank, place)
+        if piece is not None:
+            place += len(piece)
+            yield piece.decode(errors="replace")
+        elif ended:
+            kept = run.store.names("logs")
+            hint = f"The folder keeps: {', '.join(kept)}." if kept else "It has not started yet."
+            if last.backend == "cloud":
+                hint += f" What its nodes say besides: sky jobs logs --name {last.job_id}."
+            raise ConfigError(f"there is no log of rank {rank} in {last.folder}. {hint}")
+        if ended:
+            return
+        time.sleep(POLL_S if Store(last.folder).is_local else POLL_REMOTE_S)

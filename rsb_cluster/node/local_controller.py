@@ -1,0 +1,84 @@
+"""The process that keeps a local run going: submitit's controller, which also starts the ranks again.
+
+submitit's own gives up after six restarts and waits for ever when one rank dies; a scheduler does neither.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from submitit.local.local import Controller
+
+from rsb_cluster.node import processes, starts
+from rsb_cluster.node.exit_codes import CANCELLED, EXIT_AGAIN, RUNNING, together
+from rsb_cluster.node.process import Process
+
+
+class RestartingController(Controller):
+    """Starts the ranks, passes signals on to them, and starts them again after a preemption or a lost rank."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.pid = str(Process.of(os.getpid()))  # the job's id for the base class: in the names of files, and for ranks
+        self.command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
+        # SIGTERM is passed on by the base class.
+        signal.signal(signal.SIGUSR2, self._pass_on)
+        signal.signal(signal.SIGINT, self._stop)
+        self._stopped = False
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._forward_signal(signal.Signals(number))
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Pass Ctrl-C on; the second time kill, as a user who presses it twice wants an end now."""
+        self._forward_signal(signal.SIGKILL if self._stopped else signal.SIGINT)
+        self._stopped = True
+
+    def wait(self, freq: int = 24) -> list[int]:
+        """Wait for all ranks to end."""
+        return processes.wait(self.tasks)
+
+    def run(self, max_retry: int = 0) -> None:
+        """Run the job to its end."""
+        restart = failed = 0
+        while not self._stopped:
+            os.environ["RSB_LOCAL_RESTART"] = str(restart)
+            try:
+                self.start_tasks()
+                code = together(self.wait())
+            finally:
+                self.kill_tasks()
+            if code and not starts.is_noted(self.folder, self.pid, starts.CLAIMED, restart):
+                failed += 1  # kept here, as the folder may be what is broken
+                starts.list_failed(self.folder, self.pid, restart, code)
+            else:
+                failed = 0
+            if code != EXIT_AGAIN or failed >= starts.LIMIT:
+                break
+            if failed:
+                self._sleep(starts.LOCAL_DELAY_S * 2 ** (failed - 1))
+            restart += 1
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, unless the user ends it."""
+        deadline = time.monotonic() + seconds
+        while not self._stopped and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def main(folders: list[str]) -> None:
+    """Run the jobs of some folders one after the other, as this machine has no queue."""
+    for folder in map(Path, folders):
+        if not (folder / CANCELLED).exists():
+            (folder / RUNNING).touch()
+            RestartingController(folder).run()
+            (folder / RUNNING).unlink()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

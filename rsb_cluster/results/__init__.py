@@ -1,0 +1,1 @@
+"""What came out: tables, reports, and the published numbers that they are compared with."""

@@ -1,0 +1,96 @@
+"""What every table of groups says: its columns, the text of each cell, and the remarks below."""
+
+from __future__ import annotations
+
+from rsb_cluster.results.collect.groups import Collection, Group
+from rsb_cluster.results.collect.rows import describe
+from rsb_cluster.results.references import Reference
+
+COLUMNS = (
+    *("recipe", "model", "n", "top-1", "top-5", "min–max", "seed 0", "paper", "timm", "delta", "verdict"),
+    *("GPU-hours", "attempts", "preemptions", "repeated", "goodput"),
+)
+WORDS = ("recipe", "model", "verdict")  # aligned to the left
+LONGEST_REASON = 300
+
+
+def cells(group: Group) -> dict[str, str]:
+    """Return the text of a group's cells by column.
+
+    ``n`` is ``2/3`` where not all of the group's runs count. ``repeated`` is steps.
+    """
+    paper = next((r for r in group.references if not r.released), None)
+    timm = next((r for r in group.references if r.released), None)
+    total = len(group.rows) + len(group.open)
+    return {
+        "recipe": label(group),
+        "model": group.model,
+        "n": str(group.n) if group.n == total else f"{group.n}/{total}",
+        "top-1": _with_std(_number(group.mean), group.std),
+        "top-5": _number(group.top5),
+        "min–max": f"{group.min:.2f}–{group.max:.2f}" if group.n > 1 else "",
+        "seed 0": _number(group.seed0),
+        "paper": published_text(paper) if paper else "",
+        "timm": published_text(timm) if timm else "",
+        "delta": "" if group.delta is None else f"{group.delta:+.2f}",
+        "verdict": group.verdict,
+        "GPU-hours": f"{group.gpu_hours:,.1f}",
+        "attempts": str(group.attempts),
+        "preemptions": str(group.preemptions),
+        "repeated": f"{group.steps_repeated:,}",
+        "goodput": "" if group.goodput is None else f"{group.goodput:.1%}",
+    }
+
+
+def label(group: Group) -> str:
+    """Name a group by its recipe and, where that is short, by what was changed."""
+    if not group.changes:
+        return group.recipe
+    if len(group.changes) > 2:
+        return f"{group.recipe} with {len(group.changes)} changes"
+    return f"{group.recipe} with " + ", ".join(f"{key}={here}" for key, (_, here) in sorted(group.changes.items()))
+
+
+def remarks(collection: Collection) -> dict[str, list[str]]:
+    """Return what stands below the table, by heading."""
+    compared: list[str] = []
+    changed: list[str] = []
+    notes: list[str] = []
+    flagged: list[str] = []
+    for group in collection.groups:
+        name = f"{label(group)}, {group.model}"
+        if group.references:
+            first, *others = (f"{published_text(r)} ({r.source})" for r in group.references)
+            compared.append(f"{name}: {first}" + (f"; also {', '.join(others)}" if others else ""))
+        if group.changes:
+            changed.append(f"{name}: {describe(group.changes)}")
+        notes += [f"{name}: {note}" for note in group.notes]
+        flagged += [f"{row.run.run_id}: {'; '.join(row.flags)}" for row in group.rows if row.flags]
+    unfinished = [f"{run.run_id}: {run.state}: {_short(run.reason)}" for run in collection.unfinished]
+    found = {
+        "Compared with": compared,
+        "Changed (there → here)": changed,
+        "Notes": notes,
+        "Not counted": flagged,
+        "No result": unfinished,
+    }
+    return {heading: [" ".join(line.split()) for line in lines] for heading, lines in found.items() if lines}
+
+
+def published_text(reference: Reference) -> str:
+    """Return a published value with as many digits as were published: 80.4 is not 80.40."""
+    std = reference.std
+    return f"{reference.top1:.2f} ± {std:.2f}" if std is not None else str(reference.top1)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _with_std(text: str, std: float | None) -> str:
+    return text if std is None else f"{text} ± {std:.2f}"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"

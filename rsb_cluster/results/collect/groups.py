@@ -1,0 +1,317 @@
+"""Groups of runs that differ only in their seed, and the verdict on each."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from rsb_cluster.config.catalog import differences
+from rsb_cluster.results.collect.rows import (
+    RESOLUTIONS,
+    Changes,
+    Reader,
+    Row,
+    Science,
+    Unfinished,
+    describe,
+    published,
+    resolutions,
+)
+from rsb_cluster.results.references import Reference
+from rsb_cluster.runs.run import Run
+from rsb_cluster.runs.sweep import Member, Sweep
+
+if TYPE_CHECKING:
+    from rsb_cluster.results.collect.evaluations import Evaluated
+
+Verdict = Literal[
+    "reproduced", "above", "below", "reconstruction", "no reference", "modified", "not counted", "no result"
+]
+
+ONE_SEED_POINTS = 0.3
+FIGURE1_STD = 0.1
+OTHER_DATA = {"data.set", "data.num_classes", "data.train_samples", "data.val_samples"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        rows: All finished ones, also those that do not count.
+        open: Those without a result.
+        n: How many count; means and extremes are over these, in percent.
+        std: Sample standard deviation; None unless n > 1.
+        seed0: Top-1 of the run with seed 0, if it counts: what a headline of the paper is.
+        references: What is published; ``delta`` is ``mean`` minus the first.
+        tolerance: The largest ``delta`` that is called reproduced, in points.
+        gpu_hours: Sum over all runs, finished or not, as are rank_hours, attempts, preemptions and steps_repeated.
+        goodput: Time spent in steps that count / time in which an attempt was on, over the finished runs.
+    """
+
+    recipe: str
+    procedure: str
+    model: str
+    verdict: Verdict
+    changes: Changes = field(default_factory=dict)
+    virtual_ranks: int = 0
+    rows: tuple[Row, ...] = ()
+    open: tuple[Unfinished, ...] = ()
+    n: int = 0
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    seed0: float | None = None
+    top5: float | None = None
+    references: tuple[Reference, ...] = ()
+    delta: float | None = None
+    tolerance: float | None = None
+    notes: tuple[str, ...] = ()
+    gpu_hours: float = 0.0
+    rank_hours: float = 0.0
+    attempts: int = 0
+    preemptions: int = 0
+    steps_repeated: int = 0
+    goodput: float | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found.
+
+    Attributes:
+        groups: In natural order.
+        unfinished: All runs that have no result, those of the groups too.
+        evaluations: What 'evaluate' left, of runs first.
+        unreadable: What is to be said of evaluations that could not be read.
+    """
+
+    groups: tuple[Group, ...]
+    unfinished: tuple[Unfinished, ...]
+    evaluations: tuple[Evaluated, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:
+    """Read runs and compare them with what is published. A run that cannot be read is named, not raised.
+
+    Args:
+        runs: What to read; a run that has no folder is named as missing.
+        sweeps: Say what the missing runs would be.
+        now: Unix time, to tell a killed run from one that runs; None asks the clock.
+    """
+    unique = list({run.url: run for run in runs}.values())
+    members = {member.run_id: member for sweep in sweeps for member in sweep.members}
+    reader = Reader(time.time() if now is None else now, members)
+    found = {run.url: item for run, item in reader.read(unique)}
+    groups: dict[str, list[Row]] = {}
+    unfinished: list[Unfinished] = []
+    seen: dict[str, str] = {}
+    for run in unique:
+        item = found[run.url]
+        if item is None:
+            continue
+        if isinstance(item, Unfinished):
+            unfinished.append(item)
+        elif item.science.spec.run_id in seen:
+            reason = f"the same run as {seen[item.science.spec.run_id]}, which is in the table"
+            unfinished.append(Unfinished(run.run_id, run.url, "duplicate", reason))
+        else:
+            seen[item.science.spec.run_id] = run.url
+            groups.setdefault(item.science.key, []).append(item)
+    unfinished.sort(key=lambda item: (_natural(item.run_id), item.url))
+    open_: dict[str, list[Unfinished]] = {}
+    # Those whose folder says what they train come first, so that the missing find their group.
+    for item in sorted(unfinished, key=lambda item: item.science is None):
+        if item.science is not None and item.run_id not in seen:  # an unfinished copy of a finished run is no run more
+            open_.setdefault(item.science.key, []).append(item)
+        elif item.member is not None:
+            open_.setdefault(_key_of_missing(item.member, groups, open_), []).append(item)
+    keys = dict.fromkeys([*groups, *open_])
+    ordered = sorted((_group(groups.get(key, []), open_.get(key, [])) for key in keys), key=_order)
+    return Collection(tuple(_tell_apart(ordered)), tuple(unfinished))
+
+
+def judge(top1: Sequence[float], reference: Reference) -> tuple[float, float, Verdict]:
+    """Return the difference, the tolerance and the verdict on the top-1 of one or more seeds.
+
+    The rules are in the package's docstring.
+    """
+    delta = statistics.fmean(top1) - reference.top1
+    tolerance = ONE_SEED_POINTS
+    if len(top1) > 1:
+        theirs = FIGURE1_STD if reference.std is None else reference.std
+        ours = max(statistics.stdev(top1), theirs)
+        tolerance = min(tolerance, 2 * math.sqrt(ours**2 / len(top1) + theirs**2 / reference.n))
+    if abs(delta) <= tolerance + 1e-9:  # 80.54 - 80.24 is a little more than 0.3 in binary
+        return delta, tolerance, "reproduced"
+    return delta, tolerance, "above" if delta > 0 else "below"
+
+
+def _key_of_missing(
+    member: Member, groups: Mapping[str, Sequence[Row]], open_: Mapping[str, Sequence[Unfinished]]
+) -> str:
+    """Return the group of a run without a folder: the first of its names whose recipe was not changed."""
+    for key in (*groups, *open_):
+        science = _science([*groups.get(key, ()), *open_.get(key, ())])
+        if science and not science.changes and (science.recipe.name, science.recipe.model.name) == _names(member):
+            return key
+    return f"missing {member.recipe} {member.model}"
+
+
+def _names(member: Member) -> tuple[str, str]:
+    return member.recipe, member.model
+
+
+def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
+    rows = sorted(finished, key=lambda row: (row.science.spec.seed, row.science.spec.run_id))
+    science = _science([*rows, *unfinished])
+    if science is None:
+        return _missing(unfinished)
+    recipe, changes = science.recipe, science.changes
+    counted = [row for row in rows if not row.flags]
+    top1 = [row.result.top1 for row in counted]
+    references, notes = _references(science)
+    delta: float | None = None
+    tolerance: float | None = None
+    verdict: Verdict = "no reference"
+    if references and top1:
+        delta, tolerance, verdict = judge(top1, references[0])
+        if recipe.reconstruction:  # near or far, it is not what the paper did
+            tolerance, verdict = None, "reconstruction"
+    if changes:
+        tolerance, verdict = None, "modified"
+    costs = [item.result for item in rows] + [item.cost for item in unfinished if item.cost is not None]
+    return Group(
+        recipe=recipe.name,
+        procedure=recipe.paper,
+        model=recipe.model.name,
+        changes=changes,
+        virtual_ranks=science.spec.virtual_ranks,
+        rows=tuple(rows),
+        open=tuple(unfinished),
+        n=len(top1),
+        mean=statistics.fmean(top1) if top1 else None,
+        std=statistics.stdev(top1) if len(top1) > 1 else None,
+        min=min(top1, default=None),
+        max=max(top1, default=None),
+        seed0=next((row.result.top1 for row in counted if row.science.spec.seed == 0), None),
+        top5=statistics.fmean(row.result.top5 for row in counted) if counted else None,
+        references=references,
+        delta=delta,
+        tolerance=tolerance,
+        verdict=verdict if top1 else ("not counted" if rows else "no result"),
+        notes=(*notes, *_start(science), *_unlike(counted)),
+        gpu_hours=math.fsum(item.gpu_hours for item in costs),
+        rank_hours=math.fsum(item.rank_hours or 0.0 for item in costs),
+        attempts=sum(item.attempts for item in costs),
+        preemptions=sum(item.preemptions for item in costs),
+        steps_repeated=sum(item.steps_repeated or 0 for item in costs),
+        goodput=_goodput(rows),
+    )
+
+
+def _missing(unfinished: list[Unfinished]) -> Group:
+    """Return a group none of whose runs has a folder: all that is known are names."""
+    member = unfinished[0].member
+    assert member is not None
+    return Group(
+        recipe=member.recipe,
+        procedure="",
+        model=member.model,
+        open=tuple(unfinished),
+        verdict="no result",
+    )
+
+
+def _goodput(rows: Sequence[Row]) -> float | None:
+    """Return useful time / all time over runs of unlike length."""
+    useful = math.fsum(row.result.train_s for row in rows)
+    return useful / math.fsum(row.result.train_s / max(row.result.goodput, 1e-9) for row in rows) if useful else None
+
+
+def _references(science: Science) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+    """Return what to compare with, and why there is nothing where one would expect something."""
+    recipe, changes = science.recipe, science.changes
+    known = published(recipe, science.spec)
+    if not recipe.paper or OTHER_DATA & changes.keys():
+        return (), ()
+    if known is None:
+        from_ = " from such weights" if recipe.init.weights else ""
+        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}{from_}",)
+    if known.doubt:
+        return (), (f"not compared: {known.doubt}",)
+    if resolutions(recipe) != known.px and not changes.keys() & set(RESOLUTIONS):
+        train, test = known.px
+        return (), (
+            f"not compared: the paper trains this model at {train} px and tests it at {test} px. "
+            f"Use --set augment.resolution={train} --set eval.resolution={test}",
+        )
+    return known.references, ()
+
+
+def _start(science: Science) -> tuple[str, ...]:
+    """Say which weights the runs of a group start from."""
+    init = science.spec.init
+    return (f"starts from {init.source} (SHA-256 {init.sha256[:12]})",) if init else ()
+
+
+def _unlike(counted: Sequence[Row]) -> list[str]:
+    """Return what differs between the counted runs of a group, besides the seed."""
+    parts: dict[str, Callable[[Row], object]] = {
+        "copies of the data (their indexes differ)": lambda row: (
+            row.science.spec.train_digest,
+            row.science.spec.val_digest,
+        ),
+        "versions of the code": lambda row: (row.science.code, row.science.spec.code.get("uncommitted")),
+        "sets of package versions": lambda row: tuple(sorted(row.science.spec.packages.items())),
+    }
+    numbers = {what: len({part(row) for row in counted}) for what, part in parts.items()}
+    notes = [f"mixes {number} {what}" for what, number in numbers.items() if number > 1]
+    repeated = [str(seed) for seed, times in Counter(row.science.spec.seed for row in counted).items() if times > 1]
+    if repeated:
+        notes.append(f"not all seeds are independent: more than one run has seed {', '.join(repeated)}")
+    return notes
+
+
+def _tell_apart(groups: Sequence[Group]) -> list[Group]:
+    """Note what separates groups that carry the same name."""
+    first: dict[tuple[str, str, str], Group] = {}
+    result = []
+    for group in groups:
+        other = first.setdefault((group.recipe, group.model, describe(group.changes)), group)
+        if other is not group:
+            here, there = (_science([*one.rows, *one.open]) for one in (group, other))
+            assert here is not None and there is not None  # those without have no equals
+            unlike: Changes = dict(differences(there.recipe, here.recipe))
+            if other.virtual_ranks != group.virtual_ranks:
+                unlike["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
+            before, after = (s.spec.init.sha256[:12] if s.spec.init else "" for s in (there, here))
+            if before != after:
+                unlike["initial weights"] = (before, after)
+            group = replace(group, notes=(*group.notes, f"unlike the group of the same name: {describe(unlike)}"))
+        result.append(group)
+    return result
+
+
+def _science(items: Sequence[Row | Unfinished]) -> Science | None:
+    """Return what the runs of a group train; None where no folder says."""
+    return next((item.science for item in items if item.science is not None), None)
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    name = (_natural(group.recipe), _natural(group.model), len(group.changes), describe(group.changes))
+    first = group.rows[0].run if group.rows else group.open[0]
+    return (*name, group.virtual_ranks, first.run_id)
+
+
+def _natural(name: str) -> list[int | str]:
+    """Order resnet18 before resnet101."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,312 @@
+"""Reading runs: the result of each, or why it has none.
+
+A finished run costs one file: its result.json says what was trained as well. A run of an older version, and one that
+has not finished, costs a few more. No tensor file is read, and metrics only of an attempt that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from rsb_cluster.config.recipe import Recipe, Section, validate
+from rsb_cluster.errors import MissingError, RsbError, StorageError
+from rsb_cluster.results.references import Known, lookup
+from rsb_cluster.runs.gpu_hours import Cost, Span, cost, spans
+from rsb_cluster.runs.run import Run, Spec
+from rsb_cluster.runs.sweep import Member
+from rsb_cluster.storage.store import Store
+
+Changes = dict[str, tuple[Any, Any]]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+RESOLUTIONS = ("augment.resolution", "eval.resolution")
+READERS = 16  # an object store takes tens of milliseconds for an answer
+SILENT_S = 300.0  # an attempt says that it is alive every ten seconds or so; clocks may differ
+RUN_FILES = ("spec.json", "recipe.json", "result.json", "attempts", "checkpoints", "metrics")
+
+
+class Evaluation(Section):
+    """Accuracy on val/. ``loss`` may be NaN: a run that diverged has a result too."""
+
+    # A later version may say more; what it says here must still be readable.
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+    top1: Percent
+    top5: Percent
+    loss: float
+
+
+class Result(Evaluation):
+    """What a run writes when it has finished. Older versions did not write what has a default."""
+
+    run_id: str
+    recipe: str
+    model: str
+    seed: int
+    steps: int
+    epochs: int | float
+    samples: int = Field(description="images evaluated")
+    modified: Changes = Field({}, description="what was changed, as {field: (there, here)}")
+    gpu_hours: float
+    rank_hours: float | None = None
+    wall_s: float | None = None
+    train_s: float = Field(description="time spent training, in all attempts")
+    attempts: int
+    preemptions: int
+    steps_repeated: int | None = None
+    images_per_s: float
+    goodput: float = Field(description="useful time / all time")
+    finished: float = Field(description="unix time")
+    ema: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Science:
+    """What a run trains.
+
+    Attributes:
+        changes: What was changed against the procedure, as ``{field: (there, here)}``.
+        key: The same for runs that differ in nothing but the seed.
+    """
+
+    recipe: Recipe
+    spec: Spec
+    changes: Changes
+    key: str
+
+    @property
+    def code(self) -> str:
+        """Version of the package, and of its checkout where it ran from one."""
+        code = self.spec.code
+        parts = (code.get("version"), code.get("commit", "")[:12], "+changes" if code.get("uncommitted") else "")
+        return " ".join(part for part in parts if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a line about the run says of it."""
+        return {
+            "recipe": self.recipe.name,
+            "procedure": self.recipe.paper,
+            "model": self.recipe.model.name,
+            "seed": self.spec.seed,
+            "virtual_ranks": self.spec.virtual_ranks,
+            "modified": describe(self.changes),
+            "code": self.code,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run.
+
+    Attributes:
+        flags: Why it does not count; empty where it does.
+    """
+
+    run: Run
+    science: Science
+    result: Result
+    flags: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all there is to say about the run, as a flat mapping."""
+        values = self.result.model_dump(exclude={"modified", "ema"})
+        for key in ("top1", "top5", "loss"):
+            values[f"ema_{key}"] = getattr(self.result.ema, key) if self.result.ema else None
+        values |= self.science.to_json() | {"run_id": self.run.run_id, "url": self.run.url}
+        return values | {"reason": "; ".join(self.flags), "state": "finished", "counted": not self.flags}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without a result that can be used, and why.
+
+    Attributes:
+        science: None where the folder does not say, or there is none.
+        member: What a sweep wants of a run that has no folder.
+        cost: So far.
+        step: Steps done, as far as known.
+    """
+
+    run_id: str
+    url: str
+    state: str
+    reason: str
+    science: Science | None = None
+    cost: Cost | None = None
+    step: int = 0
+    member: Member | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all there is to say about the run, as a flat mapping."""
+        known = self.member.model_dump() if self.member else {}
+        known |= (self.science.to_json() if self.science else {}) | (asdict(self.cost) if self.cost else {})
+        said = {"run_id": self.run_id, "url": self.url, "state": self.state, "reason": self.reason, "counted": False}
+        return known | said | ({"steps": self.step} if self.cost else {})
+
+
+@dataclass
+class Reader:
+    """Reads runs one after the other; recipes that are equal become one object, so that many runs fit in memory.
+
+    Attributes:
+        now: Unix time, against which signs of life are held.
+        members: What sweeps want, by run id.
+    """
+
+    now: float = field(default_factory=time.time)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    _recipes: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
+
+    def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Row | Unfinished | None]]:
+        """Yield what is known of each run; None for something else that lies among runs.
+
+        What cannot be read is named, not raised. Runs of one folder are read together, so the order may change.
+        """
+        for parent, members in _by_parent(runs):
+            results = Store(parent).read_many(f"{run.run_id}/result.json" for run in members)
+            with ThreadPoolExecutor(READERS) as pool:
+                for start in range(0, len(members), READERS * 16):
+                    batch = [(run, next(results)) for run in members[start : start + READERS * 16]]
+                    yield from zip((run for run, _ in batch), pool.map(self._read, batch), strict=True)
+
+    def _read(self, run_and_result: tuple[Run, bytes | StorageError]) -> Row | Unfinished | None:
+        run, content = run_and_result
+        science: Science | None = None
+        try:
+            if isinstance(content, MissingError):
+                science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
+                return self._unfinished(run, science)
+            if isinstance(content, StorageError):
+                raise content
+            values = _parsed(content, run.store.locate("result.json"))
+            science = self._science_of(run, values)
+            result = validate(Result, values, run.store.locate("result.json"))
+        except RsbError as error:
+            if science is None and not set(RUN_FILES) & set(run.store.names()):
+                return self._absent(run, error)
+            if science is None:
+                with contextlib.suppress(RsbError):
+                    science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
+            return Unfinished(run.run_id, run.url, "unreadable", str(error), science)
+        if result.modified:
+            science = self._changed(science, science.spec.modified | result.modified)
+        return Row(run, science, result, _flags(science, result))
+
+    def _absent(self, run: Run, error: RsbError) -> Unfinished | None:
+        if run.store.exists():
+            return None
+        member = self.members.get(run.run_id)
+        reason = "a sweep wants it, and it was never sent" if member else str(error)
+        return Unfinished(run.run_id, run.url, "missing", reason, member=member)
+
+    def _science_of(self, run: Run, values: dict[str, Any]) -> Science:
+        """Take what was trained from the result, where that says so and is this run's; else from the run's folder."""
+        said = values.get("science") if values.get("run_id") == run.run_id else None
+        if said is None:
+            return self._science(run.store.read_json("recipe.json"), run.spec(), run)
+        where = run.store.locate("result.json")
+        return self._science(said.get("recipe"), validate(Spec, said.get("spec"), where), run)
+
+    def _science(self, recipe_values: Any, spec: Spec, run: Run) -> Science:
+        start = spec.init.sha256 if spec.init else ""
+        text = json.dumps([recipe_values, start], sort_keys=True)
+        if text not in self._recipes:
+            recipe = validate(Recipe, recipe_values, run.store.locate("recipe.json"))
+            # Always the same seed and data: seeds meet, and so do copies of a data set.
+            self._recipes[text] = (recipe, recipe.digest(0, "", start))
+        recipe, digest = self._recipes[text]
+        brief = spec.brief()
+        return self._changed(Science(recipe, brief, {}, digest), brief.modified)
+
+    def _changed(self, science: Science, changes: Changes) -> Science:
+        """Note what was changed, and with it the group."""
+        recipe, spec = science.recipe, science.spec
+        known = published(recipe, spec)
+        if known and known.px == resolutions(recipe):
+            changes = {key: change for key, change in changes.items() if key not in RESOLUTIONS}
+        digest = science.key.partition(" ")[0]
+        unlike = json.dumps([recipe.name, recipe.paper, {k: list(c) for k, c in changes.items()}], sort_keys=True)
+        return Science(recipe, spec, changes, f"{digest} {spec.virtual_ranks} {unlike}")
+
+    def _unfinished(self, run: Run, science: Science) -> Unfinished:
+        """Say the state of a run without a result, and the reason, from what its folder says."""
+        found = spans(run)
+        spent, step = cost(found), max((span.end_step for span in found), default=0)
+        return Unfinished(run.run_id, run.url, *self._why(run, found), science, spent, step)
+
+    def _why(self, run: Run, found: list[Span]) -> tuple[str, str]:
+        if not found:
+            sent = run.submissions()
+            if not sent:
+                return "not sent", "no submission is noted"
+            job = sent[-1]
+            return "queued", f"sent to {job.backend} as job {job.job_id}; it has not started, or left no trace"
+        last = found[-1].attempt
+        if not last.cause:
+            where = f"attempt {last.number} on {', '.join(last.hosts)}"
+            if found[-1].ended <= last.started:
+                return "running", f"{where}; or killed without a last word"
+            heard = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found[-1].ended))
+            state = "killed" if self.now - found[-1].ended > SILENT_S else "running"
+            return state, f"{where}; last heard of at step {found[-1].end_step}, {heard}"
+        states = dict.fromkeys(("preempted", "timed out", "lost peer", "stuck", "superseded"), "waiting")
+        states["finished"] = "no result"
+        said = last.message or last.cause
+        return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
+
+
+def published(recipe: Recipe, spec: Spec) -> Known | None:
+    """Return what is published for a recipe's procedure and model, and the procedure of the weights it starts from."""
+    return lookup(recipe.paper, recipe.model.name, spec.init.procedure if spec.init else "")
+
+
+def resolutions(recipe: Recipe) -> tuple[int, int]:
+    """Return the side of the training and of the test crop, px."""
+    return recipe.augment.resolution, recipe.eval.resolution
+
+
+def describe(changes: Changes) -> str:
+    """Say what was changed, as ``optimizer.lr 0.008 → 0.004``."""
+    return ", ".join(f"{key} {_plain(there)} → {_plain(here)}" for key, (there, here) in sorted(changes.items()))
+
+
+def _plain(value: Any) -> str:
+    return f"'{value}'" if value == "" else str(value)
+
+
+def _by_parent(runs: Sequence[Run]) -> Iterator[tuple[str, list[Run]]]:
+    parents: dict[str, list[Run]] = {}
+    for run in runs:
+        parents.setdefault(run.url.rpartition("/")[0], []).append(run)
+    yield from parents.items()
+
+
+def _parsed(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise StorageError(f"{where} is not JSON: {error}. Was it edited by hand?") from error
+    if not isinstance(values, dict):
+        raise StorageError(f"{where} is no JSON object. Was it edited by hand?")
+    return values
+
+
+def _flags(science: Science, result: Result) -> tuple[str, ...]:
+    """Return why a result does not count."""
+    recipe, spec = science.recipe, science.spec
+    flags = []
+    if result.samples != recipe.data.val_samples:
+        flags.append(f"evaluated {result.samples} images, not {recipe.data.val_samples}")
+    if result.steps != recipe.total_steps:
+        flags.append(f"trained {result.steps} steps, not {recipe.total_steps}")
+    if (result.run_id, result.seed, result.model) != (spec.run_id, spec.seed, recipe.model.name):
+        flags.append(f"its result.json is of {result.run_id} (seed {result.seed}, {result.model})")
+    return tuple(flags)

@@ -1,0 +1,116 @@
+"""What is published of weights on any data set, at any resolution: what evaluations are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rsb_cluster.results.references import FINE_TUNED, PAPER, TIMM, Reference, lookup, read
+
+TABLE1_MODEL = "resnet50"
+
+V2_DOUBT = "timm measures 0.1 to 0.4 less on V2 than the paper prints, for the same weights; why is not known"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published value, and how the images were prepared for it.
+
+    Attributes:
+        reference: The value; its ``top1`` is that of ``metric``.
+        metric: As in `rsb_cluster.data.datasets`.
+        px: Side of the crop; None where it is not public.
+        crop: Crop ratio; None likewise.
+        is_same: Whether a match would mean something; not where the source's training or images are not public.
+    """
+
+    reference: Reference
+    metric: str = "top1"
+    px: int | None = None
+    crop: float | None = None
+    is_same: bool = True
+
+
+def published_on(data_set: str, labels: str, procedure: str, model: str, start: str = "") -> list[Published]:
+    """Return what is published of a model, the best to compare with first.
+
+    Args:
+        data_set: Name in datasets.toml.
+        labels: ``real``, or empty for the set's own.
+        procedure: As in `rsb_cluster.results.references.lookup`, like ``start``.
+        model: timm's name, without a tag.
+        start: Of fine-tuning.
+    """
+    if data_set == "imagenet-1k":
+        found = _imagenet(procedure, model) if not labels else _elsewhere("real", procedure, model)
+    elif data_set == "imagenet-v2":
+        found = _elsewhere("v2", procedure, model)
+    elif FINE_TUNED.get(procedure) == data_set:
+        known = lookup(procedure, model, start)
+        # How the paper fine-tuned is not public.
+        found = iter([Published(one, px=known.px[1], is_same=False) for one in known.references] if known else [])
+    else:
+        found = _others(data_set, model)
+    return list(found)
+
+
+def not_public(data_set: str) -> str:
+    """Say why there is no number for a data set that others cite the paper with; empty where that is not so."""
+    said = str(read("other_data.toml").get(data_set, {}).get("not_public", ""))
+    return not_public(said.removeprefix("as ")) if said.startswith("as ") else said
+
+
+def doubt(data_set: str, procedure: str, model: str) -> str:
+    """Say what one should know before comparing."""
+    known = lookup(procedure, model)
+    return V2_DOUBT if data_set == "imagenet-v2" else (known.doubt if known else "")
+
+
+def _imagenet(procedure: str, model: str) -> Iterator[Published]:
+    known = lookup(procedure, model)
+    if known is None:
+        return
+    px = known.px[1]
+    for reference in known.references:
+        yield Published(reference, px=px, crop=_crop(procedure, reference.released))
+    other = read(TIMM)["other_px"].get(model, {}).get(procedure)
+    if other is not None:
+        at = (160, 0.95) if procedure == "A3" else (288, 1.0)
+        yield Published(_timms(other), px=at[0], crop=at[1])
+    for crop, values in read(PAPER)["other_crops"].get(model, {}).items():
+        if procedure in values:
+            mean, std, _ = values[procedure]
+            yield Published(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(crop))
+
+
+def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[Published]:
+    """Yield values on ReaL's labels, or on V2."""
+    paper, known = read(PAPER), lookup(procedure, model)
+    px = known.px[1] if known else 224
+    seeds = paper["more_labels"].get(model, {}).get(labels) if procedure == "A2" else None
+    if seeds:  # Figure 1
+        yield Published(Reference(seeds["mean"], "Figure 1, 100 seeds", seeds["n"], seeds["std"]), px=px, crop=0.95)
+    if model == TABLE1_MODEL and procedure in paper["table1"]:
+        yield Published(Reference(paper["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
+    elif procedure == "A1" and model in paper["table4"]:
+        yield Published(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
+    timm = read(TIMM)[labels].get(model, {}).get(procedure)
+    if timm is not None:
+        yield Published(_timms(timm), px=px, crop=0.95)
+
+
+def _others(data_set: str, model: str) -> Iterator[Published]:
+    content = read("other_data.toml")
+    source = content["sources"]["indl" if data_set.startswith("indl") else "nct"]
+    for metric, value in content.get(data_set, {}).get(model, {}).items():
+        yield Published(Reference(value, source), metric=metric, is_same=False)
+
+
+def _timms(value: float) -> Reference:
+    return Reference(value, "timm's evaluation of the released weights", released=True)
+
+
+def _crop(procedure: str, released: bool) -> float:
+    if procedure != "DeiT":
+        return 0.95
+    return 0.9 if released else 0.875

@@ -1,0 +1,10 @@
+"""A report on runs: one HTML file that opens anywhere, without a network.
+
+It carries its data, its style and Plotly, and a content policy that lets it ask nobody for anything. The tables are
+plain HTML; scripts sort and filter them, and draw the charts from the same data.
+"""
+
+from rsb_cluster.results.report.page import default_output, report
+from rsb_cluster.results.report.publish import publish
+
+__all__ = ["default_output", "publish", "report"]

@@ -1,0 +1,121 @@
+"""What happened in a run, read from its folder and thinned out to what a chart can show."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.errors import RsbError
+from rsb_cluster.runs.gpu_hours import Span, spans
+from rsb_cluster.runs.metrics import Row, read_rows
+from rsb_cluster.runs.run import Run, Submission
+
+DIGITS = 5
+
+
+@dataclass(frozen=True)
+class History:
+    """The attempts of a run and its curves.
+
+    Attributes:
+        attempts: Oldest first, as plain values; ``queued`` is when it began to wait for its start, unix time.
+        loss: Epochs and training loss.
+        top1: Epochs and top-1 on val/, percent.
+        images_per_s: Median over the logged intervals; None where nothing was logged.
+        waiting: Share of the time in which ranks waited for data, median.
+        logs: Paths in the run's folder.
+        damage: Why some of it could not be read; empty where all could.
+    """
+
+    attempts: tuple[dict[str, Any], ...] = ()
+    loss: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    top1: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    images_per_s: float | None = None
+    waiting: float | None = None
+    logs: tuple[str, ...] = ()
+    damage: str = ""
+
+
+def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> History:
+    """Read a run's attempts and metrics. What is damaged is named, not raised.
+
+    Args:
+        run: The run.
+        recipe: What it trains.
+        state: How it is; the last attempt's end where it did not write one.
+        points: Most points of a curve.
+    """
+    try:
+        found = spans(run)
+        rows = read_rows(run, [span.attempt for span in found])
+        submissions, logs = run.submissions(), run.store.files("logs")
+    except (RsbError, ValueError, KeyError) as error:
+        return History(damage=str(error))
+    train = [row for row in rows if row.get("kind") == "train"]
+    scores = [row for row in rows if row.get("kind") == "eval"]
+    speeds = [row["images_per_s"] for row in train if row.get("images_per_s")]
+    waits = [
+        row["data_wait_s"] * row["images_per_s"] / recipe.train.global_batch for row in train if row.get("images_per_s")
+    ]
+    return History(
+        attempts=tuple(_attempts(found, submissions, recipe.steps_per_epoch, state)),
+        loss=thinned(train, "loss", points),
+        top1=thinned(scores, "top1", points),
+        images_per_s=short(statistics.median(speeds)) if speeds else None,
+        waiting=short(min(1.0, statistics.median(waits))) if waits else None,
+        logs=tuple(logs),
+    )
+
+
+def thinned(rows: Sequence[Row], key: str, points: int) -> tuple[list[float], list[float]]:
+    """Return epochs and values of a curve, as means over equal parts of it; its last point stays as it is."""
+    finite = [row for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+    if len(finite) > points:
+        head, last = finite[:-1], finite[-1]
+        edges = [round(i * len(head) / (points - 1)) for i in range(points)]
+        parts = [head[a:b] for a, b in itertools.pairwise(edges)] + [[last]]
+    else:
+        parts = [[row] for row in finite]
+
+    def means(name: str) -> list[float]:
+        return [short(statistics.fmean(row[name] for row in part)) for part in parts]
+
+    return means("epoch"), means(key)
+
+
+def short(value: float) -> float:
+    """Round to the digits that a chart can show; a thousand curves are a large file otherwise."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _attempts(
+    found: Sequence[Span], submissions: Sequence[Submission], steps_per_epoch: int, state: str
+) -> list[dict[str, Any]]:
+    values = []
+    free = 0.0  # since when the run could have started
+    for span in found:
+        attempt = span.attempt
+        sent = [submission.time for submission in submissions if free <= submission.time <= attempt.started]
+        values.append(
+            {
+                "number": attempt.number,
+                "queued": round(sent[-1] if sent else free or attempt.started, 1),
+                "started": round(attempt.started, 1),
+                "ended": round(span.ended, 1),
+                "cause": attempt.cause or (state if span is found[-1] else "killed"),
+                "message": attempt.message,
+                "job": attempt.job_id,
+                "hosts": list(attempt.hosts),
+                "ranks": attempt.world_size,
+                "gpus": attempt.gpus,
+                "steps": [attempt.start_step, span.end_step],
+                "epoch": short(attempt.start_step / steps_per_epoch),
+            }
+        )
+        free = span.ended
+    return values

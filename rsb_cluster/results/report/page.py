@@ -1,0 +1,234 @@
+"""Turning a collection into the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from rsb_cluster.config.recipe import flatten
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.results.collect import Collection, Group, Row, Unfinished
+from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, label, remarks
+from rsb_cluster.results.collect.rows import describe, published
+from rsb_cluster.results.report.history import History, read_history, short
+from rsb_cluster.runs.run import Run
+from rsb_cluster.storage.store import Store
+
+READERS = 16
+MOST_POINTS = 300  # of a curve; a screen has no more
+ALL_POINTS = 60_000  # of all curves: what a browser draws in a second, in a file of a few megabytes
+MOST_LOGS = 24
+
+# What the head of each page says of itself.
+_GENERATOR = b'<meta name="generator" content="rsb-cluster">'
+_HEAD_BYTES = 1 << 12
+
+RUN_COLUMNS = (
+    *("run", "state", "group", "seed", "top-1", "hours", "images/s", "waiting", "attempts", "preempted", "repeated"),
+    "goodput",
+)
+RUN_WORDS = ("run", "state", "group")
+
+
+def default_output() -> Path:
+    """Return where a page goes for which the user named no file.
+
+    Raises:
+        ConfigError: A file is there that is no page of ours: other tools write a report.html, too.
+    """
+    output = Path("report.html")
+    try:
+        with output.open("rb") as file:
+            is_ours = _GENERATOR in file.read(_HEAD_BYTES)
+    except OSError:
+        return output  # nothing is there; what else is wrong shows when it is written
+    if not is_ours:
+        raise ConfigError(f"{output.absolute()} was not made by this command. Name another file with -o.")
+    return output
+
+
+def report(collection: Collection, *, title: str, output: Path) -> str:
+    """Return the page.
+
+    Args:
+        collection: What was collected.
+        title: Heading of the page.
+        output: Where the page will lie; links to the logs of local runs are relative to it.
+    """
+    lines = _lines(collection)
+    histories = _histories([item for item, _ in lines])
+    on_gpus = all(a["gpus"] for history in histories for a in history.attempts)
+    recipes: dict[str, int] = {}
+    environments: dict[str, int] = {}
+    runs = []
+    for (item, group), history in zip(lines, histories, strict=True):
+        values = _run(item, group, history, output, on_gpus=on_gpus)
+        if item.science is not None:
+            science = item.science
+            values["recipe"] = _index(recipes, flatten(science.recipe))
+            values["environment"] = _index(
+                environments,
+                {
+                    "code": science.code,
+                    "data": science.spec.data,
+                    "virtual ranks": science.spec.virtual_ranks,
+                    **{k: v for k, v in science.spec.code.items() if k in ("python", "platform")},
+                    **science.spec.packages,
+                },
+            )
+        runs.append(values)
+    data = {
+        "hours": "GPU-hours" if on_gpus else "process-hours",
+        "groups": [_group(group) for group in collection.groups],
+        "runs": runs,
+        "recipes": [json.loads(text) for text in recipes],
+        "environments": [json.loads(text) for text in environments],
+    }
+    return _render(collection, data, title)
+
+
+def _lines(collection: Collection) -> list[tuple[Row | Unfinished, int | None]]:
+    """Return all runs with the place of their group; those of no group last."""
+    lines: list[tuple[Row | Unfinished, int | None]] = []
+    for place, group in enumerate(collection.groups):
+        lines += [(row, place) for row in group.rows]
+        lines += [(run, place) for run in group.open]
+    grouped = {id(item) for item, _ in lines}
+    return lines + [(item, None) for item in collection.unfinished if id(item) not in grouped]
+
+
+def _histories(items: Sequence[Row | Unfinished]) -> list[History]:
+    points = max(40, min(MOST_POINTS, ALL_POINTS // max(1, len(items))))
+
+    def read(item: Row | Unfinished) -> History:
+        if item.science is None:
+            return History()
+        if isinstance(item, Row):
+            return read_history(item.run, item.science.recipe, "finished", points=points)
+        return read_history(_run_at(item.url), item.science.recipe, item.state, points=points)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, items))
+
+
+def _run_at(url: str) -> Run:
+    parent, _, name = url.rpartition("/")
+    return Run.at(parent, name)
+
+
+def _run(item: Row | Unfinished, group: int | None, history: History, output: Path, *, on_gpus: bool) -> dict[str, Any]:
+    """Return what the page says of a run."""
+    known = item.to_json()
+    hours = known.get("gpu_hours" if on_gpus else "rank_hours")
+    url = known["url"]
+    link = os.path.relpath(url, output.absolute().parent) if Store(url).is_local else ""
+    return {
+        "id": known["run_id"],
+        "url": url,
+        "group": group,
+        "state": known["state"],
+        "counted": known["counted"],
+        "reason": known["reason"],
+        "seed": known.get("seed"),
+        "top1": known.get("top1"),
+        "top5": known.get("top5"),
+        "hours": None if hours is None else short(hours),
+        "attempts": known.get("attempts"),
+        "preemptions": known.get("preemptions"),
+        "repeated": known.get("steps_repeated"),
+        "goodput": known.get("goodput"),
+        "modified": known.get("modified", ""),
+        "images_per_s": history.images_per_s,
+        "waiting": history.waiting,
+        "spans": list(history.attempts),
+        "loss": history.loss,
+        "scores": history.top1,
+        "logs": [[name.removeprefix("logs/"), f"{link}/{name}" if link else ""] for name in history.logs[:MOST_LOGS]],
+        "damage": history.damage,
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    first = group.references[0] if group.references else None
+    science = group.rows[0].science if group.rows else None
+    known = published(science.recipe, science.spec) if science else None
+    return {
+        "label": f"{label(group)} · {group.model}",
+        "verdict": group.verdict,
+        "mean": group.mean,
+        "std": group.std,
+        "tolerance": group.tolerance,
+        "paper": None if first is None else {"top1": first.top1, "std": first.std, "source": first.source},
+        "paper_hours": known.v100_hours if known and first else None,
+    }
+
+
+def _index(known: dict[str, int], value: dict[str, Any]) -> int:
+    """Number equal values alike: a thousand runs share a few recipes."""
+    return known.setdefault(json.dumps(value, default=str), len(known))
+
+
+def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
+    def text(name: str, package: str = __package__) -> str:
+        return (files(package) / name).read_text(encoding="utf-8")
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    groups, runs = data["groups"], data["runs"]
+    costs = [run for run in runs if run["hours"] is not None]
+    page = environment.from_string(text("report.html.jinja")).render(
+        title=title,
+        created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        hours=data["hours"],
+        states=Counter(run["state"] for run in runs).most_common(),
+        verdicts=Counter(group["verdict"] for group in groups).most_common(),
+        finished=sum(run["state"] == "finished" for run in runs),
+        counted=sum(run["counted"] for run in runs),
+        total={key: sum(run[key] or 0 for run in costs) for key in ("hours", "attempts", "preemptions", "repeated")},
+        columns=COLUMNS,
+        words=WORDS,
+        groups=[(index, group, cells(group)) for index, group in enumerate(collection.groups)],
+        remarks=remarks(collection),
+        changes=[describe(group.changes) for group in collection.groups],
+        run_columns=RUN_COLUMNS,
+        run_words=RUN_WORDS,
+        runs=[(index, run, _run_cells(run, data)) for index, run in enumerate(runs)],
+        style=text("report.css"),
+        script=text("report.js"),
+        # Only the quotes and signs that could end the element are taken out; the rest stays readable.
+        data=json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        plotly=text("plotly.min.js", "plotly.package_data").replace("</script", "<\\/script"),
+    )
+    return page.rstrip("\n") + "\n"
+
+
+def _run_cells(run: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Return a run's cells by column: the text, and the value that sorts it."""
+
+    def cell(key: str, form: str) -> tuple[str, Any]:
+        value = run[key]
+        return ("", "") if value is None else (format(value, form), value)
+
+    group = "" if run["group"] is None else data["groups"][run["group"]]["label"]
+    return {
+        "run": (run["id"], run["id"]),
+        "state": (run["state"] if run["counted"] or run["state"] != "finished" else "not counted", run["state"]),
+        "group": (group, group),
+        "seed": cell("seed", "d"),
+        "top-1": cell("top1", ".2f"),
+        "hours": cell("hours", ",.4g"),
+        "images/s": cell("images_per_s", ",.0f"),
+        "waiting": cell("waiting", ".1%"),
+        "attempts": cell("attempts", "d"),
+        "preempted": cell("preemptions", "d"),
+        "repeated": cell("repeated", ",d"),
+        "goodput": cell("goodput", ".1%"),
+    }

@@ -1,0 +1,106 @@
+"""Metrics: rows keyed by step, in whole files per attempt, read back with no step twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rsb_cluster.runs.run import Attempt, Run
+from rsb_cluster.storage.store import Store
+
+Row = dict[str, Any]
+
+# A file is rewritten as rows come, and closed at this size: object stores cannot append, and a run of days must not
+# leave a hundred thousand small objects.
+CHUNK_BYTES = 256 * 1024
+
+
+class MetricsWriter:
+    """Writes the rows of one attempt. Rows are added by the training loop while another thread flushes.
+
+    Args:
+        store: The run's folder.
+        attempt: Number of the attempt, from 1.
+
+    Attributes:
+        forward: Called with the rows that were written, if anyone wants to know.
+    """
+
+    def __init__(self, store: Store, attempt: int) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._chunk = 0
+        self._lock = threading.Lock()
+        self._lines: list[str] = []  # of the present chunk, written ones first
+        self._new: list[Row] = []  # not written yet
+        self.forward: Callable[[list[Row]], None] | None = None
+
+    def add(self, row: Row) -> None:
+        """Keep a row; it is written at the next flush."""
+        line = json.dumps(row)
+        with self._lock:
+            self._lines.append(line)
+            self._new.append(row)
+
+    def flush(self) -> None:
+        """Write the rows that were added since the last flush that worked."""
+        with self._lock:
+            new, lines = self._new[:], self._lines[:]
+        if not new:
+            return
+        name = f"metrics/{self._attempt:04d}-{self._chunk:06d}.jsonl"
+        content = ("\n".join(lines) + "\n").encode()
+        self._store.write_bytes(name, content)
+        del self._new[: len(new)]
+        if self.forward is not None:
+            self.forward(new)
+        if len(content) >= CHUNK_BYTES:
+            self._chunk += 1
+            del self._lines[: len(lines)]
+
+
+def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
+    """Return a run's rows in order of step, without those that a later attempt computed again.
+
+    An attempt that was killed may have logged steps after its last checkpoint; the next attempt starts at that
+    checkpoint, and from there on its rows are the run's. What both did at that very step, such as an evaluation, is
+    the later one's.
+    """
+    attempts = run.attempts() if attempts is None else attempts
+    rows_of: dict[int, list[Row]] = {}
+    for name in run.store.files("metrics"):
+        number = int(name.removeprefix("metrics/").split("-")[0])
+        lines = run.store.read_bytes(name).decode().splitlines()
+        rows_of.setdefault(number, []).extend(json.loads(line) | {"attempt": number} for line in lines)
+    kept: list[Row] = []
+    limit: float = float("inf")
+    seen: set[tuple[Any, int]] = set()
+    for attempt in sorted(attempts, key=lambda a: -a.number):
+        rows = [row for row in rows_of.get(attempt.number, []) if row["step"] <= limit]
+        kept = [row for row in rows if (row.get("kind"), row["step"]) not in seen] + kept
+        seen |= {(row.get("kind"), row["step"]) for row in rows}
+        limit = min(limit, attempt.start_step)
+    return kept
+
+
+def last_rows(run: Run, attempts: Sequence[Attempt]) -> dict[str, Row]:
+    """Return the last training row and the last evaluation of what ``read_rows`` returns, by kind.
+
+    It reads from the end and stops there, as the status of a thousand runs must not read all they ever logged.
+    """
+    names = run.store.files("metrics")
+    found: dict[str, Row] = {}
+    limit: float = float("inf")
+    for attempt in sorted(attempts, key=lambda a: -a.number):
+        prefix = f"metrics/{attempt.number:04d}-"
+        for name in reversed([name for name in names if name.startswith(prefix)]):
+            for line in reversed(run.store.read_bytes(name).splitlines()):
+                row = json.loads(line) | {"attempt": attempt.number}
+                if row["step"] <= limit:
+                    found.setdefault(row["kind"], row)
+                if found.keys() >= {"train", "eval"}:
+                    return found
+        limit = min(limit, attempt.start_step)
+    return found

@@ -1,0 +1,77 @@
+"""What runs will take, before anything is queued: GPU-hours from a rate, and money from the price of a node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from rsb_cluster.backends.skypilot.prices import Price, price
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.errors import ConfigError
+
+Rates = Mapping[str, float]  # training images/s of one GPU, by model or glob
+
+
+def parse_rates(texts: Sequence[str]) -> Rates:
+    """Return ``["resnet18=3000", "1200"]`` as ``{"resnet18": 3000.0, "*": 1200.0}``; the first that fits counts."""
+    found: dict[str, float] = {}
+    for text in texts:
+        model, _, number = text.rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < math.inf:
+            raise ConfigError(f"--images-per-s {text} is neither images/s, as in 1200, nor MODEL=images/s.")
+        found.setdefault(model or "*", rate)
+    return found
+
+
+def gpu_hours(recipe: Recipe, rates: Rates) -> float | None:
+    """Return the GPU-hours of a run's training images; None where no rate is known."""
+    rate = next((rate for pattern, rate in rates.items() if fnmatchcase(recipe.model.name, pattern)), None)
+    return recipe.total_steps * recipe.train.global_batch / rate / 3600 if rate else None
+
+
+def total(hours: Sequence[float | None]) -> float | None:
+    """Return a sum that is unknown as soon as a part of it is."""
+    known = [h for h in hours if h is not None]
+    return sum(known) if len(known) == len(hours) else None
+
+
+def usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float | None:
+    """Return what runs cost in dollars, at the lowest price of today.
+
+    Args:
+        parts: Of each run its job, and its GPU-hours.
+        spot: On preemptible machines, or on demand.
+
+    Returns:
+        None where the hours or the price of one are not known.
+    """
+    known: dict[str, Price | None] = {}
+    costs = []
+    for job, hours in parts:
+        key = job.model_dump_json()
+        if key not in known:
+            known[key] = price(job, spot=spot)
+        node = known[key]
+        costs.append(None if node is None or hours is None else node.usd_per_h * hours / job.ranks_per_node)
+    return total(costs)
+
+
+def in_words(job: Job, hours: float | None) -> str:
+    """Return the price of a job's nodes, spot and on demand, and of so many GPU-hours on them."""
+    lines = []
+    for spot, kind in ((True, "spot"), (False, "on demand")):
+        node = price(job, spot=spot)
+        if node is not None:
+            cost = usd([(job, hours)], spot=spot)
+            lines.append(f"${cost:,.2f} {kind}: " if cost is not None else f"{kind}: ")
+            lines[-1] += f"${node.usd_per_h:,.2f} a node and hour ({node.source})"
+    return "\n".join(lines) or (
+        "unknown (no catalog of SkyPilot's on this machine has such a node): say --set job.cloud.price=USD, of a node "
+        "and hour, or run 'sky gpus list' once where there is a network"
+    )

@@ -1,0 +1,393 @@
+"""Planning: resolve what the user asked for into runs and job arrays, and refuse what cannot work.
+
+Everything that can be checked is checked here: a job that waits a day must not die on a typo. What is the same for many
+runs (a recipe, a job, an index, the check of a model, the scheduler's queue) is read once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rsb_cluster import backends
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.sweep_file import Point, SweepFile, expand
+from rsb_cluster.errors import ConfigError, RsbError, StorageError
+from rsb_cluster.node.task import Task
+from rsb_cluster.runs import sweep
+from rsb_cluster.runs.gpu_hours import SpentError, check_budget
+from rsb_cluster.runs.run import READERS, Run, Submission, check_same, default_runs
+from rsb_cluster.storage.store import Store
+from rsb_cluster.submission.data_location import DataSource, find_data, require
+from rsb_cluster.submission.model_check import check_models
+from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
+from rsb_cluster.weights.resolve import Found, initial_weights
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for besides recipes and models, as typed; it is for all runs.
+
+    Attributes:
+        nodes: Fewest and most; 0: the job's.
+        exclude_failed_hosts: Keep off the hosts on which ranks of these runs failed.
+    """
+
+    job: str = ""
+    nodes: tuple[int, int] = (0, 0)
+    gpus_per_node: int | None = None
+    exclude_failed_hosts: bool = False
+    parallel: int = 0
+    max_gpu_hours: float | None = None
+    seeds: tuple[int, ...] = ()
+    data: str = ""
+    runs: str = ""
+    init: str = ""
+    virtual_ranks: int = 0
+    cache_dir: str = ""
+    assignments: tuple[str, ...] = ()
+
+    @property
+    def for_jobs(self) -> list[str]:
+        """Assignments to fields of the job."""
+        found = [a.removeprefix("job.") for a in self.assignments if a.startswith("job.")]
+        if self.nodes[1]:
+            found += [f"min_nodes={self.nodes[0]}", f"nodes={self.nodes[1]}"]
+        if self.gpus_per_node is not None:
+            found.append(f"gpus_per_node={self.gpus_per_node}")
+        if self.parallel:
+            found.append(f"array_parallelism={self.parallel}")
+        if self.max_gpu_hours is not None:
+            found.append(f"max_gpu_hours={self.max_gpu_hours}")
+        if self.cache_dir:
+            found.append(f"cache_dir={json.dumps(self.cache_dir)}")
+        return found
+
+    @property
+    def for_recipes(self) -> list[str]:
+        """Assignments to fields of the recipes."""
+        found = [a for a in self.assignments if not a.startswith("job.")]
+        if self.init:
+            found.append(f"init.weights={json.dumps(self.init)}")
+        if self.virtual_ranks:
+            found.append(f"train.virtual_ranks={self.virtual_ranks}")
+        return found
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Attributes:
+        point: The recipe and the job.
+        init: The weights that it starts from; None for random ones, or where a dry run could not find them.
+        state: new, unfinished, already submitted, finished, or over budget.
+        parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
+    """
+
+    run: Run
+    point: Point
+    data: DataSource
+    seed: int
+    virtual_ranks: int
+    init: Found | None = None
+    state: str = "new"
+    parameters: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """What to train."""
+        return self.point.resolved.recipe
+
+    @property
+    def is_to_submit(self) -> bool:
+        """Whether there is anything left to do for it."""
+        return self.state in ("new", "unfinished")
+
+
+@dataclass(frozen=True)
+class Array:
+    """Runs with the same resources, handed over together: a job array, or a job where it is one run."""
+
+    job: Job
+    name: str
+    folder: Path
+    runs: tuple[Run, ...]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """One per run."""
+        job = self.job.model_dump(mode="json")
+        return [Task(run.url, run.run_id, job) for run in self.runs]
+
+    @property
+    def script(self) -> str:
+        """The exact text that the engine will get; empty for this machine."""
+        return backends.backend(self.job).script(self.job, self.tasks, self.folder, self.name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submit will do; the dry run prints it.
+
+    Attributes:
+        runs: All that was asked for, with those that are finished or queued.
+        arrays: What will be handed over.
+        sweep: The sweep that the runs will be, or None where they are not to be one.
+    """
+
+    runs_url: str
+    runs: tuple[PlannedRun, ...]
+    arrays: tuple[Array, ...]
+    sweep: sweep.Sweep | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool, dry_run: bool = False) -> Plan:
+    """Resolve and check everything; nothing is written but a probe file in the folder of runs.
+
+    Shards that a recipe makes itself need not be there: `data_location.make_missing` makes them before a submit.
+
+    Args:
+        file: The recipes and models; a single recipe is a sweep of one point.
+        path: Where the file lies, or None where the command line said it all.
+        request: What else the user asked for.
+        is_sweep: Whether the runs are to be known as a sweep.
+        dry_run: Missing data is a note and not an error, and nothing is written at all.
+
+    Raises:
+        ConfigError: A recipe, job or option is wrong.
+        DataError: Shards are missing.
+        StorageError: The folder of runs cannot be written.
+    """
+    job_name = request.job or file.job or backends.default_backend_job(request.nodes[1])
+    if request.seeds:
+        file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})
+    points = expand(file, job=job_name, for_recipes=request.for_recipes, for_jobs=request.for_jobs)
+    first = points[0].job
+    runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
+    runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
+    if not dry_run:
+        backends.backend(first).check_available(first)
+        Store(runs_url).check_writable()
+    made = None
+    if is_sweep:
+        ids = [p.run.run_id for p in runs]
+        members = [
+            sweep.Member(run_id=p.run.run_id, recipe=p.recipe.name, model=p.recipe.model.name, seed=p.seed)
+            for p in runs
+        ]
+        made = sweep.Sweep(
+            sweep_id=sweep.sweep_id(file.name, ids)
+            if all(not p.run.run_id.endswith("-unknown") for p in runs)
+            else f"{file.name}-unknown",
+            file=str(path or ""),
+            created=time.time(),
+            members=tuple(members),
+        )
+    if request.exclude_failed_hosts:
+        runs, more = _without_failed_hosts(runs)
+        notes += more
+    _check_reach(runs)
+    arrays = make_arrays(
+        runs_url,
+        [(p.run, p.point.job) for p in runs if p.is_to_submit],
+        name=made.sweep_id if made else points[0].resolved.recipe.name,
+    )
+    for array in arrays:
+        array.script  # noqa: B018 - refuses options that cannot be
+    to_check = [p for p in runs if dry_run or p.state == "new"]
+    parameters = check_models([(p.recipe, p.init) for p in to_check])  # last, as it may take seconds
+    by_id = {p.run.run_id: count for p, count in zip(to_check, parameters, strict=True)}
+    counted = tuple(replace(p, parameters=by_id.get(p.run.run_id, 0)) for p in runs)
+    return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
+
+
+def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) -> tuple[Array, ...]:
+    """Group runs into as few job arrays as their resources and the site's limit allow."""
+    of_class: dict[str, list[tuple[Run, Job]]] = {}
+    for run, job in runs:
+        of_class.setdefault(job.model_dump_json(), []).append((run, job))
+    parts: list[list[tuple[Run, Job]]] = []
+    for members in of_class.values():
+        size = backends.backend(members[0][1]).max_runs() if len(members) > 1 else 1
+        parts += [members[i : i + size] for i in range(0, len(members), size)]
+    stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
+    arrays = []
+    for number, members in enumerate(parts):
+        job = members[0][1]
+        shown = members[0][0].run_id if len(runs) == 1 else name
+        folder = _submissions_folder(job, runs_url) / (stamp if len(parts) == 1 else f"{stamp}-{number}")
+        arrays.append(Array(job, shown, folder, tuple(run for run, _ in members)))
+    return tuple(arrays)
+
+
+def parse_seeds(seed: int | None, count: int | None) -> tuple[int, ...]:
+    """Return the seeds of ``--seed 3`` or ``--seeds 5`` (0 to 4)."""
+    if seed is not None and count is not None:
+        raise ConfigError("--seed names one seed, --seeds counts from 0; give one of them.")
+    return tuple(range(count)) if count else (seed or 0,)
+
+
+# --- parts of a plan ----------------------------------------------------------------------------------------------
+
+
+def plan_runs(
+    points: Sequence[Point], runs_url: str, data: str, *, dry_run: bool
+) -> tuple[list[PlannedRun], list[str]]:
+    """Return the runs of some points with all that is known of them but their models, and notes for the user."""
+    notes: list[str] = []
+    sources: dict[tuple[str, ...], DataSource] = {}
+    starts: dict[tuple[str, str], Found | None] = {}
+    checked: set[str] = set()
+    runs: list[PlannedRun] = []
+    for point in points:
+        recipe = point.resolved.recipe
+        place = (recipe.data.set, recipe.data.make, point.job.data)
+        if place not in sources:
+            find = _find_data if dry_run else find_data
+            sources[place] = find(recipe.data.set, data, point.job, recipe.data.make)
+            if not dry_run:
+                require(sources[place])
+        source = sources[place]
+        if (text := f"{source.url} {recipe.data.model_dump_json()}") not in checked:
+            source.check(recipe)
+            checked.add(text)
+        virtual_ranks = choose_virtual_ranks(recipe, point.job, point.job_path)
+        if (key := (recipe.init.weights, recipe.model.name)) not in starts:
+            starts[key], problem = _find_start(recipe, runs_url, dry_run)
+            notes += problem
+        start = starts[key]
+        is_known = source.is_found and (start is not None or not recipe.init.weights)
+        for seed in point.seeds:
+            digest = recipe.digest(seed, source.digest, start.sha256 if start else "")
+            run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest if is_known else 'unknown'}")
+            runs.append(PlannedRun(run, point, source, seed, virtual_ranks, start))
+    notes += [source.problem for source in sources.values() if source.problem]
+    try:
+        runs = _with_states(runs, runs_url)
+    except StorageError as error:
+        if not dry_run:  # which is made without a network, too
+            raise
+        notes.append(f"the runs could not be looked for: {error}")
+    runs, spent = _without_spent(runs)
+    notes += spent
+    for planned in runs:
+        if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
+            notes.append(
+                f"{planned.virtual_ranks} virtual ranks cannot keep {repeats} copies of an image apart "
+                "(augment.repeats): some will share a micro-batch, and its BatchNorm. Use more --virtual-ranks."
+            )
+    return runs, notes
+
+
+def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[Found | None, list[str]]:
+    """Return the weights that a recipe starts from; what is wrong with them is a note where nothing will be sent."""
+    try:
+        return initial_weights(recipe, runs_url), []
+    except RsbError as error:
+        if not dry_run:
+            raise
+        return None, [str(error)]
+
+
+def _find_data(name: str, data: str, job: Job, make: str) -> DataSource:
+    """Look for the data of a dry run, which is made without a network, too."""
+    try:
+        return find_data(name, data, job, make)
+    except StorageError as error:
+        return DataSource(data or job.data, problem=f"the data could not be looked for: {error}")
+
+
+def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
+    """Say how far the runs are; folders are read at once, and the scheduler is asked once."""
+    there = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
+
+    def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
+        run, point = planned.run, planned.point
+        if not planned.data.is_found or run.run_id not in there or not run.exists():
+            return planned, []
+        check_same(run, planned.recipe)
+        stored = run.spec().virtual_ranks
+        kept = replace(planned, virtual_ranks=choose_virtual_ranks(planned.recipe, point.job, point.job_path, stored))
+        if run.result() is not None:
+            return replace(kept, state="finished"), []
+        return replace(kept, state="unfinished"), run.submissions()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, runs))
+    states = iter(backends.states([s for _, submissions in found for s in submissions]))
+    return [
+        replace(p, state="already submitted")
+        if any(state != "gone" for state in list(itertools.islice(states, len(submissions))))
+        else p
+        for p, submissions in found
+    ]
+
+
+def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Mark the runs that may use no more GPU-hours, as their jobs would end at once.
+
+    Raises:
+        SpentError: There is no other to submit.
+    """
+
+    def problem(planned: PlannedRun) -> str:
+        try:
+            if planned.state == "unfinished":
+                check_budget(planned.run, planned.point.job)
+        except SpentError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(READERS) as pool:
+        problems = list(pool.map(problem, runs))
+    marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
+    notes = [spent for spent in problems if spent]
+    if notes and not any(p.is_to_submit for p in marked):
+        raise SpentError("\n".join(notes))
+    return marked, notes
+
+
+def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Take the hosts on which ranks of the runs' last attempts failed out of the jobs of all."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(lambda p: p.run.failed_hosts() if p.state == "unfinished" else [], runs))
+    hosts = sorted({host for failed in found for host in failed})
+    if not hosts:
+        return list(runs), ["no host is known on which a rank of these runs failed; none is excluded."]
+    excluded = [replace(p, point=replace(p.point, job=_excluding(p.point.job, hosts))) for p in runs]
+    return excluded, [f"excluded, as ranks failed there: {', '.join(hosts)}"]
+
+
+def _excluding(job: Job, hosts: Sequence[str]) -> Job:
+    if job.backend != "slurm":
+        raise ConfigError(f"--exclude-failed-hosts: back end {job.backend} has no hosts to choose from.")
+    already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
+    return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
+
+
+def _check_reach(runs: Sequence[PlannedRun]) -> None:
+    """Refuse data that machines of a cloud cannot read; on SkyPilot's Slurm they may."""
+    for planned in runs:
+        job, url = planned.point.job, planned.data.url
+        shared = job.cloud.infra and all(where.startswith("slurm") for where in job.cloud.infra)
+        if job.backend == "cloud" and "://" not in url and not shared:
+            raise ConfigError(
+                f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
+                "--data s3://bucket/folder."
+            )
+
+
+def _submissions_folder(job: Job, runs_url: str) -> Path:
+    if job.submissions:
+        return Path(job.submissions).expanduser().absolute()
+    store = Store(runs_url)
+    return Path(store.url) / "submissions" if store.is_local else Path.cwd() / "submissions"

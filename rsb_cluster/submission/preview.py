@@ -1,0 +1,259 @@
+"""What a dry run prints: the plan in words, the resolved recipe, and the script; of a sweep, its table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rsb_cluster.config.recipe import flatten
+from rsb_cluster.submission.data_location import DataSource
+from rsb_cluster.submission.estimate import Rates, gpu_hours, in_words, total, usd
+from rsb_cluster.submission.plan import Array, Plan, PlannedRun
+
+_SCRIPTS = {"slurm": "sbatch script", "cloud": "SkyPilot task"}
+
+# --- one recipe -----------------------------------------------------------------------------------------------------
+
+
+def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
+    """Return the plan of one recipe as plain values, for ``--json``."""
+    first = plan.runs[0]
+    resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_file": str(resolved.path),
+        "modified": resolved.modified,
+        "job": job.model_dump(mode="json"),
+        "job_file": str(first.point.job_path),
+        "nodes": job.nodes,
+        "world_size": job.world_size,
+        "global_batch": recipe.train.global_batch,
+        "virtual_ranks": first.virtual_ranks,
+        "epochs": recipe.schedule.epochs,
+        "steps_per_epoch": recipe.steps_per_epoch,
+        "steps": recipe.total_steps,
+        "images": recipe.total_steps * recipe.train.global_batch,
+        "gpu_hours": total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "usd": _usd(plan.runs, rates),
+        "data": first.data.url,
+        "data_found": first.data.is_found,
+        "init": {"source": first.init.source, "sha256": first.init.sha256} if first.init else None,
+        "notes": list(plan.notes),
+        "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
+        "script": (plan.arrays[0].script or None) if plan.arrays else None,
+    }
+
+
+def describe(plan: Plan, rates: Rates) -> str:
+    """Return the plan of one recipe as text."""
+    first = plan.runs[0]
+    resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
+    images = recipe.total_steps * recipe.train.global_batch
+    accumulation = first.virtual_ranks // job.world_size
+    hours = total([gpu_hours(p.recipe, rates) for p in plan.runs])
+    if hours is not None:
+        ranks = job.world_size * len(plan.runs)
+        rate = images * len(plan.runs) / hours / 3600
+        cost = f"{hours:,.1f} GPU-hours at {rate:g} images/s and GPU, {hours / ranks:,.1f} h on {ranks} of them"
+        cost += " (training images; evaluation comes on top)"
+    else:
+        cost = "say --images-per-s N (of one GPU, in training) to see GPU-hours"
+    lines = {
+        "recipe": f"{recipe.name} ({resolved.path})",
+        "model": f"{recipe.model.name}, {first.parameters / 1e6:.1f} M parameters",
+        "job": f"{job.name} ({first.point.job_path})",
+        "resources": f"{job.shape} = {job.world_size} ranks, back end {job.backend}",
+        "global batch": f"{recipe.train.global_batch} = {first.virtual_ranks} virtual ranks × "
+        f"{recipe.train.global_batch // first.virtual_ranks} images"
+        + (f" ({accumulation} micro-batches on each rank)" if accumulation > 1 else ""),
+        "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
+        "images": f"{images:,}",
+        "cost": cost,
+        **({"price": in_words(job, hours)} if job.backend == "cloud" else {}),
+        **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
+        "data": f"{first.data.url} ({_state(first.data)})",
+        "starts from": _start(first),
+        "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
+        "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",
+    }
+    if resolved.modified:
+        lines["modified"] = "\n".join(f"{k}: {there!r} → {here!r}" for k, (there, here) in resolved.modified.items())
+    width = max(map(len, lines)) + 2
+    text = "\n".join(f"{key:<{width}}" + value.replace("\n", "\n" + " " * width) for key, value in lines.items())
+    text += _notes(plan)
+    text += "\n\n--- recipe, resolved ---\n" + "\n".join(f"{k} = {v!r}" for k, v in flatten(recipe).items())
+    if plan.arrays and (script := plan.arrays[0].script):
+        text += f"\n\n--- {_SCRIPTS[job.backend]} ---\n" + script
+    return text
+
+
+def _state(data: DataSource) -> str:
+    if data.to_make:
+        return "to be made"
+    return "found" if data.is_found else "NOT FOUND"
+
+
+def _start(planned: PlannedRun) -> str:
+    if planned.init is not None:
+        return f"{planned.init.source} (SHA-256 {planned.init.sha256[:12]})"
+    weights = planned.recipe.init.weights
+    return f"{weights} (NOT FOUND)" if weights else "random weights"
+
+
+# --- a sweep --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs of a sweep that differ in nothing but the seed."""
+
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def first(self) -> PlannedRun:
+        """One of them."""
+        return self.runs[0]
+
+    @property
+    def states(self) -> str:
+        """How far they are, counted."""
+        return count(p.state for p in self.runs)
+
+
+def lines(plan: Plan) -> list[Line]:
+    """Return the runs of a sweep, those that differ in nothing but the seed together."""
+    found: dict[int, list[PlannedRun]] = {}
+    for planned in plan.runs:
+        found.setdefault(id(planned.point), []).append(planned)
+    return [Line(tuple(runs)) for runs in found.values()]
+
+
+def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
+    """Return the plan of a sweep as plain values, for ``--json``."""
+    assert plan.sweep is not None
+    return {
+        "sweep_id": plan.sweep.sweep_id,
+        "file": plan.sweep.file or None,
+        "runs": [_run_as_dict(p, rates) for p in plan.runs],
+        "arrays": [_array_as_dict(array) for array in plan.arrays],
+        "steps": sum(p.recipe.total_steps for p in plan.runs),
+        "gpu_hours": total([gpu_hours(p.recipe, rates) for p in plan.runs]),
+        "gpu_hours_to_submit": total([gpu_hours(p.recipe, rates) for p in plan.runs if p.is_to_submit]),
+        "usd": _usd(plan.runs, rates),
+        "notes": list(plan.notes),
+    }
+
+
+def _run_as_dict(planned: PlannedRun, rates: Rates) -> dict[str, Any]:
+    recipe, job = planned.recipe, planned.point.job
+    return {
+        "run_id": planned.run.run_id,
+        "url": planned.run.url,
+        "state": planned.state,
+        "recipe": recipe.name,
+        "model": recipe.model.name,
+        "varied": planned.point.varied,
+        "modified": planned.point.resolved.modified,
+        "seed": planned.seed,
+        "nodes": job.nodes,
+        "world_size": job.world_size,
+        "virtual_ranks": planned.virtual_ranks,
+        "steps": recipe.total_steps,
+        "gpu_hours": gpu_hours(recipe, rates),
+    }
+
+
+def _array_as_dict(array: Array) -> dict[str, Any]:
+    return {
+        "job": array.job.model_dump(mode="json"),
+        "shape": array.job.shape,
+        "folder": str(array.folder),
+        "runs": [run.run_id for run in array.runs],
+        "script": array.script or None,
+    }
+
+
+def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
+    """Return the lines of a sweep's table, the totals last, as ``{column: text}``."""
+    shown = lines(plan)
+    varied = {
+        key: {str(line.first.point.varied.get(key)) for line in shown} for p in shown for key in p.first.point.varied
+    }
+    rows = []
+    for line in shown:
+        first = line.first
+        hours = total([gpu_hours(p.recipe, rates) for p in line.runs])
+        rows.append(
+            {
+                "recipe": first.recipe.name,
+                "model": first.recipe.model.name,
+                "values": ", ".join(f"{k}={v}" for k, v in first.point.varied.items() if len(varied[k]) > 1),
+                "runs": str(len(line.runs)),
+                "resources": first.point.job.shape,
+                "batch": f"{first.virtual_ranks} × {first.recipe.train.global_batch // first.virtual_ranks}",
+                "steps": f"{first.recipe.total_steps:,}",
+                "GPU-hours": _hours(hours),
+                "state": line.states,
+            }
+        )
+    totals = {
+        "recipe": "total",
+        "runs": str(len(plan.runs)),
+        "steps": f"{sum(p.recipe.total_steps for p in plan.runs):,}",
+        "GPU-hours": _hours(total([gpu_hours(p.recipe, rates) for p in plan.runs])),
+        "state": count(p.state for p in plan.runs),
+    }
+    rows.append(dict.fromkeys(rows[0], "") | totals)
+    return rows if any(row["values"] for row in rows) else [{k: v for k, v in r.items() if k != "values"} for r in rows]
+
+
+def sweep_summary(plan: Plan, rates: Rates) -> str:
+    """Return what a sweep's table does not say: its id, what will be handed over, and notes."""
+    assert plan.sweep is not None
+    todo = [p for p in plan.runs if p.is_to_submit]
+    hours = total([gpu_hours(p.recipe, rates) for p in todo])
+    text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {len(plan.runs)} runs to submit, in {len(plan.arrays)} "
+    text += "job" if len(plan.arrays) == 1 else "jobs"
+    text += f", {_hours(hours)} GPU-hours (training images; evaluation comes on top)" if hours is not None else ""
+    for array in plan.arrays:
+        at_once = 1 if array.job.backend == "local" else min(len(array.runs), array.job.array_parallelism)
+        text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {at_once} at once"
+        text += f"\n    scripts and logs: {_places(array)}"
+    prices = _usd(todo, rates)
+    if hours is not None and prices:
+        text += "".join(
+            f"\n{kind}: {f'${cost:,.2f}' if cost is not None else 'price unknown'}" for kind, cost in prices.items()
+        )
+    if hours is None:
+        text += "\nsay --images-per-s N or MODEL=N (of one GPU, in training) to see GPU-hours"
+    return text + _notes(plan)
+
+
+def _places(array: Array) -> str:
+    """Return where an array's scripts and logs will be."""
+    if array.job.backend != "cloud":
+        return str(array.folder)
+    return "in each run's folder: submissions/ (spec and task), code/ (this package as a wheel), logs/"
+
+
+def count(states: Any) -> str:
+    """Return ``"8 new, 2 finished"``."""
+    return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
+
+
+def _usd(runs: Sequence[PlannedRun], rates: Rates) -> dict[str, float | None] | None:
+    """Return what runs cost on a cloud's machines, spot and on demand; None where they go elsewhere."""
+    if not runs or any(planned.point.job.backend != "cloud" for planned in runs):
+        return None
+    parts = [(planned.point.job, gpu_hours(planned.recipe, rates)) for planned in runs]
+    return {"spot": usd(parts, spot=True), "on demand": usd(parts, spot=False)}
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown" if hours is None else f"{hours:,.1f}"
+
+
+def _notes(plan: Plan) -> str:
+    return "\n\n" + "\n".join(f"note: {note}" for note in plan.notes) if plan.notes else ""

@@ -1,0 +1,69 @@
+"""A run's weights as a folder that timm loads; made in a process of its own, as it needs torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from rsb_cluster.errors import RsbError
+from rsb_cluster.train.conversion.state_dict import Weights, read_weights
+from rsb_cluster.weights.resolve import CONFIG, FOLDER_FILES, Found
+
+
+def write_timm_folder(folder: Path, weights: Weights) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into a folder that is there."""
+    model = weights.build()
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    # The metadata says whose tensors they are; transformers refuses files without it.
+    (folder / FOLDER_FILES[0]).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    (folder / CONFIG).write_text(json.dumps(_config(model, weights), indent=2) + "\n", encoding="utf-8")
+
+
+def _config(model: Any, weights: Weights) -> dict[str, Any]:
+    """Return timm's description of a model: how to build it, and how its images have to look."""
+    of_timm = {key: model.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "pool_size")}
+    if weights.eval.resolution != model.pretrained_cfg["input_size"][-1]:
+        of_timm["pool_size"] = None
+    config: dict[str, Any] = {
+        "architecture": weights.architecture,
+        "num_classes": weights.num_classes,
+        "num_features": model.num_features,
+        "pretrained_cfg": {
+            "tag": weights.name,
+            "input_size": [3, weights.eval.resolution, weights.eval.resolution],
+            "fixed_input_size": bool(model.pretrained_cfg.get("fixed_input_size")),
+            "interpolation": weights.eval.interpolation,
+            "crop_pct": weights.eval.crop,
+            "crop_mode": "center",
+            "mean": list(weights.mean),
+            "std": list(weights.std),
+            "num_classes": weights.num_classes,
+            **of_timm,
+        },
+    }
+    if weights.kwargs:
+        config["model_args"] = dict(weights.kwargs)
+    if weights.classes:
+        config["label_names"] = list(weights.classes)
+    return config
+
+
+def main() -> None:
+    """Read what to export and whereto as JSON on standard input; answer with JSON on standard output."""
+    warnings.simplefilter("ignore")
+    asked = json.load(sys.stdin)
+    answer: dict[str, str] = {}
+    try:
+        write_timm_folder(Path(asked["folder"]), read_weights(Found(**asked["found"])))
+    except RsbError as error:
+        answer["error"] = str(error)
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""From encoded samples to batches of pixels, in their order, by as many workers as the job has cores for.
+
+Two pipelines do the pixels: ``fast`` (ours, on threads that fill the batch in place) and ``timm`` (timm's own PIL
+transforms in worker processes, the reference). A faster decoder is another ``Transform``; the order stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import itertools
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rsb_cluster.errors import DataError
+from rsb_cluster.train.input.pixels.decode import BadImageError, Source
+from rsb_cluster.train.input.pixels.transforms import Transform
+from rsb_cluster.train.input.streams import Encoded, EvalStream, TrainStream
+
+# Batches that are ready or being filled beyond the one in use: bounded memory, whatever the step takes. (And the few
+# more that share images with the last of them.)
+AHEAD = 3
+
+# A thread that comes back from a decoder waits at most so long for one that runs Python, such as the feeder. With
+# Python's 5 ms it would often wait until that one is done, and its core with it.
+_SWITCH_S = 0.0005
+
+# malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass
+class Batch:
+    """What a virtual rank trains on in a step, or a part of the evaluation set.
+
+    Attributes:
+        images: uint8, shape (B, C, H, W).
+        labels: int64, shape (B,).
+        samples: Numbers of the samples in the index, shape (B,).
+        good: Whether the image could be decoded, shape (B,).
+        bad: ``key: reason`` of each image that could not be decoded (first copy only).
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+    good: Tensor
+    bad: list[str] = field(default_factory=list)
+
+    def pin_memory(self) -> Batch:
+        """Move to page-locked memory; called by the DataLoader where there is a GPU."""
+        self.images, self.labels = self.images.pin_memory(), self.labels.pin_memory()
+        return self
+
+
+def _batch(samples: list[Encoded], images: Tensor, reasons: list[str]) -> Batch:
+    """Assemble a batch. The place of a bad image is taken by the next good one, so that the batch keeps its size."""
+    good = [not reason for reason in reasons]
+    if not any(good):
+        raise DataError(
+            f"no image of a batch of {len(samples)} can be decoded; the first is {samples[0].key}: {reasons[0]}"
+        )
+    labels = [sample.label for sample in samples]
+    for i in range(len(samples)):
+        if not good[i]:
+            j = next((i + k) % len(good) for k in range(len(good)) if good[(i + k) % len(good)])
+            images[i], labels[i] = images[j], samples[j].label
+    return Batch(
+        images=images,
+        labels=torch.tensor(labels, dtype=torch.int64),
+        samples=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
+        good=torch.tensor(good),
+        bad=[f"{s.key}: {reason}" for s, reason in zip(samples, reasons, strict=True) if reason and s.copy == 0],
+    )
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+
+class _Filling:
+    """A batch whose images are being decoded."""
+
+    def __init__(self, samples: list[Encoded], side: int, pin: bool) -> None:
+        self.samples = samples
+        self.parts: list[Future[None]] = []  # what has to be done before it is whole
+        # Height, width, channel: what decoders give, and what channels_last wants.
+        self.images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, pin_memory=pin)
+        self.out = self.images.numpy()
+        self.reasons = [""] * len(samples)
+
+    def finish(self) -> Batch:
+        """Wait for the images; an exception in a thread surfaces here."""
+        for part in self.parts:
+            part.result()
+        return _batch(self.samples, self.images.permute(0, 3, 1, 2), self.reasons)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a decoder frees for the next image.
+
+    By default a freed image goes back to the system, and the next one of another size faults all its pages in again:
+    a quarter of the time of a whole image.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+_Copies = list[tuple[_Filling, int]]  # of an image: the batch, and the place in it
+
+
+def _fill(transform: Transform, images: list[_Copies]) -> None:
+    """Decode each image once, however many copies of it there are, and augment the copies."""
+    for copies in images:
+        first, at = copies[0]
+        sample = first.samples[at]
+        try:
+            source = Source(sample.image)
+            if len(copies) > 1:
+                source.rows(source.height)  # each copy will ask for other rows
+            for filling, i in copies:
+                transform(source, filling.samples[i].seed, filling.out[i])
+        except BadImageError as error:
+            for filling, i in copies:
+                filling.reasons[i] = str(error)
+        except Exception as error:
+            raise RuntimeError(f"decoding sample '{sample.key}' failed: {error!r}") from error
+
+
+class ThreadedBatches:
+    """A stream's batches, decoded by threads of this process.
+
+    Args:
+        stream: What to decode.
+        transform: How: a pure function of an image's bytes and a seed.
+        side: Of the decoded images, px.
+        threads: Decoding threads; 0: decode in the caller's, when it asks.
+        pin: Whether to fill page-locked memory.
+    """
+
+    def __init__(
+        self, stream: TrainStream | EvalStream, transform: Transform, *, side: int, threads: int, pin: bool
+    ) -> None:
+        self._stream, self._transform, self._side = stream, transform, side
+        self._threads, self._pin = threads, pin
+        _keep_freed_memory()
+        sys.setswitchinterval(_SWITCH_S)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self._threads:
+            for micro_batches in self._stream:
+                fillings, images = self._fillings(micro_batches)
+                _fill(self._transform, images)
+                yield from (filling.finish() for filling in fillings)
+            return
+        handed: queue.Queue[_Filling | BaseException | None] = queue.Queue(AHEAD)
+        ended = threading.Event()
+        feeder = threading.Thread(target=self._feed, args=(handed, ended), name="feeder", daemon=True)
+        feeder.start()
+        try:
+            while (item := handed.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item.finish()
+        finally:
+            ended.set()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    handed.get_nowait()  # makes room for the feeder to see that it is over
+            feeder.join(timeout=5.0)
+
+    def _fillings(self, micro_batches: list[list[Encoded]]) -> tuple[list[_Filling], list[_Copies]]:
+        """Return batches to be filled, and what each of their images goes to."""
+        fillings = [_Filling(samples, self._side, self._pin) for samples in micro_batches]
+        images: dict[int, _Copies] = {}
+        for filling in fillings:
+            for i, sample in enumerate(filling.samples):
+                images.setdefault(sample.number, []).append((filling, i))
+        return fillings, list(images.values())
+
+    def _feed(self, handed: queue.Queue[_Filling | BaseException | None], ended: threading.Event) -> None:
+        """Read the stream and start its batches, in order; runs on a thread, so that reading never delays a batch."""
+        last: BaseException | None = None
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="decoder") as executor:
+            source = iter(self._stream)
+            try:
+                for filling in self._started(source, executor):
+                    handed.put(filling)
+                    if ended.is_set():
+                        break
+            except BaseException as error:  # raised again by whoever takes the next batch
+                last = error
+            finally:
+                source.close()  # type: ignore[attr-defined]  # a generator: ends its read-ahead
+                executor.shutdown(wait=False, cancel_futures=ended.is_set())
+        if not ended.is_set():
+            handed.put(last)
+
+    def _started(self, source: Iterator[list[list[Encoded]]], executor: ThreadPoolExecutor) -> Iterator[_Filling]:
+        """Yield batches that threads are filling. Those that share images are begun together."""
+        for micro_batches in source:
+            fillings, images = self._fillings(micro_batches)
+            # In parts, not one by one: a hand-over costs as much as a twentieth of an image.
+            size = -(-len(images) // (4 * self._threads))
+            starts = range(0, len(images), size)
+            parts = [executor.submit(_fill, self._transform, images[i : i + size]) for i in starts]
+            for filling in fillings:
+                filling.parts = parts
+                yield filling
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+class _Decoder(Dataset[Any]):
+    """Decodes and transforms one sample; what a worker process runs."""
+
+    def __init__(self, transform: Callable[[Image.Image, int], Tensor]) -> None:
+        self._transform = transform
+
+    def __getitem__(self, sample: Encoded) -> tuple[Encoded, Tensor | None, str]:
+        light = replace(sample, image=b"")
+        try:
+            with Image.open(io.BytesIO(sample.image)) as image:
+                return light, self._transform(image.convert("RGB"), sample.seed), ""
+        except Exception as error:  # whatever a broken file does to a decoder; counted and named by the caller
+            return light, None, f"{type(error).__name__}: {error}"
+
+
+def _collate(decoded: list[tuple[Encoded, Tensor | None, str]]) -> Batch:
+    shape = next((image.shape for _, image, _ in decoded if image is not None), (3, 1, 1))
+    blank = torch.zeros(shape, dtype=torch.uint8)
+    images = torch.stack([blank if image is None else image for _, image, _ in decoded])
+    return _batch([sample for sample, _, _ in decoded], images, [reason for _, _, reason in decoded])
+
+
+class _AsSampler:
+    """Lets a DataLoader take its batches' contents from a stream: the 'indices' are the encoded samples."""
+
+    def __init__(self, stream: TrainStream | EvalStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[list[Encoded]]:
+        for samples in itertools.chain.from_iterable(self._stream):
+            # Bytes of its own: a view of the block it was read in cannot travel to another process.
+            yield [replace(sample, image=bytes(sample.image)) for sample in samples]
+
+
+def process_batches(
+    stream: TrainStream | EvalStream, transform: Callable[[Image.Image, int], Tensor], *, workers: int, pin: bool
+) -> DataLoader[Any]:
+    """Return a stream's batches, decoded by timm's transforms in worker processes (in this one where there are none).
+
+    Threads would not do: the transforms draw from generators that all threads of a process share.
+    """
+    return DataLoader(
+        _Decoder(transform),
+        batch_sampler=_AsSampler(stream),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        # Workers are forked by a server that never touched threads, CUDA or a network connection.
+        multiprocessing_context="forkserver" if workers else None,
+    )

@@ -1,0 +1,89 @@
+"""Crop and resize, for training and for evaluation.
+
+Source: timm 1.0.31, ``RandomResizedCropAndInterpolation`` and ``transforms_imagenet_eval``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import interpolate
+
+from rsb_cluster.train.input.pixels.decode import BadImageError, Pixels, max_pixels
+
+ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A part of an image, in px."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, pixels: Pixels) -> Pixels:
+        """Return this part of an image; nothing is copied."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def random_box(
+    height: int, width: int, rng: random.Random, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Draw a part of random area and aspect ratio; the middle of the image if ten draws do not fit.
+
+    Args:
+        height: Of the image, in px.
+        width: Of the image, in px.
+        rng: Where the numbers come from; drawn in timm's order.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width over height.
+    """
+    area = width * height
+    logs = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(ATTEMPTS):
+        target = rng.uniform(*scale) * area
+        aspect = math.exp(rng.uniform(*logs))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if w <= width and h <= height:
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            # Images of a few pixels can draw an empty part, where timm would fail.
+            return Box(min(top, height - 1), min(left, width - 1), max(h, 1), max(w, 1))
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(w / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(h * ratio[1])
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def resize(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+    """Return the image in another size, antialiased as by PIL; ``bilinear`` or ``bicubic``."""
+    # This order of view and permute is the one that torch recognises as channels_last where N = 1. With
+    # permute(2, 0, 1)[None] the result comes back planar, and all takes two and a half times as long.
+    view_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    resized_1CHW = interpolate(view_1CHW, size=(height, width), mode=interpolation, antialias=True)
+    result: Pixels = resized_1CHW[0].permute(1, 2, 0).numpy()
+    return result
+
+
+def eval_crop(pixels: Pixels, resolution: int, crop: float, interpolation: str) -> Pixels:
+    """Resize the short side to ``floor(resolution / crop)``, and return the square in the middle.
+
+    Raises:
+        BadImageError: The image is so long and narrow that the resized one would not fit into memory.
+    """
+    short = math.floor(resolution / crop)
+    height, width = pixels.shape[:2]
+    if width <= height:
+        new_height, new_width = int(short * height / width), short
+    else:
+        new_height, new_width = short, int(short * width / height)
+    if new_height * new_width > max_pixels():
+        raise BadImageError(f"{width} x {height} pixels become {new_width} x {new_height} when resized")
+    resized = resize(pixels, new_height, new_width, interpolation)
+    top, left = round((new_height - resolution) / 2), round((new_width - resolution) / 2)
+    return Box(top, left, resolution, resolution).of(resized)

@@ -1,0 +1,114 @@
+"""From encoded bytes to RGB pixels.
+
+The reference is PIL's ``Image.open(...).convert("RGB")``. An EXIF orientation is not applied by it, so it is not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from rsb_cluster.train.input.pixels.jpeg import cut_to_rows, read_headers
+
+Pixels = NDArray[np.uint8]
+
+# CMYK and YCCK need PIL's conversion to RGB.
+_CHANNELS = (1, 3)
+_DIRECT = ("YCbCr", "Gray", "RGB")
+
+
+class BadImageError(ValueError):
+    """An image cannot be decoded; the message says why."""
+
+
+def max_pixels() -> float:
+    """Return the number of pixels above which PIL takes an image for a decompression bomb."""
+    return Image.MAX_IMAGE_PIXELS or math.inf
+
+
+class Source:
+    """An encoded image: its size is known at once, its pixels are decoded as far down as they are asked for.
+
+    For one thread.
+
+    Attributes:
+        encoded: The file's bytes.
+        height: In px.
+        width: In px.
+
+    Raises:
+        BadImageError: PIL cannot read it either.
+    """
+
+    def __init__(self, encoded: bytes | memoryview) -> None:
+        self.encoded = encoded
+        self._pixels: Pixels | None = None
+        headers = self._headers = read_headers(encoded)
+        if headers and headers.channels in _CHANNELS and 0 < headers.height * headers.width <= max_pixels():
+            self.height, self.width = headers.height, headers.width
+        elif (size := _jpeg_size(encoded)) is not None:
+            self.height, self.width = size
+        else:
+            self._pixels = decode_with_pil(encoded)
+            self.height, self.width = self._pixels.shape[:2]
+
+    def rows(self, stop: int) -> Pixels:
+        """Return the rows above ``stop`` and maybe more: shape (H, W, 3), RGB, writeable and contiguous.
+
+        What has been decoded is kept: who needs several parts of an image asks for its whole height first.
+
+        Raises:
+            BadImageError: PIL cannot decode it either.
+        """
+        if self._pixels is None or len(self._pixels) < stop:
+            self._pixels = self._decode_jpeg(stop)
+        return self._pixels
+
+    def _decode_jpeg(self, rows: int) -> Pixels:
+        cut = cut_to_rows(self.encoded, self._headers, rows) if self._headers is not None else None
+        with contextlib.suppress(ValueError):
+            # Strict: libjpeg only warns of a truncated file and fills the rest with grey.
+            pixels: Pixels = simplejpeg.decode_jpeg(cut or self.encoded, colorspace="RGB", strict=cut is None)
+            return pixels
+        # PIL decides: it accepts most damage inside a file, and refuses a truncated one.
+        return decode_with_pil(self.encoded)
+
+
+def _jpeg_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
+    """Return height and width of a JPEG of any kind that needs no PIL; None for all else."""
+    if encoded[:3] == b"\xff\xd8\xff":
+        with contextlib.suppress(ValueError):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+            if colours in _DIRECT and height * width <= max_pixels():
+                return int(height), int(width)
+    return None
+
+
+def decode_with_pil(encoded: bytes | memoryview) -> Pixels:
+    """Decode as the reference does.
+
+    Raises:
+        BadImageError: PIL cannot decode it.
+    """
+    return np.array(open_with_pil(encoded))
+
+
+def open_with_pil(encoded: bytes | memoryview) -> Image.Image:
+    """Return the reference's image.
+
+    Raises:
+        BadImageError: PIL cannot decode it.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise BadImageError(f"no known image format in its {len(encoded)} bytes") from error
+    except Exception as error:  # a broken file makes PIL raise almost anything: OSError, SyntaxError, struct.error, ...
+        raise BadImageError(f"{type(error).__name__}: {error}") from error

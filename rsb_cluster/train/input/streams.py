@@ -1,0 +1,175 @@
+"""The encoded samples of a process, in order: read in blocks ahead of need, each byte once.
+
+What is read and in which order is decided by ``data.order``; nothing here can change it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.data.ahead import ReadAhead
+from rsb_cluster.data.index import ShardIndex
+from rsb_cluster.data.order import EpochOrder, Ints, seed_of
+from rsb_cluster.data.reader import ShardReader
+
+# epoch, group of virtual ranks, block of the group's stream
+BlockKey = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as it goes to a decoder.
+
+    Attributes:
+        number: In the index.
+        image: The file's bytes.
+        seed: Of its augmentation.
+        copy: Which copy of the image, from 0.
+    """
+
+    number: int
+    key: str
+    image: memoryview | bytes
+    label: int
+    seed: int
+    copy: int
+
+
+class TrainStream:
+    """The micro-batches of a process, in order, from a step on to the end of the run.
+
+    Those of a step that hold copies of the same images come together, so that each image is decoded once; without
+    repeated augmentation each comes alone.
+
+    Args:
+        reader: Where the samples come from.
+        recipe: The recipe.
+        index: The training shards.
+        seed: The run's seed.
+        virtual_ranks: Parts of a global batch.
+        mine: The virtual ranks of this process.
+        start_step: Optimizer step to start at, counted over the whole run.
+        stop_step: Step to stop before.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        recipe: Recipe,
+        index: ShardIndex,
+        *,
+        seed: int,
+        virtual_ranks: int,
+        mine: Sequence[int],
+        start_step: int,
+        stop_step: int,
+    ) -> None:
+        self._reader, self._recipe, self._index = reader, recipe, index
+        self._seed, self._virtual_ranks, self._mine = seed, virtual_ranks, mine
+        self._start, self._stop = start_step, stop_step
+
+    def order_of(self, epoch: int) -> EpochOrder:
+        """Return the order of an epoch."""
+        return EpochOrder(
+            self._index,
+            seed=self._seed,
+            epoch=epoch,
+            global_batch=self._recipe.train.global_batch,
+            virtual_ranks=self._virtual_ranks,
+            repeats=self._recipe.augment.repeats,
+            block=self._recipe.data.shuffle_samples,
+            piece=self._recipe.data.shuffle_piece,
+        )
+
+    def __iter__(self) -> Iterator[list[list[Encoded]]]:
+        # One block of each of this process's streams beyond those in use: they all end at about the same step.
+        depth = len(set(map(self.order_of(0).group_of, self._mine)))
+        with ReadAhead(self._reader, self._blocks(), depth) as ahead:
+            held: set[BlockKey] = set()
+            for epoch, order, step in self._steps():
+                for group, members in itertools.groupby(self._mine, order.group_of):
+                    first, last = order.blocks(step, group)
+                    for key in [k for k in held if k[0] < epoch or (k[1] == group and k[2] < first)]:
+                        ahead.release(key)
+                        held.discard(key)
+                    needed = [(epoch, group, block) for block in range(first, last + 1)]
+                    images = ChainMap(*(ahead.get(key) for key in needed))
+                    held.update(needed)
+                    yield [self._encode(epoch, order, step, virtual_rank, images) for virtual_rank in members]
+
+    def _steps(self) -> Iterator[tuple[int, EpochOrder, int]]:
+        """Yield each step to come: its epoch, the epoch's order, and its number in the epoch."""
+        order: EpochOrder | None = None
+        for step in range(self._start, self._stop):
+            epoch, here = divmod(step, self._recipe.steps_per_epoch)
+            if order is None or here == 0:
+                order = self.order_of(epoch)
+            yield epoch, order, here
+
+    def _blocks(self) -> Iterator[tuple[BlockKey, Ints]]:
+        """Yield the blocks in the order in which the steps need them first."""
+        latest: dict[tuple[int, int], int] = {}
+        for epoch, order, step in self._steps():
+            for group in dict.fromkeys(map(order.group_of, self._mine)):
+                first, last = order.blocks(step, group)
+                for block in range(max(first, latest.get((epoch, group), -1) + 1), last + 1):
+                    latest[epoch, group] = block
+                    yield (epoch, group, block), order.block(group, block)
+
+    def _encode(
+        self, epoch: int, order: EpochOrder, step: int, virtual_rank: int, images: Mapping[int, memoryview]
+    ) -> list[Encoded]:
+        draw = order.draw(step, virtual_rank)
+        return [
+            Encoded(
+                number=number,
+                key=self._index.key(number),
+                image=images[number],
+                label=int(self._index.labels[number]),
+                seed=seed_of(self._seed, epoch, number, copy, 2),
+                copy=copy,
+            )
+            for number, copy in zip(draw.samples.tolist(), draw.copies.tolist(), strict=True)
+        ]
+
+
+class EvalStream:
+    """The evaluation samples of a process: a contiguous part, so that each image is dealt exactly once.
+
+    Args:
+        reader: Where the samples come from.
+        index: The evaluation shards.
+        rank: Number of this process.
+        world_size: Processes in all.
+        batch: Images in a batch.
+    """
+
+    def __init__(self, reader: ShardReader, index: ShardIndex, *, rank: int, world_size: int, batch: int) -> None:
+        self._reader, self._index, self._batch = reader, index, batch
+        total = index.num_samples
+        self.first, self.stop = total * rank // world_size, total * (rank + 1) // world_size
+        # The same number of rounds on every rank, so that they can agree to stop in between.
+        largest = max(total * (r + 1) // world_size - total * r // world_size for r in range(world_size))
+        self.rounds = -(-largest // batch)
+
+    def __iter__(self) -> Iterator[list[list[Encoded]]]:
+        with ReadAhead(self._reader, self._blocks(), depth=2) as ahead:
+            for start, numbers in self._blocks():
+                images = ahead.get(start)
+                yield [
+                    [
+                        Encoded(i, self._index.key(i), images[i], int(self._index.labels[i]), 0, 0)
+                        for i in numbers.tolist()
+                    ]
+                ]
+                ahead.release(start)
+
+    def _blocks(self) -> Iterator[tuple[int, Ints]]:
+        for start in range(self.first, self.stop, self._batch):
+            yield start, np.arange(start, min(start + self._batch, self.stop))

@@ -1,0 +1,1 @@
+"""Weights as files: finding them, exporting them."""

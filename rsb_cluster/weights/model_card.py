@@ -1,0 +1,149 @@
+"""The model card of a run: what the Hugging Face Hub shows of it, from what lies in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.data.datasets import known_data_sets
+from rsb_cluster.runs.gpu_hours import Cost, cost, spans
+from rsb_cluster.runs.metrics import read_rows
+from rsb_cluster.runs.run import Run, Spec
+from rsb_cluster.weights.resolve import Found
+
+
+def write_card(run: Run, found: Found) -> str:
+    """Return the model card of a run's weights: YAML for the hub, then Markdown for people."""
+    recipe, spec = run.recipe(), run.spec()
+    scores = scores_of(run, found)
+    front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in _front(recipe, spec, scores).items())
+    parts = {
+        "Training": _table(_training(recipe, spec, found)),
+        "Results": _table(_results(recipe, scores)),
+        "Cost": _table(_cost(cost(spans(run)))),
+        "Use": _use(),
+        "To train it again": _again(spec),
+        "Licence": _licence(recipe),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
+    return f"---\n{front}---\n\n# {spec.run_id}\n\n{_summary(recipe)}\n\n{body}\n"
+
+
+def scores_of(run: Run, found: Found) -> Mapping[str, float]:
+    """Return top-1, top-5 (percent) and the number of images of the evaluation of these very weights; empty: none."""
+    prefix = "ema_" if found.is_ema else ""
+    for row in reversed(read_rows(run)):
+        if row["kind"] == "eval" and row["step"] == found.step:
+            return {key: row[f"{prefix}{key}"] for key in ("top1", "top5", "samples")}
+    return {}
+
+
+def _front(recipe: Recipe, spec: Spec, scores: Mapping[str, float]) -> dict[str, Any]:
+    """Return the fields that the hub reads. JSON is YAML, too."""
+    front: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "license": "other",
+        "tags": ["timm", "image-classification", "rsb-cluster", f"recipe-{recipe.name}"],
+        "datasets": [recipe.data.set],
+    }
+    if scores:
+        task = {"type": "image-classification"}
+        data = {"type": recipe.data.set, "name": _title(recipe), "split": "validation"}
+        metrics = [{"type": "accuracy", "name": f"top-{k}", "value": round(scores[f"top{k}"], 3)} for k in (1, 5)]
+        result = {"task": task, "dataset": data, "metrics": metrics}
+        front["model-index"] = [{"name": spec.run_id, "results": [result]}]
+    return front
+
+
+def _summary(recipe: Recipe) -> str:
+    what = recipe.description or f"recipe {recipe.name}"
+    text = f"{recipe.model.name}, trained by rsb-cluster with the recipe `{recipe.name}`: {what}."
+    if recipe.reconstruction:
+        text += " The published values of this procedure are not public: the recipe is a reconstruction."
+    return text
+
+
+def _training(recipe: Recipe, spec: Spec, found: Found) -> dict[str, str]:
+    resolution, epochs, steps = recipe.augment.resolution, recipe.schedule.epochs, recipe.total_steps
+    rows = {
+        "recipe": f"`{recipe.name}`" + (f", procedure {recipe.paper} of arXiv:2110.00476" if recipe.paper else ""),
+        "changed against the procedure": _modified(spec),
+        "model": f"`{recipe.model.name}`, {recipe.data.num_classes} classes",
+        "data": f"{_title(recipe)}, {recipe.data.train_samples:,} images; digest `{spec.train_digest[:12]}`",
+        "resolution": f"{resolution} px; tested at {recipe.eval.resolution} px, crop {recipe.eval.crop}",
+        "length": f"{epochs} epochs, {steps:,} steps of {recipe.train.global_batch} images, seed {spec.seed}",
+        "these weights": f"{_kind(found)} after step {found.step:,}, SHA-256 of the checkpoint's file `{found.sha256}`",
+    }
+    if spec.init is not None:
+        rows["started from"] = f"{spec.init.source}, SHA-256 `{spec.init.sha256}`"
+    code = {**spec.code, **spec.packages}
+    shown = ("version", "commit", "torch", "timm")
+    rows["versions"] = ", ".join(f"{name} {code[name]}" for name in shown if name in code)
+    return rows
+
+
+def _kind(found: Found) -> str:
+    return "moving average (EMA) of the weights" if found.is_ema else "the weights"
+
+
+def _modified(spec: Spec) -> str:
+    changes = (f"`{key}` {there!r} → {here!r}" for key, (there, here) in sorted(spec.modified.items()))
+    return ", ".join(changes) or "nothing"
+
+
+def _results(recipe: Recipe, scores: Mapping[str, float]) -> dict[str, str]:
+    if not scores:
+        return {"evaluation": "none at this step"}
+    return {
+        f"top-1 on {_title(recipe)}": f"{scores['top1']:.2f} %",
+        "top-5": f"{scores['top5']:.2f} %",
+        "images": f"{scores['samples']:,.0f}",
+    }
+
+
+def _cost(spent: Cost) -> dict[str, str]:
+    return {
+        "GPU-hours": f"{spent.gpu_hours:,.1f}" if spent.gpu_hours else "none; on CPUs",
+        "process-hours": f"{spent.rank_hours:,.1f}",
+        "attempts": str(spent.attempts),
+        "preemptions": str(spent.preemptions),
+        "steps computed again": f"{spent.steps_repeated:,}",
+    }
+
+
+def _use() -> str:
+    return (
+        "```python\nimport timm\n\n"
+        'model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```"
+    )
+
+
+def _again(spec: Spec) -> str:
+    start = f" --init {spec.init.source}" if spec.init is not None else ""
+    return (
+        f"With the file recipe.toml of this folder, and the data set at DATA:\n\n```console\n"
+        f"$ rsb-cluster submit --recipe ./recipe.toml --seed {spec.seed} --virtual-ranks {spec.virtual_ranks}"
+        f" --data DATA{start}\n```"
+    )
+
+
+def _licence(recipe: Recipe) -> str:
+    known = known_data_sets().get(recipe.data.set)
+    data = f" The training images: {known.licence}." if known else ""
+    return (
+        "rsb-cluster is under Apache-2.0; that says nothing about these weights. Whoever publishes them chooses their "
+        f"licence (`license` above), within what the licence of the training images allows.{data}"
+    )
+
+
+def _title(recipe: Recipe) -> str:
+    known = known_data_sets().get(recipe.data.set)
+    return known.title if known else recipe.data.set
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])

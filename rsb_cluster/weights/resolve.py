@@ -1,0 +1,275 @@
+"""Weights to start from, to evaluate or to give away: which file a name stands for, and what is known of it.
+
+A SOURCE is one of
+
+- a run: its id or the beginning of it, its folder or URL;
+- a checkpoint: ``<run>/checkpoints/step-00001200-a0001``;
+- a file of weights: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``;
+- a folder as timm and the Hugging Face Hub have it: ``config.json`` and ``model.safetensors``;
+- a timm name such as ``resnet50.a1_in1k``, or ``hf-hub:owner/model``: fetched from the hub.
+
+All but the last are found without torch. What is inside the file is for `rsb_cluster.train.conversion.state_dict`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.errors import CheckpointError, ConfigError, RsbError
+from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs.run import Run, find_runs
+from rsb_cluster.storage.store import Store
+
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
+CONFIG = "config.json"
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them in a folder
+_MODEL, _EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of weights.
+
+    Attributes:
+        source: What the user said, made exact: a URL, or a name on the hub.
+        url: Folder of the file.
+        file: The file's name in it.
+        sha256: Of the file.
+        architecture: timm's name of the model; empty where nothing says it.
+        config: timm's description (``config.json``) of a folder or a name on the hub.
+        run_url: The run that wrote it; empty for others.
+        step: The step of the run; 0 for others.
+        is_ema: Whether it is the moving average of a run's weights.
+        procedure: The paper's procedure that made them (``A1``), or ``pytorch``; empty where that is not known.
+    """
+
+    source: str
+    url: str
+    file: str
+    sha256: str
+    architecture: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    run_url: str = ""
+    step: int = 0
+    is_ema: bool = False
+    procedure: str = ""
+
+    def read(self) -> bytes:
+        """Return the file's content.
+
+        Raises:
+            CheckpointError: It is not the one that was found.
+        """
+        content = Store(self.url).read_bytes(self.file)
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise CheckpointError(f"{self.url}/{self.file} does not match its SHA-256, {self.sha256[:12]}….")
+        return content
+
+
+# By timm's tag of released weights; pytorch's are the first ones of torchvision, fb's those of DeiT for its models.
+PROCEDURES = {
+    "a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "a1h_in1k": "A1h", "fb_in1k": "DeiT", "tv_in1k": "pytorch",
+}  # fmt: skip
+
+Fetch = Callable[[str], Found]
+
+
+def fetch_aside(name: str) -> Found:
+    """Fetch a timm name from the hub, in a process of its own: this one must stay light.
+
+    Raises:
+        ConfigError: There is no such name, or the hub cannot be reached.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "rsb_cluster.train.conversion.hub", name], capture_output=True, text=True, check=False
+    )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise RsbError(f"fetching '{name}' did not work:\n{done.stderr.strip()}") from error
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    return Found(**answer)
+
+
+def find_weights(
+    source: str, runs_url: str, *, which: str = "last", ema: bool | None = None, fetch: Fetch = fetch_aside
+) -> Found:
+    """Return the file that a SOURCE stands for.
+
+    Args:
+        source: See the module.
+        runs_url: Folder of runs in which an id is looked up.
+        which: Of a run: its ``last`` checkpoint, the ``best``, or that of a step.
+        ema: Of a run: the moving average of its weights; None: where it has one.
+        fetch: Fetches a timm name.
+
+    Raises:
+        ConfigError: It stands for nothing, or for more than one thing.
+        CheckpointError: The run has no such checkpoint, or it is damaged.
+    """
+    path = source.removeprefix("local-dir:").rstrip("/")
+    if not path:
+        raise ConfigError("the name of the weights is empty.")
+    if source.startswith(("hf-hub:", "hf_hub:")):
+        return fetch(source)
+    if path.endswith(FILE_SUFFIXES):
+        return _file(path)
+    if "/" in path or Path(path).is_dir():
+        store = Store(path)
+        if store.exists("spec.json"):
+            return _of_run(_run_at(store.url), which, ema)
+        if store.exists(checkpoint.MANIFEST):
+            return _of_checkpoint(store, ema)
+        if store.exists(CONFIG):
+            return _of_folder(store)
+        raise ConfigError(
+            f"{store.url} holds no weights: it is neither a run (spec.json) nor a checkpoint ({checkpoint.MANIFEST}) "
+            f"nor a folder as timm writes it ({CONFIG}), and no file that ends with {', '.join(FILE_SUFFIXES)}."
+        )
+    if runs := _known_runs(runs_url, path):
+        if len(runs) > 1:
+            raise ConfigError(f"'{path}' is the beginning of {len(runs)} runs in {runs_url}; say more of the one.")
+        return _of_run(runs[0], which, ema)
+    try:
+        return fetch(path)
+    except ConfigError as error:
+        raise ConfigError(
+            f"'{path}' is no run in {runs_url}, and no file or folder. As a timm name: {error}"
+        ) from error
+
+
+def initial_weights(recipe: Recipe, runs_url: str) -> Found | None:
+    """Return the file that a recipe starts from; None where it starts from random weights.
+
+    Raises:
+        ConfigError: It stands for nothing, is of another architecture, or of a run that still changes.
+    """
+    source = recipe.init.weights
+    if not source:
+        return None
+    found = find_weights(source, runs_url)
+    if found.architecture and found.architecture != recipe.model.name:
+        raise ConfigError(
+            f"init.weights = '{source}' is a {found.architecture}, model.name is '{recipe.model.name}'. "
+            f"Use --model {found.architecture}, or --init with other weights."
+        )
+    is_named = Store(source).url == found.source
+    if found.run_url and not is_named and _run_at(found.run_url).result() is None:
+        raise ConfigError(
+            f"init.weights = '{source}': the run has not finished, so that its last weights change. Wait for it, or "
+            f"name a checkpoint: --init {found.source}"
+        )
+    return found
+
+
+def checkpoints(run: Run) -> list[checkpoint.Saved]:
+    """Return the checkpoints of a run's history, oldest first."""
+    starts = {attempt.number: attempt.start_step for attempt in run.attempts()}
+    return checkpoint.listed(run.store.child("checkpoints"), starts)
+
+
+def _run_at(url: str) -> Run:
+    parent, _, run_id = url.rpartition("/")
+    return Run.at(parent, run_id)
+
+
+def _known_runs(runs_url: str, name: str) -> list[Run]:
+    try:
+        return [run for run in find_runs(runs_url, (name,)) if run.exists()]
+    except ConfigError:
+        return []
+
+
+def _of_run(run: Run, which: str, ema: bool | None) -> Found:
+    saved = checkpoints(run)
+    if not saved:
+        raise CheckpointError(f"{run.url} has no checkpoint yet.")
+    if which == "last":
+        chosen = saved[-1]
+    else:
+        if which != "best" and not which.isdecimal():
+            raise ConfigError(f"'{which}' is no checkpoint: it is last, best, or a step.")
+        step = _best_step(run, saved[-1]) if which == "best" else int(which)
+        of_step = [one for one in saved if one.step == step]
+        if not of_step:
+            there = ", ".join(str(one.step) for one in saved)
+            raise CheckpointError(f"{run.url} has no checkpoint of step {step}; it has those of {there}.")
+        chosen = of_step[-1]
+    return _of_checkpoint(run.store.child("checkpoints", chosen.folder), ema)
+
+
+def _best_step(run: Run, last: checkpoint.Saved) -> int:
+    folder = run.store.child("checkpoints", last.folder)
+    file, _ = _files(folder)["progress.json"]
+    return int(folder.read_json(file)["best_step"]) or last.step
+
+
+def _files(store: Store) -> dict[str, tuple[str, str]]:
+    """Return each of a checkpoint's files, as its manifest calls it, with where it is and its SHA-256."""
+    try:
+        entries = store.read_json(checkpoint.MANIFEST)["files"]
+        return {name: (entry["file"], entry["sha256"]) for name, entry in entries.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{store.locate(checkpoint.MANIFEST)} cannot be read: {error!r}.") from error
+
+
+def _of_checkpoint(store: Store, ema: bool | None) -> Found:
+    run_url, _, folder = store.url.rpartition("/checkpoints/")
+    saved = checkpoint.Saved.of(folder)
+    if not run_url or saved is None:
+        raise ConfigError(f"{store.url} is not in a run's folder, which would say what it is. Name the run.")
+    run, files = _run_at(run_url), _files(store)
+    if ema and _EMA not in files:
+        raise ConfigError(f"{run.run_id} keeps no moving average of its weights (train.ema_decay = 0).")
+    recipe = run.recipe()
+    name = _MODEL if ema is False or _EMA not in files else _EMA
+    file, sha256 = files[name]
+    return Found(
+        source=store.url,
+        url=store.url,
+        file=file,
+        sha256=sha256,
+        architecture=recipe.model.name,
+        run_url=run.url,
+        step=saved.step,
+        is_ema=name == _EMA,
+        procedure="" if run.spec().modified else recipe.paper,
+    )
+
+
+def _of_folder(store: Store) -> Found:
+    config = store.read_json(CONFIG)
+    file = next((name for name in FOLDER_FILES if store.exists(name)), None)
+    if file is None or not isinstance(config, dict) or "architecture" not in config:
+        raise ConfigError(f"{store.url} needs a {CONFIG} that names an architecture, and {' or '.join(FOLDER_FILES)}.")
+    tag = config.get("pretrained_cfg", {}).get("tag", "")
+    return Found(
+        source=store.url,
+        url=store.url,
+        file=file,
+        sha256=_sha256(store, file),
+        architecture=config["architecture"],
+        config=config,
+        procedure=PROCEDURES.get(tag, ""),
+    )
+
+
+def _file(path: str) -> Found:
+    folder, _, name = Store(path).url.rpartition("/")
+    return Found(f"{folder}/{name}", folder, name, _sha256(Store(folder), name))
+
+
+def _sha256(store: Store, file: str) -> str:
+    sha256 = hashlib.sha256()
+    for chunk in store.stream(file):
+        sha256.update(chunk)
+    return sha256.hexdigest()

@@ -1,0 +1,226 @@
+"""The local back end with real processes, and without torch: its ranks do what they are told here."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rsb_cluster import backends
+from rsb_cluster.backends import local
+from rsb_cluster.config.job import Job
+from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.monitor.watch import follow
+from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
+from rsb_cluster.node.process import Process
+from rsb_cluster.runs.run import Submission
+from tests.servers.daemons import GUARD_S, poll
+from tests.unit.backends.skypilot.test_skypilot import make_run
+from tests.unit.config.test_job import load_job
+from tests.unit.monitor.test_status import Presser
+
+SAY_ALL = "import os, time; print(*map('='.join, os.environ.items()), sep='\\n', flush=True); time.sleep(60)"
+RANK = functools.partial(exec, SAY_ALL)
+UNSEEN_PID = 2**22 + 1  # above the kernel's largest
+
+# A queue is not waited for by who starts it.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Hands tasks to the back end; ends what is left of them after the test."""
+    started: list[int] = []
+
+    def launch(count, *assignments) -> list[Submission]:
+        sent = local.launch(
+            load_job("local", "tasks_per_node=0", *assignments), [RANK] * count, tmp_path / "queue", "x"
+        )
+        started.append(Process.parse(sent[0].job_id).pid)
+        return sent
+
+    yield launch
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # it leads a session of its own, with its ranks
+
+
+def state(submission: Submission) -> str:
+    return local.look([submission])[0].state
+
+
+def log(submission: Submission) -> list[str]:
+    return (local.read_log(None, submission, 0, 0) or b"").decode().splitlines()
+
+
+def submission(job_id: str, folder: Path) -> Submission:
+    folder.mkdir(exist_ok=True)
+    return Submission(backend="local", job_id=job_id, folder=str(folder), shape="", time=1)
+
+
+@pytest.fixture
+def sleeper():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+# --- jobs and their ids ---------------------------------------------------------------------------------------------
+
+
+def test_a_queue_keeps_one_id_from_the_submit_to_the_ranks(launch):
+    one, other = launch(2, "setup=['export SET_UP=1']")
+    assert one.job_id == other.job_id and Process.parse(one.job_id).is_alive
+    assert state(other) == "queued"
+    assert poll(lambda: any(line.startswith("SET_UP=") for line in log(one))), "its log is found by its id"
+    said = dict(line.split("=", 1) for line in log(one) if "=" in line)
+    assert said["SUBMITIT_LOCAL_JOB_ID"] == one.job_id
+    assert said["CUDA_VISIBLE_DEVICES"] == "", "no GPU is touched"
+    assert [state(one), state(other)] == ["running", "queued"]
+    assert not local.has_ended(None, one)
+    assert local.cancel([other]) == [""] and state(other) == "gone"
+    assert state(one) == "running"
+    assert local.cancel([one]) == [""]
+    assert poll(lambda: state(one) == "gone") and local.has_ended(None, one)
+    assert local.cancel([one, other]) == ["", ""], "what has ended is no failure"
+
+
+def test_a_job_that_sets_up_waits_in_the_queue(launch):
+    (sent,) = launch(1, "setup=['sleep 60']")
+    assert state(sent) == "queued"
+    assert local.cancel([sent]) == [""] and state(sent) == "gone"
+
+
+def test_a_later_process_of_the_number_is_neither_seen_nor_told(tmp_path, sleeper):
+    later = submission(str(dataclasses.replace(Process.of(sleeper.pid), start=1)), tmp_path / "job")
+    (tmp_path / "job" / RUNNING).touch()
+    assert state(later) == "gone"
+    assert local.cancel([later]) == [""]
+    local.preempt([later])
+    assert sleeper.poll() is None
+
+
+def test_what_runs_on_another_machine_must_be_ended_there(tmp_path, sleeper):
+    far = str(dataclasses.replace(Process.of(sleeper.pid), host="login2", boot="00000000"))
+    running, queued = submission(far, tmp_path / "running"), submission(far, tmp_path / "queued")
+    (tmp_path / "running" / RUNNING).touch()
+    seen = local.look([running, queued])
+    assert [(s.state, s.engine) for s in seen] == [("running", "on login2"), ("queued", "on login2")]
+    assert not local.ends_with_terminal(running)
+    refused, told = local.cancel([running, queued])
+    assert told == "" and state(queued) == "gone", "a file takes it out of the queue, wherever that is"
+    assert f"job {far} runs on login2, and can be told nothing from here. Do it on login2" in refused
+    assert not (tmp_path / "running" / CANCELLED).exists()
+    with pytest.raises(
+        SubmitError, match=r"Do it on login2; if that machine is gone for good, remove .*/running first"
+    ):
+        local.preempt([running])
+    assert sleeper.poll() is None and state(running) == "running"
+
+
+def test_of_a_job_of_another_machine_without_a_common_folder_nothing_is_known(tmp_path):
+    unseen = submission(f"login2-{UNSEEN_PID}-5-00000000", tmp_path / "job")
+    assert state(unseen) == "queued"
+    (tmp_path / "job").rmdir()
+    assert local.look([unseen]) == [backends.Seen("gone")]
+
+
+def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path):
+    folder = tmp_path / "job"
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "rsb_cluster.local_controller", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            old = submission(str(process.pid), folder)
+            assert poll(lambda: state(old) == "queued"), "the kernel shows its words a moment after the start"
+            assert local.ends_with_terminal(old)
+            assert state(submission(str(process.pid), tmp_path / "another")) == "gone"
+            (folder / RUNNING).touch()
+            (folder / f"{process.pid}_0_log.out").write_text("step 1\n")
+            assert state(old) == "running" and log(old) == ["step 1"]
+            assert local.cancel([old]) == [""]
+            assert process.wait(GUARD_S) and state(old) == "gone"
+        finally:
+            process.kill()
+
+
+def test_the_command_for_jobs_that_are_not_on_record_ends_them(launch):
+    one, other = launch(2)
+    assert poll(lambda: log(one))
+    subprocess.run(["bash", "-c", local.ending([one, other])], check=True)
+    assert poll(lambda: [state(one), state(other)] == ["gone", "gone"])
+    assert not log(other)
+
+
+def test_ctrl_c_of_who_waits_stops_a_run_on_this_machine(launch, tmp_path):
+    run = make_run(tmp_path / "runs")
+    (sent,) = launch(1)
+    run.add_submission(sent)
+    assert poll(lambda: log(sent))
+    screen = Presser(f"{run.run_id}: starting")
+    ended = follow([run], Console(file=screen))
+    assert ended is not None and [status.state for status in ended] == ["never started"]
+    assert "Saving and stopping; press Ctrl-C again to end at once.\n" in screen.getvalue()
+    assert run.is_cancelled(sent.job_id) and state(sent) == "gone"
+
+
+def test_ctrl_c_of_who_waits_for_a_run_on_another_machine_ends_the_waiting(tmp_path):
+    run = make_run(tmp_path / "runs")
+    run.add_submission(submission(f"login2-{UNSEEN_PID}-5-00000000", tmp_path / "job"))
+    assert follow([run], Console(file=Presser(f"{run.run_id}: queued"))) is None
+    assert not run.cancelled() and not (tmp_path / "job" / CANCELLED).exists()
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------------------
+
+
+def gpus(number: int) -> list[str]:
+    return local._gpus(load_job("local", "tasks_per_node=0", f"gpus_per_node={number}"))
+
+
+@pytest.mark.parametrize(
+    ("said", "number", "taken"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 0, []),
+        ("3", 1, ["3"]),
+        ("3,1,2", 2, ["3", "1"]),
+        (" 5 , 7", 2, ["5", "7"]),
+        ("GPU-8932f937-d72c,GPU-1,0", 2, ["GPU-8932f937-d72c", "GPU-1"]),
+        ("MIG-GPU-8932f937/1/0,MIG-2", 1, ["MIG-GPU-8932f937/1/0"]),
+        ("3", 0, []),
+        ("", 0, []),
+    ],
+)
+def test_the_first_of_the_gpus_that_the_shell_may_use_are_taken(monkeypatch, said, number, taken):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert gpus(number) == taken
+
+
+@pytest.mark.parametrize(
+    ("said", "number", "visible"),
+    [("3", 2, "1"), ("", 1, "none"), ("-1", 1, "none"), ("NoDevFiles", 1, "none"), ("0,-1,1", 2, "1"), ("2,", 2, "1")],
+)
+def test_more_gpus_than_the_shell_may_use_are_refused_before_anything_starts(
+    monkeypatch, tmp_path, said, number, visible
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    job: Job = load_job("local", "tasks_per_node=0", f"gpus_per_node={number}")
+    message = f"gpus_per_node = {number}, but CUDA_VISIBLE_DEVICES='{said}' lets this shell use {visible}\\."
+    for ask in (local.script, local.launch):  # the dry run says it, too
+        with pytest.raises(ConfigError, match=message):
+            ask(job, [RANK], tmp_path / "queue", "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_ranks_get_the_gpus_of_the_shell(monkeypatch, launch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    (sent,) = launch(1, "gpus_per_node=1")
+    assert poll(lambda: "CUDA_VISIBLE_DEVICES=3" in log(sent))

@@ -1,0 +1,204 @@
+"""Recipes and jobs are found where the user would look, and a changed recipe is known for one."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rsb_cluster.cli import main
+from rsb_cluster.config import catalog
+from rsb_cluster.errors import ConfigError
+
+BUNDLED = catalog.bundled_dir("recipes")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def put(folder: Path, name: str, *changes: tuple[str, str]) -> Path:
+    """Copy a bundled recipe, changed, into a folder."""
+    text = (BUNDLED / "a1.toml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_the_first_of_the_four_places_wins(here, tmp_path, monkeypatch):
+    team, other = tmp_path / "team", tmp_path / "other"
+    monkeypatch.setenv("RSB_CLUSTER_PATH", f"{team}{os.pathsep}{os.pathsep}{other}")
+    assert catalog.find("recipes", "a1") == BUNDLED / "a1.toml"
+    last = put(other / "recipes", "a1.toml")
+    assert catalog.find("recipes", "a1") == last
+    earlier = put(team / "recipes", "a1.toml")
+    assert catalog.find("recipes", "a1") == earlier
+    mine = put(here / "recipes", "a1.toml")
+    assert catalog.find("recipes", "a1") == mine
+    path = put(here, "a1.toml")
+    assert catalog.find("recipes", "a1") == mine
+    assert catalog.find("recipes", "./a1.toml").resolve() == path
+    assert catalog.find("recipes", "a1.toml").resolve() == path
+    assert catalog.find("recipes", str(last)) == last
+
+
+def test_recipes_and_jobs_do_not_mix(here):
+    put(here / "jobs", "mine.toml")
+    put(here / "recipes", "yours.toml")
+    assert "mine" in catalog.available("jobs") and "mine" not in catalog.available("recipes")
+    assert "yours" in catalog.available("recipes") and "yours" not in catalog.available("jobs")
+
+
+def test_a_path_in_the_home_folder_is_expanded(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    put(here / "x", "mine.toml")
+    assert catalog.find("recipes", "~/x/mine.toml") == here / "x" / "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("recipes", "diet", "there is no recipe 'diet'. Did you mean 'deit'? Known: a1, a1h, a2"),
+        ("recipes", "zzz", "there is no recipe 'zzz'. Known: a1, a1h, a2, a2-reg, a3, deit, digits,"),
+        ("jobs", "slrum", "there is no job 'slrum'. Did you mean 'slurm'? Known: cloud, cloud-aws-spot,"),
+        ("jobs", "", "there is no job ''. Known: cloud, cloud-aws-spot"),
+        ("recipes", "x/a1", "there is no file x/a1."),
+        ("recipes", "mine.toml", "there is no file mine.toml."),
+        ("recipes", "recipes/", "there is no file recipes."),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(here, kind, name, message):
+    with pytest.raises(ConfigError) as caught:
+        catalog.find(kind, name)
+    assert str(caught.value).startswith(message)
+
+
+def test_list_names_each_recipe_once_with_its_file(here):
+    put(here / "recipes", "a1.toml", ("description =", 'description = "a [b] of :smile:" #'))
+    shown = CliRunner().invoke(main, ["recipes", "list"]).stdout
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines()}
+    assert rows.keys() - {"name"} == {path.stem for path in BUNDLED.glob("*.toml")}
+    assert rows["a1"] == f"a [b] of :smile: {here}/recipes/a1.toml"
+    assert rows["a2"].endswith(f"{BUNDLED}/a2.toml")
+
+
+def test_list_shows_a_broken_file_and_all_others(here):
+    (here / "recipes").mkdir()
+    (here / "recipes" / "broken.toml").write_text("a = = 1")
+    done = CliRunner().invoke(main, ["recipes", "list"])
+    assert done.exit_code == 0
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "is not valid TOML" in rows["broken"] and "a1" in rows
+
+
+def test_a_folder_whose_name_looks_like_markup_is_shown_as_it_is(tmp_path, monkeypatch):
+    folder = tmp_path / "[red]x[" / "y]"
+    put(folder / "recipes", "mine.toml", ("Table 1: the reference", "Table 1 [bold]: the reference"))
+    monkeypatch.chdir(folder)
+    assert f"{folder}/recipes/mine.toml" in CliRunner().invoke(main, ["recipes", "list"]).stdout
+    assert "Table 1 [bold]: the reference" in CliRunner().invoke(main, ["recipes", "show", "mine"]).stdout
+
+
+# --- modified -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a1", "a2", "a3", "deit", "digits", "fashion-mnist"])
+def test_a_bundled_recipe_is_not_modified(name):
+    assert catalog.load_recipe(name).modified == {}
+
+
+def test_set_modifies_with_both_values():
+    assert catalog.load_recipe("a1", assignments=["optimizer.lr=4e-3"]).modified == {"optimizer.lr": (5e-3, 4e-3)}
+    assert catalog.load_recipe("a1", assignments=["optimizer.lr=5e-3"]).modified == {}
+    assert catalog.load_recipe("digits", assignments=["schedule.epochs=3"]).modified == {"schedule.epochs": (25, 3)}
+
+
+def test_the_model_and_how_a_batch_is_computed_are_no_modification():
+    resolved = catalog.load_recipe(
+        "a1",
+        model="resnet18",
+        assignments=["train.virtual_ranks=4", "train.channels_last=false", "train.compile=true", "name=x"],
+    )
+    assert resolved.modified == {}
+    assert resolved.recipe.model.name == "resnet18"
+    assert resolved.recipe.train.virtual_ranks == 4
+
+
+@pytest.mark.parametrize("model", ["resnet50.a1_in1k", "hf_hub:timm/x", 'a"b', "1e3", "a b"])
+def test_a_models_name_is_taken_as_it_is(model):
+    assert catalog.load_recipe("a1", model=model).recipe.model.name == model
+
+
+def test_a_users_copy_with_another_rate_is_a_modified_a1(here):
+    put(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('name = "a1"', 'name = "mine"'))
+    resolved = catalog.load_recipe("mine", assignments=["schedule.epochs=300"])
+    assert resolved.modified == {"optimizer.lr": (5e-3, 1e-3), "schedule.epochs": (600, 300)}
+    assert resolved.recipe.name == "mine"
+
+
+def test_a_users_a1_in_place_of_the_bundled_one_is_compared_with_the_bundled_one(here):
+    put(here / "recipes", "a1.toml", ("lr = 5e-3 ", "lr = 1e-3 "))
+    assert catalog.load_recipe("a1").modified == {"optimizer.lr": (5e-3, 1e-3)}
+
+
+def test_a_copy_that_does_not_claim_the_paper_is_compared_with_its_own_file(here):
+    put(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('paper = "A1"', 'paper = ""'))
+    assert catalog.load_recipe("mine").modified == {}
+    assert catalog.load_recipe("mine", assignments=["optimizer.lr=2e-3"]).modified == {"optimizer.lr": (1e-3, 2e-3)}
+
+
+def test_a_copy_that_claims_another_procedure_is_compared_with_that_one(here):
+    put(here / "recipes", "mine.toml", ('paper = "A1"', 'paper = "A2"'))
+    assert catalog.load_recipe("mine").modified.keys() == {
+        "augment.mixup", "loss.smoothing", "optimizer.weight_decay", "schedule.epochs",
+    }  # fmt: skip
+
+
+# --- jobs, notes, copy ----------------------------------------------------------------------------------------------
+
+
+def test_a_job_takes_assignments(here):
+    job, path = catalog.load_job("slurm", assignments=["nodes=4", "slurm.partition=gpu", "checkpoint.keep=3"])
+    assert (job.nodes, job.slurm, job.checkpoint.keep) == (4, {"partition": "gpu"}, 3)
+    assert path == catalog.bundled_dir("jobs") / "slurm.toml"
+    with pytest.raises(ConfigError, match=r"slurm\.toml: unknown key 'node'\. Did you mean 'nodes'\?"):
+        catalog.load_job("slurm", assignments=["node=4"])
+
+
+def test_notes_are_the_comments_behind_values(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        '# top\na = 1 # one\nb = "#no" #two\nc = 2\n[t] # table\nd = {x = 1} # in "line"\n[t.u]\ne = [1]# é\n'
+    )
+    assert catalog.notes(path) == {"a": "one", "b": "two", "c": "", "t.d": 'in "line"', "t.u.e": "é"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("recipes", "a1"), ("jobs", "slurm")])
+def test_copy_makes_a_file_that_works_and_never_overwrites(here, kind, name):
+    def run(*args: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, [kind, "copy", name, *args])
+        return done.exit_code, done.stderr
+
+    source = catalog.bundled_dir(kind) / f"{name}.toml"
+    assert run("mine.toml") == (0, f"copied {source} to mine.toml\n")
+    assert run(".")[0] == 0
+    assert (here / "mine.toml").read_bytes() == (here / f"{name}.toml").read_bytes() == source.read_bytes()
+    (here / "mine.toml").write_text("precious")
+    assert run("mine.toml") == (2, "Error: mine.toml exists already. Give another name.\n")
+    assert run(".") == (2, f"Error: {name}.toml exists already. Give another name.\n")
+    assert (here / "mine.toml").read_text() == "precious"
+    code, said = run("no/such/folder/mine.toml")
+    assert code == 2 and said.startswith("Error: cannot write no/such/folder/mine.toml")
+    shutil.copy(here / f"{name}.toml", here / "again.toml")
+    shown = CliRunner().invoke(main, [kind, "show", "again.toml", "--json"])
+    assert json.loads(shown.stdout)["name"] == name

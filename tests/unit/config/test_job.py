@@ -1,0 +1,453 @@
+"""Jobs load, share a batch or say why not, and become the script that is meant."""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster import backends
+from rsb_cluster.backends import slurm
+from rsb_cluster.config import catalog
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.node import starts
+from rsb_cluster.node.exit_codes import EXIT_FAILED
+from rsb_cluster.node.task import Task
+from rsb_cluster.submission.plan import parse_seeds
+from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
+from tests.command import ROOT
+from tests.servers.daemons import GUARD_S
+
+CLOUD_JOBS = (
+    "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
+)  # fmt: skip
+JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
+RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
+GOLDEN = ROOT / "tests" / "unit" / "golden"
+FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
+
+
+def load_job(name: str, *assignments: str) -> Job:
+    return catalog.load_job(str(catalog.bundled_dir("jobs") / f"{name}.toml"), assignments=assignments)[0]
+
+
+def load_recipe(name: str, *assignments: str) -> Recipe:
+    return catalog.load_recipe(str(catalog.bundled_dir("recipes") / f"{name}.toml"), assignments=assignments).recipe
+
+
+def choose(recipe: Recipe, job: Job, stored: int = 0) -> int:
+    return choose_virtual_ranks(recipe, job, Path(f"jobs/{job.name}.toml"), stored)
+
+
+def test_every_bundled_job_is_tested_here():
+    assert sorted(path.stem for path in catalog.bundled_dir("jobs").glob("*.toml")) == sorted(JOBS)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_bundled_job_loads_and_describes_itself(name):
+    job = load_job(name)
+    assert job.name == name and job.description
+
+
+# --- virtual ranks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape", [(), ("nodes=2",), ("nodes=3",), ("gpus_per_node=1",), ("nodes=4", "gpus_per_node=4")]
+)
+@pytest.mark.parametrize("job_name", JOBS)
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_a_recipe_fits_a_job_or_it_is_said_why_not(recipe_name, job_name, shape):
+    recipe = load_recipe(recipe_name)
+    try:
+        job = load_job(job_name, *shape)
+        chosen = choose(recipe, job)
+    except ConfigError as error:
+        assert re.search(r"Use |Leave ", str(error)), "what to do next"
+        assert job_name in str(error)
+        return
+    batch = recipe.train.global_batch
+    assert batch % chosen == 0 and chosen % job.world_size == 0
+    assert batch // chosen <= job.max_micro_batch
+    assert chosen >= recipe.augment.repeats
+    assert batch // chosen % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "job", "chosen"),
+    [
+        (("a1",), ("slurm", "gpus_per_node=1"), 4),  # of 512: the paper's own on one GPU
+        (("a1",), ("slurm", "gpus_per_node=4"), 4),
+        (("a1",), ("slurm",), 8),
+        (("a1",), ("slurm", "nodes=4"), 32),
+        (("a1",), ("slurm", "gpus_per_node=1", "max_micro_batch=128"), 16),
+        (("a1",), ("slurm", "gpus_per_node=1", "max_micro_batch=2048"), 4),  # three copies in different micro-batches
+        (("a3",), ("slurm", "gpus_per_node=1", "max_micro_batch=2048"), 1),
+        (("a1", "train.virtual_ranks=4"), ("slurm", "gpus_per_node=1"), 4),
+        (("a1", "train.virtual_ranks=16"), ("slurm",), 16),
+        (("a1", "train.global_batch=1536"), ("slurm", "gpus_per_node=1", "nodes=3"), 3),
+        (("a1", "train.global_batch=1000"), ("slurm", "gpus_per_node=1"), 4),  # 2 would be 500, and too few
+        (("a3", "train.global_batch=12"), ("slurm", "gpus_per_node=4"), None),  # 3 images each: odd
+        (("a3", "train.global_batch=12", "augment.mixup=0", "augment.cutmix=0"), ("slurm", "gpus_per_node=4"), 4),
+    ],
+)
+def test_the_smallest_number_that_fits_is_chosen(recipe, job, chosen):
+    if chosen is None:
+        with pytest.raises(ConfigError, match=r"even in number for Mixup\. Use another batch"):
+            choose(load_recipe(*recipe), load_job(*job))
+    else:
+        assert choose(load_recipe(*recipe), load_job(*job)) == chosen
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_its_neighbours():
+    recipe, job = load_recipe("a1", "train.global_batch=1000"), load_job("slurm", "nodes=2")
+    with pytest.raises(ConfigError) as caught:
+        choose(recipe, job)
+    assert str(caught.value) == (
+        "train.global_batch = 1000 is not divisible by 16 ranks (slurm.toml: 2 nodes × 8 GPUs). Use 992 or 1008."
+    )
+
+
+def test_a_batch_below_the_number_of_ranks_is_not_told_to_be_zero():
+    with pytest.raises(ConfigError, match=r"16 ranks \(.*\)\. Use 16\.$"):
+        choose(load_recipe("a1", "train.global_batch=10"), load_job("slurm", "nodes=2"))
+
+
+def test_a_run_keeps_its_virtual_ranks_on_fewer_gpus():
+    recipe = load_recipe("a1")
+    stored = choose(recipe, load_job("slurm", "nodes=4"))
+    assert stored == 32
+    assert choose(recipe, load_job("slurm", "gpus_per_node=1"), stored) == 32
+    assert choose(load_recipe("a1", "train.virtual_ranks=4"), load_job("slurm"), stored) == 32
+
+
+@pytest.mark.parametrize(
+    ("assignments", "stored", "who"), [((), 4, "this run has"), (("train.virtual_ranks=4",), 0, "the recipe has")]
+)
+def test_more_gpus_than_virtual_ranks_are_refused_with_what_would_do(assignments, stored, who):
+    with pytest.raises(ConfigError) as caught:
+        choose(load_recipe("a1", *assignments), load_job("slurm"), stored)
+    assert str(caught.value) == (
+        f"{who} 4 virtual ranks, which 8 ranks (slurm.toml: 1 node × 8 GPUs) cannot share equally. "
+        "Use a job with 1, 2 or 4 ranks in all."
+    )
+
+
+def test_one_virtual_rank_on_two_gpus_is_refused_in_good_english():
+    with pytest.raises(ConfigError, match=r"Use a job with 1 rank in all\.$"):
+        choose(load_recipe("a3", "train.virtual_ranks=1"), load_job("slurm", "gpus_per_node=2"))
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("train.virtual_ranks=3",), "train.global_batch = 2048 is not divisible by 3 virtual ranks."),
+        (("train.virtual_ranks=2048",), "a micro-batch of 1 images (2048 / 2048 virtual ranks) is odd; Mixup mixes"),
+    ],
+)
+def test_virtual_ranks_that_cannot_be_are_refused(assignments, message):
+    with pytest.raises(ConfigError) as caught:
+        choose(load_recipe("a1", *assignments), load_job("slurm", "gpus_per_node=1"))
+    assert message in str(caught.value)
+
+
+def test_an_odd_micro_batch_is_fine_without_mixup():
+    recipe = load_recipe("a3", "augment.mixup=0", "augment.cutmix=0", "train.virtual_ranks=2048")
+    assert choose(recipe, load_job("slurm", "gpus_per_node=1")) == 2048
+
+
+# --- a job's own checks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "assignments", "message"),
+    [
+        ("local", ["nodes=2"], "nodes = 2: the local back end is this machine alone"),
+        ("slurm", ["tasks_per_node=4"], "tasks_per_node = 4 with gpus_per_node = 8: there is one rank per GPU"),
+        ("slurm", ["time_min=2"], "signal_delay_s is not shorter than time_min"),
+        ("slurm", ["nodes=0"], "nodes = 0: input should be greater than 0"),
+        ("slurm", ["nodes=true"], "nodes = True: input should be a valid number"),
+        ("slurm", ["min_nodes=5", "nodes=4"], "min_nodes = 5 is more than nodes = 4"),
+        ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: input should be greater than or equal to 2"),
+        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local', 'slurm' or 'cloud'"),
+        ("slurm", ["partition=gpu"], "unknown key 'partition'."),
+        ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
+        ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),
+    ],
+)
+def test_a_mistake_in_a_job_is_explained(name, assignments, message):
+    with pytest.raises(ConfigError) as caught:
+        load_job(name, *assignments)
+    assert f"{name}.toml: {message}" in str(caught.value)
+
+
+def test_a_date_in_a_job_is_a_mistake_and_no_bug(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nbackend = "slurm"\nnodes = 2026-01-01\n')
+    with pytest.raises(ConfigError, match=r"mine\.toml: nodes = "):
+        catalog.load_job(str(path))
+
+
+def test_seeds_are_one_or_counted():
+    assert parse_seeds(None, None) == (0,)
+    assert parse_seeds(3, None) == (3,)
+    assert parse_seeds(None, 3) == (0, 1, 2)
+    with pytest.raises(ConfigError, match="--seed names one seed, --seeds counts from 0; give one of them"):
+        parse_seeds(0, 3)
+
+
+# --- the script -----------------------------------------------------------------------------------------------------
+
+
+def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1, folder: Path = FOLDER) -> str:
+    return slurm.script(job, [Task("/runs/a", "a", {})] * count, folder, name)
+
+
+def options(text: str) -> dict[str, str]:
+    found = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE)
+    assert len(found) == len(dict(found)), "no option twice"
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "count"),
+    [
+        ("slurm", ("slurm", "nodes=4", "slurm.partition=gpu", "setup=['module load cuda']"), 1),
+        ("slurm-cpu", ("slurm-cpu", "mem_gb=1.5"), 1),
+        ("slurm-array", ("slurm", "array_parallelism=2"), 3),
+    ],
+)
+def test_the_script_is_the_one_that_was_reviewed(name, job, count):
+    text = script(load_job(*job), count=count).replace(sys.executable, "/venv/bin/python") + "\n"
+    assert text == (GOLDEN / f"sbatch-{name}.sh").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("sbatch-*.sh")), ids=lambda path: path.stem)
+def test_the_reviewed_scripts_are_good_shell(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_array_has_one_element_for_each_run():
+    found = options(script(load_job("slurm"), count=3))
+    assert found["array"] == "0-2%3"
+    assert "%A_%a" in found["output"]
+    assert "array" not in options(script(load_job("slurm"), count=1))
+    assert options(script(load_job("slurm", "array_parallelism=2"), count=5))["array"] == "0-4%2"
+
+
+def test_options_of_the_site_pass_through():
+    job = load_job(
+        "slurm", "slurm.partition=gpu", "slurm.account=vision lab", "slurm.exclusive=true", "slurm.mail-type=END",
+        "slurm.gres_flags=enforce-binding", "slurm.licenses=a'b",
+    )  # fmt: skip
+    found = options(script(job))
+    assert found["partition"] == "gpu"
+    assert found["account"] == "'vision lab'"
+    assert found["exclusive"] == ""
+    assert found["mail-type"] == "END"
+    assert found["gres-flags"] == "enforce-binding"
+    assert found["licenses"] == "'a'\"'\"'b'"
+    assert found["requeue"] == ""
+    assert found["gpus-per-node"] == "8"
+
+
+def test_a_job_may_start_on_fewer_nodes():
+    job = load_job("slurm", "min_nodes=2", "nodes=4")
+    assert options(script(job))["nodes"] == "2-4"
+    assert job.shape == "2-4 nodes × 8 GPUs"
+    assert options(script(load_job("slurm", "min_nodes=4", "nodes=4")))["nodes"] == "4"
+
+
+def test_a_rank_that_is_stopped_does_not_keep_the_job():
+    assert re.search(r"^srun .*--wait=90 ", script(load_job("slurm")), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("nodes", "Set the job's own field 'nodes' instead."),
+        ("ntasks_per_node", "Set the job's own field 'tasks_per_node' instead."),
+        ("ntasks-per-node", "Set the job's own field 'tasks_per_node' instead."),
+        ("time", "Set the job's own field 'time_min' instead."),
+        ("mem", "Set the job's own field 'mem_gb' instead."),
+        ("signal", "Set the job's own field 'signal_delay_s' instead."),
+        ("array", "Set the job's own field 'array_parallelism' instead."),
+        ("open-mode", "It is decided by rsb-cluster."),
+        ("job_name", "It is decided by rsb-cluster."),
+        ("requeue", "It is decided by rsb-cluster."),
+    ],
+)
+def test_an_option_that_the_job_decides_is_refused(option, hint):
+    with pytest.raises(ConfigError) as caught:
+        script(load_job("slurm", f"slurm.{option}=1"))
+    assert str(caught.value) == f"job 'slurm': slurm.{option.replace('_', '-')} cannot be set. {hint}"
+
+
+def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SubmitError, match="there is no 'sbatch' on this machine"):
+        slurm.check_available(load_job("slurm"))
+    assert backends.default_backend_job(1) == "local"
+    assert backends.default_backend_job(2) == "slurm"
+
+
+# --- the script, run by bash, with programs in Slurm's place that note how they were called ------------------------
+
+STUBS = {
+    # Its rank 0 notes that this start became an attempt.
+    "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; '
+    'echo "${SLURM_RESTART_COUNT:-0}" | tee "$OUT/7_claimed" >"$OUT/5_0_claimed"; eval "$SRUN_DOES"; exit "$CODE"',
+    "squeue": 'echo "$@" >>"$OUT/squeue"; printf "%-20s%-20s\\n" $STATE "${RESTARTS:-0}"',
+    "scontrol": 'echo "$@" >>"$OUT/scontrol"; exit "${SCONTROL_CODE:-0}"',
+    "sleep": 'echo "$@" >>"$OUT/sleep"',
+}
+
+
+class Node:
+    """A node on which the script runs."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir()
+        for name, body in STUBS.items():
+            (folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+            (folder / "bin" / name).chmod(0o755)
+        (folder / "script").write_text(script(job, folder=folder))
+
+    def start(self, code: int, state: str, **env: str) -> subprocess.Popen[str]:
+        environment = {
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "OUT": str(self.folder), "CODE": str(code),
+            "STATE": state, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8",
+        } | env  # fmt: skip
+        command = ["bash", str(self.folder / "script")]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def run(self, code: int, state: str, **env: str) -> int:
+        process = self.start(code, state, **env)
+        _, said = process.communicate(timeout=GUARD_S)
+        assert said == ""
+        return process.returncode
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path, load_job("slurm"))
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        *itertools.product((0, 75, 137), ("RUNNING", "CANCELLED", "COMPLETING", "")),
+        *itertools.product((1, 100, 130, 143, 255), ("RUNNING", "CANCELLED")),
+    ],
+)
+def test_a_job_queues_again_just_when_another_attempt_makes_sense(node, code, state):
+    again = code in (75, 137, 143, 255) and state == "RUNNING"
+    assert node.run(code, state) == code
+    assert node.calls("scontrol") == (["requeue 7"] if again else [])
+    assert node.calls("sleep") == (["300"] if again else []), "it waits to be taken off the node"
+
+
+def test_an_element_of_an_array_queues_itself_again_and_not_its_siblings(node):
+    assert node.run(75, "RUNNING", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0") == 75
+    assert node.calls("squeue") == ["-h -j 5_0 -O State,RestartCnt"]
+    assert node.calls("scontrol") == ["requeue 5_0"]
+
+
+@pytest.mark.parametrize(("mine", "now", "again"), [("1", "1", True), ("1", "2", False), (None, "1", False)])
+def test_a_script_on_a_host_that_was_held_for_dead_leaves_the_job_alone(node, mine, now, again):
+    """Slurm has started it elsewhere meanwhile."""
+    assert node.run(75, "RUNNING", RESTARTS=now, **({"SLURM_RESTART_COUNT": mine} if mine else {})) == 75
+    assert node.calls("scontrol") == (["requeue 7"] if again else [])
+
+
+NO_ATTEMPT = {"SRUN_DOES": "rm -f $OUT/*_claimed"}
+
+
+@pytest.mark.parametrize("code", [75, 134, 137])
+def test_starts_that_become_no_attempt_are_delayed_more_each_time_and_given_up(node, code):
+    """As they must where the folder of scripts cannot be written: Slurm's own count stands in."""
+    for is_writable in (True, False):
+        if not is_writable:
+            (node.folder / "7_starts").mkdir()  # nothing can be written into it
+        for restart in range(starts.LIMIT):
+            is_last = restart == starts.LIMIT - 1
+            process = node.start(code, "RUNNING", RESTARTS=str(restart), SLURM_RESTART_COUNT=str(restart), **NO_ATTEMPT)
+            _, said = process.communicate(timeout=GUARD_S)
+            assert process.returncode == (EXIT_FAILED if is_last else code)
+            assert ("5 starts in a row ended before training" in said) == is_last
+        delays = [f"update JobId=7 StartTime=now+{seconds}" for seconds in (30, 60, 120, 240)]
+        assert node.calls("scontrol") == [call for delay in delays for call in ("requeue 7", delay)]
+        (node.folder / "scontrol").unlink()
+        if is_writable:
+            (node.folder / "7_starts").unlink()
+
+
+def test_an_attempt_ends_the_count_of_starts(node):
+    for restart in range(3 * starts.LIMIT):
+        is_attempt = restart % 4 == 3
+        does = {"SRUN_DOES": "rm -f $OUT/7_starts"} if is_attempt else NO_ATTEMPT
+        assert node.run(75, "RUNNING", RESTARTS=str(restart), SLURM_RESTART_COUNT=str(restart), **does) == 75
+    assert node.calls("scontrol").count("requeue 7") == 3 * starts.LIMIT
+
+
+def test_an_attempt_ends_slurms_count_of_starts_too(node):
+    """After many preemptions the disk is full: that is the first start in a row, and not the twentieth."""
+    (node.folder / "7_starts").mkdir()
+    does = {"SRUN_DOES": "rm -f $OUT/5_0_claimed; echo 18 >$OUT/7_claimed"}
+    assert node.run(75, "RUNNING", RESTARTS="19", SLURM_RESTART_COUNT="19", **does) == 75
+    assert node.calls("scontrol") == ["requeue 7", "update JobId=7 StartTime=now+30"]
+
+
+@pytest.mark.parametrize("code", [134, 137, 100])
+def test_a_rank_that_ended_the_run_for_good_is_heard_whatever_the_highest_code(node, code):
+    does = 'echo "$SLURM_RESTART_COUNT" >$OUT/7_ended'
+    assert node.run(code, "RUNNING", RESTARTS="3", SLURM_RESTART_COUNT="3", SRUN_DOES=does) == code
+    assert node.calls("scontrol") == []
+    # An administrator may start it again; that start speaks for itself.
+    assert node.run(137, "RUNNING", RESTARTS="4", SLURM_RESTART_COUNT="4") == 137
+    assert node.calls("scontrol") == ["requeue 7"]
+
+
+def test_a_job_that_may_not_queue_again_ends_at_once(node):
+    assert node.run(75, "RUNNING", SCONTROL_CODE="1") == 75
+    assert node.calls("sleep") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_the_script_outlives_the_signals_of_a_preemption(node, number):
+    process = node.start(75, "RUNNING", SRUN_DOES="while [ ! -e $OUT/saved ]; do /bin/sleep 0.05; done")
+    while not (node.folder / "srun").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    time.sleep(0.2)
+    assert process.poll() is None
+    (node.folder / "saved").touch()
+    process.communicate(timeout=GUARD_S)
+    assert node.calls("scontrol") == ["requeue 7"]
+
+
+def test_the_ranks_do_not_inherit_ignored_signals(node):
+    does = f"{shutil.which('grep')} SigIgn /proc/self/status >$OUT/ignored"
+    node.run(0, "RUNNING", SRUN_DOES=does)
+    ignored = int(node.calls("ignored")[0].split()[1], 16)
+    assert not ignored & (1 << signal.SIGTERM - 1 | 1 << signal.SIGUSR2 - 1)
+
+
+def test_the_ranks_get_the_cores_that_the_job_asked_for(node):
+    """Since 22.05, srun takes no notice of what sbatch was told of --cpus-per-task."""
+    node.run(0, "RUNNING")
+    assert node.calls("cpus") == ["8"]

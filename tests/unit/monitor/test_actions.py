@@ -1,0 +1,194 @@
+"""Ending runs: all jobs of each, and what the runs' folders say of it where Slurm refuses.
+
+In the place of Slurm's programs stand some that know a queue, and refuse what a test wants them to refuse.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.errors import SubmitError
+from rsb_cluster.monitor import actions
+from rsb_cluster.runs.run import Run, Submission
+from tests.unit.backends.skypilot.test_skypilot import launch, make_run, sky  # noqa: F401 - a fixture
+
+SQUEUE = """\
+[ ! -e "$OUT/down" ] || { echo "squeue: error: Unable to contact slurm controller" >&2; exit 1; }
+cat "$OUT/queue"
+"""
+
+# As Slurm's own: it goes on after one that it could not signal, and fails in the end.
+SCANCEL = """\
+echo "$@" >>"$OUT/scancel"
+[ ! -e "$OUT/down" ] || { echo "scancel: error: Unable to contact slurm controller" >&2; exit 1; }
+code=0
+case "$1" in --signal=*) shift ;; *) ends=1 ;; esac
+for job in "$@"; do
+  if grep -qx -- "$job" "$OUT/refused"; then
+    echo "scancel: error: Kill job error on job id $job: Access/permission denied" >&2; code=1
+  elif ! grep -q "|$job|" "$OUT/queue"; then
+    echo "scancel: error: Kill job error on job id $job: Invalid job id specified" >&2; code=1
+  elif [ "$ends" ]; then
+    sed -i "/|$job|PENDING/d; s/|$job|RUNNING/|$job|COMPLETING/" "$OUT/queue"
+  fi
+done
+exit $code
+"""
+
+
+class Queue:
+    """What Slurm knows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir()
+        for name, text in (("squeue", SQUEUE), ("scancel", SCANCEL)):
+            (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}")
+            (folder / "bin" / name).chmod(0o755)
+        self.refuse()
+
+    def hold(self, **jobs: str) -> None:
+        """Say which jobs there are: ``j7="RUNNING"``."""
+        (self.folder / "queue").write_text("".join(f"{j[1:]}|{j[1:]}|{state}\n" for j, state in jobs.items()))
+
+    def refuse(self, *jobs: str) -> None:
+        (self.folder / "refused").write_text("".join(f"{job}\n" for job in jobs))
+
+    def go_down(self) -> None:
+        (self.folder / "down").touch()
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    (tmp_path / "slurm").mkdir()
+    made = Queue(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{made.folder}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("OUT", str(made.folder))
+    return made
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [make_run(tmp_path / "runs", seed) for seed in range(3)]
+
+
+def send(run: Run, *job_ids: str) -> None:
+    for number, job_id in enumerate(job_ids):
+        run.add_submission(Submission(backend="slurm", job_id=job_id, folder="/f", shape="", time=number))
+
+
+def test_all_jobs_of_a_run_are_ended(queue, runs):
+    """Also the one that was queued before, which would take the run up again when its turn comes."""
+    send(runs[0], "5", "7", "8")
+    send(runs[1], "9_1")
+    queue.hold(j7="RUNNING", j8="PENDING", j9_1="PENDING")
+    ended = actions.cancel(runs)
+    assert ended == {runs[0].run_id: ("7", "8"), runs[1].run_id: ("9_1",)}
+    assert (queue.folder / "queue").read_text() == "7|7|COMPLETING\n"
+    assert [runs[0].is_cancelled(job) for job in ("5", "7", "8")] == [False, True, True]
+    assert runs[1].is_cancelled("9_1") and not runs[2].cancelled()
+    assert actions.cancel(runs) == {runs[0].run_id: ("7",)}, "it still saves, and may be told again"
+
+
+@pytest.mark.parametrize("before", [(), ("3", "4")])
+def test_a_run_that_could_not_be_ended_is_not_said_to_be(queue, runs, before):
+    """Its next preemption would end it for good."""
+    send(runs[0], "7", "8")
+    runs[0].request_cancel(before)
+    queue.hold(j7="RUNNING", j8="PENDING")
+    queue.refuse("7", "8")
+    with pytest.raises(SubmitError, match=rf"(?s)not told to end: job 7 \({runs[0].run_id}\), 8 \(.*permission denied"):
+        actions.cancel(runs)
+    assert runs[0].cancelled() == before
+    assert runs[0].store.exists("cancelled.json") == bool(before)
+
+
+def test_slurm_that_does_not_answer_leaves_nothing_behind(queue, runs, monkeypatch):
+    send(runs[0], "7")
+    queue.hold(j7="RUNNING")
+
+    def answer_no_more(run: Run, job_ids: list[str]) -> None:
+        write(run, job_ids)
+        queue.go_down()
+
+    write = Run.request_cancel
+    monkeypatch.setattr(Run, "request_cancel", answer_no_more)
+    with pytest.raises(SubmitError, match="Unable to contact slurm controller"):
+        actions.cancel(runs)
+    assert not runs[0].store.exists("cancelled.json")
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_ctrl_c_before_slurm_was_told_leaves_nothing_behind(queue, runs):
+    send(runs[0], "7")
+    queue.hold(j7="RUNNING")
+    (queue.folder / "bin" / "scancel").write_text("#!/bin/bash\nkill -INT $PPID; exec sleep 5\n")
+    with pytest.raises(KeyboardInterrupt):
+        actions.cancel(runs)
+    assert not runs[0].store.exists("cancelled.json")
+
+
+def test_what_was_told_stays_said_where_another_job_was_refused(queue, runs):
+    send(runs[0], "7", "8")
+    send(runs[1], "9")
+    queue.hold(j7="RUNNING", j8="PENDING", j9="PENDING")
+    queue.refuse("8", "9")
+    with pytest.raises(SubmitError) as caught:
+        actions.cancel(runs)
+    assert f"not told to end: job 8 ({runs[0].run_id}), 9 ({runs[1].run_id}): " in str(caught.value)
+    assert str(caught.value).endswith("1 other jobs were told to end.")
+    assert runs[0].cancelled() == ("7",) and runs[1].cancelled() == ()
+
+
+def test_a_job_that_has_just_ended_by_itself_is_no_failure(queue, runs, monkeypatch):
+    send(runs[0], "7")
+    send(runs[1], "8")
+    queue.hold(j7="RUNNING", j8="PENDING")
+    write = Run.request_cancel
+
+    def end_meanwhile(run: Run, job_ids: list[str]) -> None:
+        write(run, job_ids)
+        queue.hold(j8="PENDING")
+
+    monkeypatch.setattr(Run, "request_cancel", end_meanwhile)
+    assert actions.cancel(runs) == {runs[0].run_id: ("7",), runs[1].run_id: ("8",)}
+    assert "7 8" in (queue.folder / "scancel").read_text()
+    assert (queue.folder / "queue").read_text() == "", "the other has left the queue"
+
+
+def test_what_fails_at_one_engine_is_no_other_engines_business(queue, runs, sky):  # noqa: F811
+    send(runs[0], "7")
+    in_cloud = launch(runs[0], queue.folder).job_id
+    send(runs[1], "8")
+    queue.hold(j7="PENDING", j8="PENDING")
+    queue.refuse("7", "8")
+    with pytest.raises(SubmitError, match=r"not told to end: job 7 .*, 8 "):
+        actions.cancel(runs)
+    assert sky.table[in_cloud].state == "CANCELLED"
+    assert runs[0].cancelled() == (in_cloud,) and runs[1].cancelled() == ()
+
+
+def test_a_run_whose_folder_cannot_be_written_keeps_all_from_being_ended(queue, runs):
+    send(runs[0], "7")
+    send(runs[1], "8")
+    queue.hold(j7="PENDING", j8="PENDING")
+    (Path(runs[1].url) / "cancelled.json").mkdir()
+    with pytest.raises(Exception, match=r"cannot use .*cancelled\.json"):
+        actions.cancel(runs)
+    assert not (queue.folder / "scancel").exists() and not runs[0].store.exists("cancelled.json")
+
+
+def test_all_running_jobs_are_preempted_and_one_that_has_just_ended_is_no_failure(queue, runs, monkeypatch):
+    send(runs[0], "6", "7")
+    send(runs[1], "8")
+    queue.hold(j6="PENDING", j7="RUNNING", j8="RUNNING")
+    assert actions.preempt(runs) == {runs[0].run_id: ("7",), runs[1].run_id: ("8",)}
+    queue.hold(j7="RUNNING", j8="RUNNING")
+    queue.refuse("7")
+    with pytest.raises(SubmitError, match=r"scancel --signal=TERM 7 failed: .*permission denied"):
+        actions.preempt(runs)
+    queue.refuse()
+    monkeypatch.setattr(actions.backends, "states", lambda submissions: ["running"] * len(submissions))
+    queue.hold(j8="RUNNING")
+    assert actions.preempt(runs[:2])[runs[1].run_id] == ("8",)

@@ -1,0 +1,230 @@
+"""Evaluations in tables: against what is published, and never more than it says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.evaluation.record import Evaluation, Group
+from rsb_cluster.results.collect import Evaluated, Format, collect, render
+from rsb_cluster.results.references.other_data import not_public, published_on
+from rsb_cluster.runs.run import InitialWeights, Run
+from tests.unit.results.collect.test_collect import A3_STEPS, a1, a_recipe, finished, make_run, same_as_golden
+
+SETS = {"imagenet-1k": 50_000, "imagenet-v2": 10_000, "cifar10": 10_000, "nct-crc-he": 7_180, "indl-zollner": 2_000}
+
+
+def an_evaluation(value: float, run: Run | None = None, data_set: str = "imagenet-1k", **fields: Any) -> Evaluation:
+    steps = run.recipe().total_steps if run else 0
+    metric = fields.pop("metric", "label_set_top1" if fields.get("labels") else "top1")
+    known = {
+        "weights": run.run_id if run else "resnet50.a1_in1k", "model": run.recipe().model.name if run else "resnet50",
+        "weights_digest": "abcdef0123", "run_id": run.run_id if run else "", "step": steps,
+        "procedure": "" if run else "A1",
+        "data": f"s3://data/{data_set}/val", "data_set": data_set, "part": "val", "data_digest": "d",
+        "resolution": 224, "crop": 0.95, "interpolation": "bicubic", "exact": False,
+        "metric": metric, "values": {metric: value}, "samples": SETS.get(data_set, 8_900),
+        "scored": SETS.get(data_set, 8_900), "finished": 1.76e9, "code": {"version": "0.1.0"},
+    }  # fmt: skip
+    return Evaluation.model_validate(known | fields)
+
+
+def lines_of(folder: Path, *evaluations: Evaluation, names: tuple[Run, ...] | None = None) -> tuple[Evaluated, ...]:
+    for one in evaluations:
+        one.save(str(folder))
+    runs = names if names is not None else tuple(Run.at(folder, p.parent.name) for p in folder.glob("*/spec.json"))
+    return collect(runs, weights_in=str(folder)).evaluations
+
+
+def only(folder: Path, *evaluations: Evaluation) -> Evaluated:
+    (line,) = lines_of(folder, *evaluations)
+    return line
+
+
+def test_seeds_on_real_labels_are_one_line_against_figure_1(tmp_path: Path) -> None:
+    recipe = a_recipe("name=a2", "paper=A2", "augment.resolution=224")
+    runs = [finished(tmp_path, 79.7, recipe, seed=seed) for seed in range(3)]
+    real = [an_evaluation(value, run, labels="real") for value, run in zip((85.3, 85.4, 85.5), runs, strict=True)]
+    line = only(tmp_path, *real)
+    assert (line.name, len(line.counted), line.verdict) == ("a2", 3, "reproduced")
+    assert line.mean == pytest.approx(85.4)
+    assert line.std == pytest.approx(0.1)
+    assert [(r.top1, r.source) for r in line.references] == [
+        (85.37, "Figure 1, 100 seeds"), (85.4, "Table 1"), (85.447, "timm's evaluation of the released weights"),
+    ]  # fmt: skip
+    assert line.delta == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "labels", "value", "first", "verdict"),
+    [
+        ("imagenet-1k", "", 80.24, 80.24, "reproduced"),
+        ("imagenet-1k", "real", 85.7, 85.7, "reproduced"),
+        ("imagenet-1k", "real", 84.9, 85.7, "below"),
+        ("imagenet-v2", "", 68.68, 68.7, "reproduced"),
+    ],
+)
+def test_a_run_of_a1_has_the_papers_value(
+    tmp_path: Path, data_set: str, labels: str, value: float, first: float, verdict: str
+) -> None:
+    line = only(tmp_path, an_evaluation(value, finished(tmp_path, 80.3, a1("resnet50")), data_set, labels=labels))
+    assert (line.references[0].top1, line.verdict) == (first, verdict)
+
+
+def test_released_weights_agree_with_timm_or_differ_and_reproduce_nothing(tmp_path: Path) -> None:
+    same = an_evaluation(80.38)
+    other = an_evaluation(80.25, weights="other", weights_digest="other")
+    smaller = an_evaluation(81.24, resolution=288, crop=1.0)
+    verdicts = {(line.name, line.what.resolution): line for line in lines_of(tmp_path, same, other, smaller)}
+    assert verdicts["resnet50.a1_in1k", 224].verdict == "agrees"
+    assert verdicts["resnet50.a1_in1k", 288].verdict == "agrees"
+    assert verdicts["other", 224].verdict == "differs"
+    assert verdicts["other", 224].delta == pytest.approx(-0.132)
+
+
+def test_another_resolution_or_crop_is_compared_with_its_own_value_or_nothing(tmp_path: Path) -> None:
+    run = finished(tmp_path, 80.3, a1("resnet50"))
+    wide, narrow = an_evaluation(80.2, run, crop=0.875), an_evaluation(80.9, run, resolution=256)
+    lines = {line.what.crop: line for line in lines_of(tmp_path, wide, narrow)}
+    assert (lines[0.875].references[0].top1, lines[0.875].verdict) == (80.18, "reproduced")  # Table 9
+    assert (lines[0.95].references, lines[0.95].verdict) == ((), "no reference")
+    assert "published at 224 px, crop 0.95" in lines[0.95].notes[0]
+
+
+def fine_tuned(folder: Path, start: str, value: float) -> Evaluation:
+    recipe = a_recipe(
+        "name=ft-cifar10", "paper=FT-CIFAR10", "reconstruction=true", "augment.resolution=224", "data.set=cifar10",
+        "data.num_classes=10", "data.train_samples=50000", "data.val_samples=10000", "init.weights=x",
+    )  # fmt: skip
+    init = InitialWeights(source="x", file="x", sha256=start, architecture="resnet50", procedure=start)
+    run = make_run(folder, recipe, tag=f"-{start}", spec={"init": init.model_dump()})
+    return an_evaluation(value, run, "cifar10")
+
+
+def test_fine_tuning_has_table_5s_value_and_is_never_a_reproduction(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, fine_tuned(tmp_path, "A1", 98.3), fine_tuned(tmp_path, "A3", 97.6))
+    assert {(line.references[0].top1, line.references[0].source) for line in lines} == {
+        (98.3, "Table 5, from A1"), (97.6, "Table 5, from A3"),
+    }  # fmt: skip
+    assert {line.verdict for line in lines} == {"reconstruction"}
+    assert all(line.delta == pytest.approx(0) for line in lines)
+
+
+def test_what_is_not_public_says_so(tmp_path: Path) -> None:
+    recipe = a_recipe("name=mine", "paper=", "model.name=resnext50_32x4d")
+    run = finished(tmp_path, 99.0, recipe)
+    nct = an_evaluation(99.3, run, "nct-crc-he", metric="macro_f1")
+    top1 = an_evaluation(99.3, run, "nct-crc-he")
+    flaws = an_evaluation(
+        60.0, None, "vizwiz-classification", labels="vizwiz", groups={"Blur": {"value": 50.0, "scored": 2}}
+    )
+    lines = {(line.what.data_set, line.what.metric): line for line in lines_of(tmp_path, nct, top1, flaws)}
+    with_value = lines["nct-crc-he", "macro_f1"]
+    assert (with_value.references[0].top1, with_value.verdict) == (99.2, "reconstruction")
+    assert lines["nct-crc-he", "top1"].verdict == "not public"
+    assert lines["vizwiz-classification", "label_set_top1"].verdict == "not public"
+    assert "neither are the labels" in lines["vizwiz-classification", "label_set_top1"].notes[0]
+    assert not_public("indl-zollner") == not_public("indl-hering") != ""
+    assert published_on("indl-zollner", "", "", "resnetv2_50")[0].metric == "recall"
+    assert not_public("cifar10") == ""
+
+
+def test_a_part_of_a_data_set_old_weights_and_changed_recipes_are_no_reproduction(tmp_path: Path) -> None:
+    whole = finished(tmp_path / "whole", 80.3, a1("resnet50"))
+    few = only(tmp_path / "whole", an_evaluation(80.2, whole, samples=49_999))
+    assert (few.verdict, few.counted) == ("not counted", ())
+    assert "49,999 images of imagenet-1k/val, which has 50,000" in few.notes[-1]
+    early = finished(tmp_path / "early", 80.3, a1("resnet50"))
+    line = only(tmp_path / "early", an_evaluation(80.2, early, step=A3_STEPS - 1))
+    assert (line.verdict, "weights of step 62499 of 62500" in line.notes[-1]) == ("not counted", True)
+    changed = a1("resnet50", "optimizer.lr=4e-3")
+    spec = {"modified": {"optimizer.lr": (0.008, 0.004)}}
+    run = make_run(tmp_path / "changed", changed, spec=spec)
+    assert only(tmp_path / "changed", an_evaluation(80.2, run)).verdict == "modified"
+    average = finished(tmp_path / "ema", 80.3, a1("resnet50"))
+    line = only(tmp_path / "ema", an_evaluation(80.2, average, ema=True))
+    assert (line.name, line.verdict) == ("a1 (EMA)", "no reference")
+
+
+def test_the_newest_of_the_last_weights_counts(tmp_path: Path) -> None:
+    run = finished(tmp_path, 80.3, a1("resnet50"))
+    old = an_evaluation(70.0, run, weights_digest="old", step=100, finished=3.0)
+    first = an_evaluation(80.1, run, exact=True, finished=1.0)
+    assert only(tmp_path, old, first, an_evaluation(80.2, run, finished=2.0)).mean == 80.2
+
+
+def test_only_what_is_named_and_what_can_be_read(tmp_path: Path) -> None:
+    one, other = (finished(tmp_path, 80.3, a1(model)) for model in ("resnet18", "resnet34"))
+    for evaluation in (an_evaluation(71.5, one), an_evaluation(76.4, other), an_evaluation(80.4)):
+        evaluation.save(str(tmp_path))
+    assert [line.model for line in collect([one]).evaluations] == ["resnet18"]
+    damaged = tmp_path / "evaluations" / "x" / "y.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    collected = collect([one])
+    assert len(collected.evaluations) == 1
+    assert "evaluations/x/y.json cannot be read" in collected.unreadable[0]
+    assert "evaluations/x/y.json cannot be read" in render(collected, "md")
+
+
+FORMATS: dict[Format, str] = {"csv": "csv", "json": "json", "md": "md", "latex": "tex", "html": "html"}
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Any:
+    runs = [finished(tmp_path, 80.2 + seed / 10, a1("resnet50"), seed=seed) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        an_evaluation(85.6 + seed / 10, run, labels="real", scored=46_837).save(str(tmp_path))
+        an_evaluation(68.4, run, "imagenet-v2").save(str(tmp_path))
+    more: dict[str, Any] = {"values": {"recall": 90.0, "precision": 80.5, "top1": 85.0}, "bad": 1}
+    an_evaluation(90.0, runs[0], "indl-zollner", metric="recall", **more).save(str(tmp_path))
+    an_evaluation(80.38).save(str(tmp_path))
+    groups = {"Blur": Group(value=50.0, scored=2), "Clean": Group(value=70.0, scored=5)}
+    an_evaluation(
+        60.0, None, "vizwiz-classification", labels="vizwiz", groups=groups, weights="gn & <b>|", weights_digest="0"
+    ).save(str(tmp_path))
+    return collect(runs, weights_in=str(tmp_path))
+
+
+@pytest.mark.parametrize(("format_", "suffix"), FORMATS.items())
+def test_every_format_is_golden(collected: Any, tmp_path: Path, format_: Format, suffix: str) -> None:
+    same_as_golden(f"evaluations.{suffix}", render(collected, format_), tmp_path)
+
+
+def test_the_plain_table_is_golden(collected: Any, tmp_path: Path) -> None:
+    table = render(collected, "table", terminal=False)
+    same_as_golden("evaluations.txt", "\n".join(line.rstrip() for line in table.splitlines()) + "\n", tmp_path)
+
+
+def test_csv_has_a_line_for_each_evaluation(collected: Any) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(collected, "csv"))))
+    found = [row for row in rows if row["state"] == "evaluated"]
+    assert len(found) == 7
+    zollner = next(row for row in found if row["data_set"] == "indl-zollner")
+    assert (zollner["metric"], zollner["value"], zollner["recipe"]) == ("recall", "90.0", "a1")
+    assert json.loads(render(collected, "json"))["evaluations"][0]["n"] == 2
+
+
+def test_a_different_result_of_the_same_evaluation_is_kept_beside(tmp_path: Path) -> None:
+    before, now = an_evaluation(80.1, finished=5.0), an_evaluation(80.2, finished=9.0)
+    assert before.save(str(tmp_path)) == ""
+    assert before.model_copy(update={"finished": 6.0}).save(str(tmp_path)) == ""
+    assert "80.1 before, 80.2 now" in now.save(str(tmp_path))
+    assert sorted(value for line in lines_of(tmp_path) for value in (line.mean,)) == [80.2]
+    assert len(list((tmp_path / "evaluations" / before.owner).iterdir())) == 2
+    others = [
+        an_evaluation(1.0, **change) for change in ({"crop": 0.9}, {"exact": True}, {"labels": "real"}, {"amp": "bf16"})
+    ]
+    assert len({one.name for one in (now, *others)}) == 5
+
+
+def test_a_recipe_of_ones_own_has_no_reference(tmp_path: Path) -> None:
+    recipe: Recipe = a_recipe("name=mine", "paper=")
+    line = only(tmp_path, an_evaluation(80.0, finished(tmp_path, 80.0, recipe)))
+    assert (line.verdict, line.references) == ("no reference", ())

@@ -1,0 +1,182 @@
+"""Rows of a run are in order, none twice and none missing, however its attempts ended."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsb_cluster.errors import StorageError
+from rsb_cluster.runs import metrics
+from rsb_cluster.runs.metrics import MetricsWriter, read_rows
+from rsb_cluster.runs.run import Attempt, Run
+from rsb_cluster.storage.store import Store
+
+
+def attempt(number, start_step, cause=""):
+    return Attempt(
+        number=number, job_id=str(number), world_size=1, hosts=("h",), started=0.0, start_step=start_step, cause=cause
+    )
+
+
+def write(run, number, start, steps, kind="train"):
+    """Write an attempt's record and a row for each step."""
+    run.write_attempt(attempt(number, start))
+    writer = MetricsWriter(run.store, number)
+    for step in steps:
+        writer.add({"kind": kind, "step": step, "by": number})
+    writer.flush()
+
+
+def pairs(run):
+    return [(row["step"], row["attempt"]) for row in read_rows(run)]
+
+
+def test_what_a_later_attempt_computed_again_is_left_out(anywhere):
+    run = Run.at(anywhere.url, "r")
+    write(run, 1, 0, range(1, 8))
+    write(run, 2, 4, range(5, 11))
+    assert pairs(run) == [(step, 1) for step in range(1, 5)] + [(step, 2) for step in range(5, 11)]
+    assert all(row["by"] == row["attempt"] for row in read_rows(run))
+
+
+def test_of_three_attempts_each_step_is_the_last_ones(tmp_path):
+    run = Run.at(tmp_path, "r")
+    write(run, 1, 0, range(1, 10))
+    write(run, 2, 6, range(7, 9))
+    write(run, 3, 3, range(4, 6))  # a damaged checkpoint: further back than the second began
+    assert pairs(run) == [(1, 1), (2, 1), (3, 1), (4, 3), (5, 3)]
+
+
+def test_an_attempt_without_rows_still_cuts(tmp_path):
+    run = Run.at(tmp_path, "r")
+    write(run, 1, 0, range(1, 10))
+    run.write_attempt(attempt(2, 4))
+    assert pairs(run) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    run.write_attempt(attempt(3, 4))
+    assert [row["step"] for row in read_rows(run)] == [1, 2, 3, 4]
+
+
+def test_rows_that_were_never_flushed_are_no_rows(tmp_path):
+    run = Run.at(tmp_path, "r")
+    run.write_attempt(attempt(1, 0))
+    writer = MetricsWriter(run.store, 1)
+    writer.add({"kind": "train", "step": 1})
+    assert read_rows(run) == []
+    writer.flush()
+    writer.add({"kind": "train", "step": 2})
+    assert [row["step"] for row in read_rows(run)] == [1]
+
+
+def test_a_run_without_attempts_has_no_rows(anywhere):
+    assert read_rows(Run.at(anywhere.url, "r")) == []
+
+
+def test_an_evaluation_that_two_attempts_did_counts_once(tmp_path):
+    """The second evaluated where it resumed and was killed before it saved, so the third did so, too."""
+    run = Run.at(tmp_path, "r")
+    write(run, 1, 0, range(1, 5))
+    write(run, 2, 4, [4], kind="eval")
+    write(run, 3, 4, [4], kind="eval")
+    rows = [(row["kind"], row["step"], row["attempt"]) for row in read_rows(run)]
+    assert rows == [("train", 1, 1), ("train", 2, 1), ("train", 3, 1), ("train", 4, 1), ("eval", 4, 3)]
+
+
+def test_ten_attempts_are_in_order(tmp_path):
+    run = Run.at(tmp_path, "r")
+    for number in range(1, 12):
+        write(run, number, number - 1, [number])
+    assert pairs(run) == [(number, number) for number in range(1, 12)]
+
+
+def test_a_chunk_is_closed_when_it_is_full_and_then_left_alone(tmp_path):
+    run = Run.at(tmp_path, "r")
+    run.write_attempt(attempt(1, 0))
+    writer = MetricsWriter(run.store, 1)
+    padding = "x" * 1000
+    seen = {}
+    for step in range(1, 701):
+        writer.add({"kind": "train", "step": step, "padding": padding})
+        if step % 10 == 0:
+            writer.flush()
+            names = run.store.files("metrics")
+            content = {name: run.store.read_bytes(name) for name in names[:-1]}
+            assert seen.items() <= content.items(), "a closed file never changes"
+            seen = content
+            assert run.store.size(names[-1]) < metrics.CHUNK_BYTES + 11 * 1100
+    names = run.store.files("metrics")
+    assert names == [f"metrics/0001-{chunk:06d}.jsonl" for chunk in range(3)]
+    assert [row["step"] for row in read_rows(run)] == list(range(1, 701))
+
+
+def test_every_file_is_whole_lines_of_json_at_any_time(tmp_path):
+    store = Store(tmp_path)
+    writer = MetricsWriter(store, 1)
+    writer.flush()
+    assert store.files() == [], "nothing to write, no file"
+    for step in range(20):
+        writer.add({"kind": "train", "step": step, "text": "é\n\u2028"})
+        writer.flush()
+        text = store.read_bytes("metrics/0001-000000.jsonl").decode()
+        assert text.endswith("\n")
+        assert [json.loads(line)["step"] for line in text.split("\n")[:-1]] == list(range(step + 1))
+
+
+def test_rows_whose_flush_failed_are_written_by_the_next_even_without_new_ones(tmp_path):
+    run = Run.at(tmp_path, "run")
+    writer = MetricsWriter(run.store, 1)
+    sent = []
+    writer.forward = sent.extend
+    writer.add({"kind": "train", "step": 1})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics").write_text("in the way")
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            writer.flush()
+    (tmp_path / "run" / "metrics").unlink()
+    writer.flush()
+    assert run.store.read_bytes("metrics/0001-000000.jsonl") == b'{"kind": "train", "step": 1}\n'
+    assert sent == [{"kind": "train", "step": 1}]
+
+
+def test_a_flush_without_new_rows_writes_nothing(tmp_path):
+    store = Store(tmp_path)
+    writer = MetricsWriter(store, 1)
+    writer.add({"kind": "train", "step": 1})
+    writer.flush()
+    store.delete("metrics/0001-000000.jsonl")
+    writer.flush()
+    assert store.files() == []
+
+
+@st.composite
+def lives(draw):
+    """A run of some steps, killed and resumed at will: (start, last step logged) of each attempt, and the log interval.
+
+    An attempt resumes at a checkpoint that an earlier one took; all that it logged up to there was flushed before.
+    """
+    total = draw(st.integers(1, 40))
+    every = draw(st.integers(1, 4))
+    attempts, saved = [], [0]
+    for _ in range(draw(st.integers(0, 6))):
+        start = draw(st.sampled_from(saved[-2:]))
+        saved = [step for step in saved if step <= start]
+        end = draw(st.integers(start, total))
+        saves = sorted(draw(st.sets(st.integers(start, end), max_size=3)))
+        flushed = draw(st.integers(max([start, *saves]), end))
+        attempts.append((start, flushed))
+        saved = sorted({*saved, *saves})
+    attempts.append((draw(st.sampled_from(saved[-2:])), total))
+    return total, every, attempts
+
+
+@given(lives())
+def test_no_step_is_twice_and_none_is_missing(tmp_path_factory, life):
+    total, every, attempts = life
+    run = Run.at(tmp_path_factory.mktemp("life"), "r")
+    for number, (start, flushed) in enumerate(attempts, 1):
+        write(run, number, start, [step for step in range(start + 1, flushed + 1) if step % every == 0])
+    rows = read_rows(run)
+    assert [row["step"] for row in rows] == [step for step in range(1, total + 1) if step % every == 0]
+    for row in rows:  # each from the last attempt that trained it
+        assert row["attempt"] == max(n for n, (start, end) in enumerate(attempts, 1) if start < row["step"] <= end)

@@ -1,0 +1,193 @@
+"""A recipe that brings its own data: they are made last of all, and nowhere where something else lies."""
+
+import shutil
+
+import pytest
+
+from rsb_cluster.cli import main
+from rsb_cluster.config.catalog import bundled_dir, load_job, load_recipe
+from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
+from rsb_cluster.data.index import INDEX_NAME, build_index
+from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import open_set
+from rsb_cluster.errors import ConfigError, DataError, StorageError
+from rsb_cluster.storage.store import Store
+from rsb_cluster.submission.data_location import find_data, make_missing, require
+from rsb_cluster.submission.plan import plan_runs
+from tests.unit.data.test_make import contents, some
+from tests.unit.data.test_part import put, tar_of
+
+TARS = {"train/own-0.tar": tar_of("a", "b"), "val/own-0.tar": tar_of("c")}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(folder, capsys):
+    """Submits what is refused; gives what is said."""
+
+    def run(*args, code):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, args)], prog_name="rsb-cluster")
+        said = capsys.readouterr()
+        assert ended.value.code == code, said
+        return said.err
+
+    return run
+
+
+def found(folder, given="", make="digits", job="local", *changes):
+    return find_data("digits", str(given), load_job(job, assignments=changes)[0], make)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """The set as it is made into an empty folder."""
+    folder = tmp_path_factory.mktemp("fresh")
+    make_set(open_set("digits"), Store(folder))
+    return contents(folder)
+
+
+# --- as the user submits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["digits", "mine.toml"])
+def test_shards_without_an_index_stay_and_the_way_to_use_them_is_said(refused, folder, recipe):
+    text = (bundled_dir("recipes") / "digits.toml").read_text()
+    (folder / "mine.toml").write_text(text.replace('name = "digits"', 'name = "mine"', 1))
+    put(folder / "mine", **TARS)
+    for more in ((), ("--job", "nowhere"), ("--set", "data.num_classes=2")):
+        refused("submit", "--recipe", recipe, "--data", "mine", *more, code=2 if "nowhere" in more else 1)
+        assert contents(folder / "mine") == TARS
+    said = refused("submit", "--recipe", recipe, "--data", "mine", "--job", "local", code=1)
+    for part in ("train", "val"):
+        assert f"{folder}/mine/{part} holds shards without an index: run 'rsb-cluster shards index {folder}" in said
+
+
+def test_a_set_of_which_one_part_has_an_index_stays(refused, folder):
+    put(folder / "half", **TARS)
+    build_index(Store(folder / "half" / "train"))
+    before = contents(folder / "half")
+    said = refused("submit", "--recipe", "digits", "--data", "half", "--job", "local", code=1)
+    assert f"Make it: rsb-cluster shards index {folder}/half/val" in said
+    assert contents(folder / "half") == before
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ("submit --recipe digits --job nowhere", 2, "there is no job 'nowhere'"),
+        ("submit --recipe digits --job local --set data.num_classes=2", 2, "Use --set data.num_classes=10"),
+        ("submit --recipe digits --job local --set data.val_samples=9", 2, "add --set data.val_samples=359"),
+        ("submit --recipe digits --job local --set train.global_batch=63", 2, "global_batch"),
+        ("submit --recipe digits --job local --init nowhere.safetensors", 1, "nowhere.safetensors"),
+        ("submit --recipe digits --job slurm-cpu", 1, "there is no 'sbatch' on this machine"),
+        ("submit --recipe digits --job local --set data.make=''", 1, "no shards of 'digits' were found. Looked for"),
+        ("sweep --recipe digits,a3 --job local", 1, "no shards of 'imagenet-1k' were found"),
+    ],
+)
+def test_a_submit_that_is_refused_has_made_nothing(refused, folder, monkeypatch, args, code, message):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert message in refused(*args.replace("''", "").split(), code=code)
+    assert list(folder.iterdir()) == []
+
+
+# --- where data are looked for, and made ----------------------------------------------------------------------------
+
+
+def test_data_are_made_in_the_folder_in_which_they_are_looked_for(folder, fresh, monkeypatch):
+    places = {
+        "data/digits": (),
+        "roots/digits": ("", "digits", "local", 'data="roots"'),
+        "given": ("given",),
+    }
+    for place, asked in places.items():
+        source = found(folder, *asked)
+        assert (source.url, source.to_make) == (f"{folder}/{place}", "digits")
+        assert not (folder / place).exists()
+        assert make_missing([source, source]) == [f"{folder}/{place}"]
+        assert contents(folder / place) == fresh
+        again = found(folder, *asked)
+        assert (again.url, again.to_make, again.digest) == (source.url, "", source.digest)
+        assert make_missing([again]) == []
+    monkeypatch.setenv("RSB_DATA", str(folder / "elsewhere"))
+    assert found(folder).url == f"{folder}/elsewhere/digits"
+    assert found(folder, "", "digits", "local", 'data="roots"').to_make == ""
+
+
+def test_nothing_is_made_where_a_root_has_the_set(folder, digits):
+    shutil.copytree(digits, folder / "root" / "digits")
+    put(folder / "root", **{"other/train/x.tar": b"x"})
+    source = found(folder, "root")
+    assert (source.url, source.to_make) == (f"{folder}/root/digits", "")
+
+
+def test_a_folder_that_holds_something_else_is_named_with_what_is_in_it(folder):
+    before = put(folder / "root", **{"imagenet-1k/x": b"x", "notes.txt": b"x"})
+    source = found(folder, "root")
+    with pytest.raises(
+        DataError, match=r"root is not empty: it holds imagenet-1k, notes\.txt\.(.|\n)*With --data .*root/digits"
+    ):
+        require(source)
+    assert contents(folder / "root") == before
+    put(folder / "data" / "digits", **{"notes.txt": b"x"})
+    assert "digits is not empty: it holds notes.txt" in found(folder).problem
+    (folder / "file").write_bytes(b"x")
+    assert "file is no folder" in found(folder, "file").problem
+    make_set({"train": some(3)}, Store(folder / "others"))
+    assert "data_set was , is digits" in found(folder, "others").problem
+    with pytest.raises(DataError, match=r"shards index .*others/val"):
+        found(folder, "others", "")
+
+
+@pytest.mark.parametrize("given", ["here", "here/digits"])
+def test_what_was_begun_is_gone_on_with(folder, fresh, given):
+    place = folder / "here" / "digits"
+    make_set({"train": open_set("digits")["train"]}, Store(place))  # a train alone; its val comes beside it
+    assert found(folder, given).url == str(place)
+    for name in ("train/index.npz", "train/classes.json", "train/shard-000001.tar"):
+        (place / name).unlink()
+        source = found(folder, given)
+        assert (source.url, source.to_make) == (str(place), "digits")
+    kept = (place / "train" / "shard-000000.tar").stat().st_mtime_ns
+    make_missing([source])
+    assert (place / "train" / "shard-000000.tar").stat().st_mtime_ns == kept
+    assert contents(place) == fresh
+
+
+def test_shards_that_somebody_else_makes_meanwhile_are_not_taken_for_the_planned_ones(folder):
+    source = found(folder)
+    other = {part: open_set("digits")["val"] for part in ("train", "val")}
+    make_set(other, Store(source.url))
+    with pytest.raises(ConfigError, match=r"already holds index\.npz"):
+        make_missing([source])
+    assert not (folder / "data" / "digits" / "train" / "shard-000001.tar").exists()
+    assert (folder / "data" / "digits" / "train" / INDEX_NAME).exists()
+
+
+def test_a_dry_run_says_what_will_be_made_and_needs_no_network(folder, monkeypatch):
+    names = Store.names
+
+    def unreachable(self, *path):
+        if "://" in self.url:
+            raise StorageError("no network")
+        return names(self, *path)
+
+    monkeypatch.setattr(Store, "names", unreachable)
+    points = expand(SweepFile(name="x", grid=(Grid(recipes=("digits",)),)), job="local")
+    (planned,), notes = plan_runs(points, "s3://bucket/runs", "", dry_run=True)
+    assert (planned.data.to_make, planned.run.run_id[-8:]) != ("", "-unknown")
+    assert planned.data.url == f"{folder}/data/digits"
+    assert notes == ["the runs could not be looked for: no network"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_recipe_that_makes_nothing_finds_nothing(folder):
+    recipe = load_recipe("digits", assignments=["data.make="]).recipe
+    source = found(folder, "", recipe.data.make)
+    assert not source.is_found and source.problem.startswith("no shards of 'digits' were found. Looked for\n")

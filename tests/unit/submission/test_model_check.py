@@ -1,0 +1,79 @@
+"""What timm can build is asked once, and again when the code or a library has changed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.config.catalog import load_recipe
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.submission import model_check
+from rsb_cluster.submission.model_check import check_models
+
+
+def recipe_of(*assignments: str) -> Recipe:
+    return load_recipe("digits", assignments=assignments).recipe
+
+
+SMALL, OTHER, UNKNOWN = recipe_of(), recipe_of("model.name=test_resnet"), recipe_of("model.name=resnet51")
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, int]:
+    """What the real check says, asked once for this module."""
+    return dict(zip(("small", "other"), model_check._build([(SMALL, None), (OTHER, None)]), strict=True))
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, int]) -> list[list[str]]:
+    """The models that a process was asked about, a list for each process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found: list[list[str]] = []
+
+    def build(pairs: list[tuple[Recipe, None]]) -> list[int]:
+        found.append([recipe.model.name for recipe, _ in pairs])
+        if any(recipe == UNKNOWN for recipe, _ in pairs):
+            raise ConfigError("no such model")
+        return [answers["small" if recipe == SMALL else "other"] for recipe, _ in pairs]
+
+    monkeypatch.setattr(model_check, "_build", build)
+    return found
+
+
+def test_a_model_is_built_once(asked: list[list[str]], answers: dict[str, int]) -> None:
+    small, other = answers["small"], answers["other"]
+    assert small != other and min(small, other) > 1000
+    assert check_models([(SMALL, None), (SMALL, None)]) == [small, small]
+    rate = recipe_of("optimizer.lr=0.1")  # a number that the recipe checks itself
+    assert check_models([(OTHER, None), (SMALL, None), (rate, None)]) == [other, small, small]
+    assert check_models([]) == []
+    assert asked == [["resnet10t"], ["test_resnet"]]
+
+
+def test_what_is_wrong_is_said_each_time(asked: list[list[str]]) -> None:
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no such model"):
+            check_models([(SMALL, None), (UNKNOWN, None)])
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("change", ["code", "library", "damage"])
+def test_it_is_asked_again_after(change: str, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_models([(SMALL, None)])
+    if change == "library":
+        monkeypatch.setattr(model_check, "version", lambda name: "99")
+    elif change == "code":
+        path, rglob = Path(model_check.__file__).parents[1], Path.rglob
+        monkeypatch.setattr(Path, "rglob", lambda self, what: list(rglob(self, what))[1:] if self == path else [])
+    else:
+        (Path(os.environ["XDG_CACHE_HOME"]) / "rsb-cluster" / "models.json").write_text(json.dumps({"good": [1]}))
+    check_models([(SMALL, None)])
+    assert len(asked) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(asked: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    assert check_models([(SMALL, None)]) == check_models([(SMALL, None)])
+    assert len(asked) == 2

@@ -1,0 +1,170 @@
+"""Two submits at once make one run, and what a scheduler has taken is on record, or said."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.backends import local, slurm
+from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
+from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.node.process import Process
+from rsb_cluster.node.task import Task
+from rsb_cluster.runs.sweep import Sweep, read_sweep
+from rsb_cluster.submission import submit
+from rsb_cluster.submission.plan import Plan, PlannedRun, make_arrays, plan_runs
+from tests.servers.daemons import poll
+from tests.unit.config.test_job import load_job
+
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+FILE = SweepFile(name="x", grid=(Grid(recipes=("digits",), models=("test_resnet",), seeds=(0, 1)),))
+# Their processes wait here, so that no rank is ever started.
+WAITS = ("setup=['sleep 60']",)
+
+
+def planned(runs: Path, data: Path, *for_jobs: str) -> list[PlannedRun]:
+    points = expand(FILE, job="local", for_jobs=(*WAITS, *for_jobs), for_recipes=("train.virtual_ranks=0",))
+    return plan_runs(points, str(runs), str(data), dry_run=False)[0]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A folder of runs; what was started there ends after the test."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "runs"
+    for pickle in tmp_path.rglob("*_submitted.pkl"):
+        process = Process.parse(pickle.name.removesuffix("_submitted.pkl"))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# --- two submits at once --------------------------------------------------------------------------------------------
+
+
+def test_the_second_of_two_submits_goes_on_with_the_first_ones_run(runs, digits):
+    """It has planned before the first one wrote; a run's package versions and time are those of the first."""
+    first, second = planned(runs, digits), planned(runs, digits)
+    submit.create_runs(first)
+    before = [p.run.store.read_bytes("spec.json") for p in first]
+    submit.create_runs(second)
+    assert [p.run.store.read_bytes("spec.json") for p in second] == before
+
+
+def test_submits_at_the_same_moment_make_one_run(runs, digits):
+    barrier = threading.Barrier(4)
+
+    def create(mine):
+        barrier.wait()
+        submit.create_runs(mine)
+
+    plans = [planned(runs, digits) for _ in range(4)]
+    threads = [threading.Thread(target=create, args=(mine,)) for mine in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {p.run.spec().virtual_ranks for p in plans[0]} == {2}
+    assert [p.state for p in planned(runs, digits)] == ["unfinished"] * 2
+
+
+def test_a_second_submit_that_brings_other_data_is_refused(runs, digits, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(digits)
+    first, second = planned(runs, digits), planned(runs, elsewhere)
+    assert [p.run.url for p in first] == [p.run.url for p in second], "the same science"
+    submit.create_runs(first)
+    arrays = make_arrays(str(runs), [(p.run, p.point.job) for p in second], name="x")
+    with pytest.raises(ConfigError) as caught:
+        submit.submit(Plan(str(runs), tuple(second), arrays))
+    for one in second:
+        assert f"{one.run.run_id} was created by another submit meanwhile: data is {digits}, here {elsewhere}" in str(
+            caught.value
+        )
+        assert one.run.spec().data == str(digits) and not one.run.submissions()
+    assert "Nothing was queued. Ask for the same, or use another --runs." in str(caught.value)
+    assert not arrays[0].folder.exists()
+
+
+def test_a_second_submit_keeps_to_the_virtual_ranks_of_the_first(runs, digits):
+    """Where its ranks can share them; its own number was chosen before there was one."""
+    few, many = planned(runs, digits), planned(runs, digits, "tasks_per_node=4")
+    single = planned(runs, digits, "tasks_per_node=1")
+    assert [p.virtual_ranks for p in (few[0], many[0], single[0])] == [2, 4, 1]
+    submit.create_runs(few)
+    submit.create_runs(single)
+    with pytest.raises(ConfigError, match=r"it has 2 virtual ranks, here 4: .* which 4 ranks \(.*\) cannot share"):
+        submit.create_runs(many)
+    assert few[0].run.spec().virtual_ranks == 2
+
+
+def test_a_run_that_a_killed_submit_left_half_made_is_completed(runs, digits):
+    first = planned(runs, digits)
+    submit.create_runs(first)
+    (Path(first[0].run.url) / "spec.json").unlink()
+    again = planned(runs, digits)
+    assert [p.state for p in again] == ["new", "unfinished"]
+    submit.create_runs([p for p in again if p.state == "new"])
+    assert first[0].run.spec().run_id == first[0].run.run_id
+
+
+def test_a_sweep_that_was_sent_twice_began_with_its_first_submit(runs):
+    sweeps = [Sweep(sweep_id="x-1", file="", created=created, members=()) for created in (1.0, 2.0)]
+    for sweep in sweeps:
+        submit.submit(Plan(str(runs), (), (), sweep))
+    assert read_sweep(str(runs), "x-1") == sweeps[0]
+
+
+# --- what was taken is on record ------------------------------------------------------------------------------------
+
+
+def arrays_of(runs: Path, made: list[PlannedRun]):
+    jobs = [load_job("local", *WAITS), load_job("local", *WAITS, "time_min=7")]
+    return make_arrays(str(runs), [(made[0].run, jobs[0]), (made[1].run, jobs[0]), (made[0].run, jobs[1])], name="x")
+
+
+def test_a_submission_is_noted_as_soon_as_that_can_be_done(runs, digits, monkeypatch):
+    made = planned(runs, digits)
+    submit.create_runs(made)
+    in_the_way = Path(made[0].run.url) / "submissions"
+    in_the_way.write_text("")
+    monkeypatch.setattr(submit, "NOTE_AGAIN_S", (0.02,) * 500)
+    threading.Timer(0.2, in_the_way.unlink).start()
+    sent = submit.hand_over(arrays_of(runs, made)[:1])
+    assert [p.run.submissions() for p in made] == [[one] for one in sent]
+
+
+def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, monkeypatch):
+    made = planned(runs, digits)
+    submit.create_runs(made)
+    (Path(made[0].run.url) / "submissions").write_text("")
+    monkeypatch.setattr(submit, "NOTE_AGAIN_S", (0.0, 0.0))
+    first, second = arrays_of(runs, made)
+    with pytest.raises(SubmitError) as caught:
+        submit.hand_over([first, second])
+    (noted,) = made[1].run.submissions()
+    said = str(caught.value)
+    assert f"back end local has taken job {noted.job_id} ({made[0].run.run_id}), but this could not be noted: " in said
+    assert made[1].run.run_id not in said
+    assert not second.folder.exists(), "what could be noted no better is not sent"
+    lost = noted.model_copy(update={"folder": str(first.folder / "0")})
+    assert local.look([lost])[0].state == "queued"
+    subprocess.run(["bash", "-c", said.splitlines()[-1]], check=True)
+    assert poll(lambda: local.look([lost])[0].state == "gone")
+    assert local.look([noted])[0].state == "queued"
+
+
+def test_a_job_that_slurm_took_before_the_disk_was_full_is_looked_for(tmp_path, monkeypatch):
+    folder = tmp_path / "submissions"
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(f"#!/bin/bash\nrm -r {folder}\necho Submitted batch job 7\n")
+    sbatch.chmod(0o755)
+    (tmp_path / "bin" / "srun").symlink_to(sbatch)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    with pytest.raises(SubmitError, match=r"Slurm may have taken the job all the same: .*'squeue --me --name=a1-x'"):
+        slurm.launch(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")

@@ -24,8 +24,8 @@ from rsb_cluster.storage.transfer import Transfer
 from tests.command import ROOT
 from tests.servers.daemons import GUARD_S
 from tests.servers.proxy import Fault, FaultyProxy
-from tests.unit.data.test_index import FORMATS, pair, tar_of
 from tests.unit.data.test_reader import ODD, ahead_threads, image, wait_until
+from tests.unit.data.test_scan import FORMATS, pair, tar_of
 
 pytestmark = pytest.mark.s3
 
@@ -343,7 +343,7 @@ import numpy as np
 from rsb_cluster.data.cache import ShardCache
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 store = Store(sys.argv[1])
 reader = ShardReader(store, load_index(store), cache=ShardCache(Path(sys.argv[2]), 1 << 30))
 print("up", flush=True)

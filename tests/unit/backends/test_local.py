@@ -21,8 +21,8 @@ from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
 from rsb_cluster.node.process import Process
 from rsb_cluster.runs.run import Submission
 from tests.servers.daemons import GUARD_S, poll
-from tests.unit.backends.skypilot.test_skypilot import make_run
-from tests.unit.config.test_job import load_job
+from tests.unit.backends.skypilot.test_backend import make_run
+from tests.unit.backends.test_slurm import load_job
 from tests.unit.monitor.test_status import Presser
 
 SAY_ALL = "import os, time; print(*map('='.join, os.environ.items()), sep='\\n', flush=True); time.sleep(60)"

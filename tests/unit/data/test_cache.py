@@ -20,7 +20,7 @@ from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer, TransferCancelled
 from tests.command import ROOT
 from tests.servers.daemons import GUARD_S
-from tests.unit.data.test_index import pair, store_of, tar_of
+from tests.unit.data.test_scan import pair, store_of, tar_of
 
 MIB = 1 << 20
 
@@ -169,7 +169,7 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 from rsb_cluster.data.cache import ShardCache
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 url, folder, log, pause_s, name, sha256, size = sys.argv[1:]
 class Slow(Store):
     def stream(self, path, *args, **kwargs):

@@ -19,8 +19,8 @@ from rsb_cluster.data.verify import stats, verify
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 from tests.unit import formats
-from tests.unit.data.test_index import image_slice
 from tests.unit.data.test_make import contents
+from tests.unit.data.test_scan import image_slice
 
 
 @pytest.fixture(autouse=True)

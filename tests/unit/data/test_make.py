@@ -25,7 +25,7 @@ from rsb_cluster.data.sources.digits import digits
 from rsb_cluster.data.verify import verify
 from rsb_cluster.errors import ConfigError, DataError, RsbError, StorageError
 from rsb_cluster.storage.store import Store
-from tests.unit.data.test_index import image_slice
+from tests.unit.data.test_scan import image_slice
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def test_a_make_that_fails_leaves_no_index_and_is_gone_on_with(tmp_path):
 KILLED = """
 import sys
 from rsb_cluster.data.make import make_shards
-from rsb_cluster.storage import Store
-from tests.unit.test_make import some
+from rsb_cluster.storage.store import Store
+from tests.unit.data.test_make import some
 
 if __name__ == "__main__":
     make_shards(some(40, pause_s=0.05), Store(sys.argv[1]), shard_samples=2, workers=2)

@@ -23,7 +23,7 @@ from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer, TransferCancelled
 from tests.command import ROOT
 from tests.servers.daemons import GUARD_S
-from tests.unit.data.test_index import FORMATS, pair, read_by_webdataset, store_of, tar_of
+from tests.unit.data.test_scan import FORMATS, pair, read_by_webdataset, store_of, tar_of
 
 
 def image(seed, size=None):
@@ -417,7 +417,7 @@ import numpy as np
 from rsb_cluster.data.ahead import ReadAhead
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 class Stuck(ShardReader):
     def read_piece(self, piece, transfer=None):
         print("up", flush=True)

@@ -11,7 +11,7 @@ import pytest
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.monitor import actions
 from rsb_cluster.runs.run import Run, Submission
-from tests.unit.backends.skypilot.test_skypilot import launch, make_run, sky  # noqa: F401 - a fixture
+from tests.unit.backends.skypilot.test_backend import launch, make_run, sky  # noqa: F401 - a fixture
 
 SQUEUE = """\
 [ ! -e "$OUT/down" ] || { echo "squeue: error: Unable to contact slurm controller" >&2; exit 1; }

@@ -266,7 +266,7 @@ def test_an_attempt_that_is_superseded_writes_no_manifest(anywhere):
 WRITER = """
 import sys
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 store = Store(sys.argv[1])
 step = int(sys.argv[2])
 print("up", flush=True)

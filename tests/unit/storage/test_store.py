@@ -314,7 +314,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
 PROGRAM = """
 import sys
 from rsb_cluster.errors import RsbError
-from rsb_cluster.storage import Store
+from rsb_cluster.storage.store import Store
 for action in sys.argv[2:]:
     try:
         result = getattr(Store(sys.argv[1]), action)(*{"write_bytes": ("f", b""), "read_bytes": ("f",)}.get(action, ()))

@@ -18,7 +18,7 @@ from rsb_cluster.runs.sweep import Sweep, read_sweep
 from rsb_cluster.submission import submit
 from rsb_cluster.submission.plan import Plan, PlannedRun, make_arrays, plan_runs
 from tests.servers.daemons import poll
-from tests.unit.config.test_job import load_job
+from tests.unit.backends.test_slurm import load_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 

@@ -15,7 +15,7 @@ from rsb_cluster.evaluation.record import Evaluation, Group
 from rsb_cluster.results.collect import Evaluated, Format, collect, render
 from rsb_cluster.results.references.other_data import not_public, published_on
 from rsb_cluster.runs.run import InitialWeights, Run
-from tests.unit.results.collect.test_collect import A3_STEPS, a1, a_recipe, finished, make_run, same_as_golden
+from tests.unit.results.collect.test_groups import A3_STEPS, a1, a_recipe, finished, make_run, same_as_golden
 
 SETS = {"imagenet-1k": 50_000, "imagenet-v2": 10_000, "cifar10": 10_000, "nct-crc-he": 7_180, "indl-zollner": 2_000}
 

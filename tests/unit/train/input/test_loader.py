@@ -32,7 +32,7 @@ from rsb_cluster.train.input.loader import AHEAD, Batch, ThreadedBatches, proces
 from rsb_cluster.train.input.pixels.decode import Source
 from rsb_cluster.train.input.pixels.transforms import FastTrain
 from rsb_cluster.train.input.streams import Encoded, EvalStream, TrainStream
-from tests.unit.data.test_index import pair, tar_of
+from tests.unit.data.test_scan import pair, tar_of
 
 STEPS = 22  # of an epoch of the digits: 1,438 // 64
 

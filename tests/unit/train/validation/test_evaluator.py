@@ -206,11 +206,11 @@ def test_an_image_that_cannot_be_decoded_is_wrong_and_counted(tmp_path: Path, ra
 FORKED = """
 import json, os, sys, tempfile
 import torch
-from rsb_cluster.evaluation import Request
-from rsb_cluster.storage import Store
+from rsb_cluster.evaluation.record import Request
+from rsb_cluster.storage.store import Store
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.train.distributed import Group
-from rsb_cluster.train.evaluator import evaluate_sources
+from rsb_cluster.train.validation.evaluator import evaluate_sources
 for world in (1, 2, 4):
     folder = tempfile.mkdtemp()
     request = Request(**json.loads(sys.argv[1]) | {"predictions": f"{sys.argv[2]}/{world}.csv"})

@@ -22,7 +22,7 @@ from rsb_cluster.data.sources.vision import data_set_names, torchvision_dataset
 from rsb_cluster.data.verify import stats
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
-from tests.unit.data.test_index import image_slice
+from tests.unit.data.test_scan import image_slice
 
 
 def png(value, mode="RGB"):

@@ -1,12 +1,24 @@
 """Fixtures of the unit tests."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.data.make import make_set
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
+from tests.unit.sky_jobs import Engine
+
+
+@pytest.fixture
+def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which nothing of the project's own is found."""
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -30,3 +42,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     lab = Lab(folder / "runs" / "digits-test_resnet-s0-12345678", folder / "data", "train.ema_decay=0.9")
     assert lab.attempt().cause == "finished"
     return lab.run
+
+
+@pytest.fixture
+def sky(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """SkyPilot, as far as it says anything: a table of its jobs in its one module's place."""
+    made = Engine()
+    for name in ("launch", "jobs", "cancel"):
+        monkeypatch.setattr(engine, name, getattr(made, name))
+    monkeypatch.setattr(engine, "check_installed", lambda: None)
+    return made
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing for a minute."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()

@@ -21,9 +21,9 @@ from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
 from rsb_cluster.node.process import Process
 from rsb_cluster.runs.run import Submission
 from tests.servers.daemons import GUARD_S, poll
-from tests.unit.backends.skypilot.test_backend import make_run
-from tests.unit.backends.test_slurm import load_job
-from tests.unit.monitor.test_status import Presser
+from tests.unit.bundled import load_job
+from tests.unit.new_runs import make_run
+from tests.unit.presser import Presser
 
 SAY_ALL = "import os, time; print(*map('='.join, os.environ.items()), sep='\\n', flush=True); time.sleep(60)"
 RANK = functools.partial(exec, SAY_ALL)
@@ -62,13 +62,6 @@ def log(submission: Submission) -> list[str]:
 def submission(job_id: str, folder: Path) -> Submission:
     folder.mkdir(exist_ok=True)
     return Submission(backend="local", job_id=job_id, folder=str(folder), shape="", time=1)
-
-
-@pytest.fixture
-def sleeper():
-    with subprocess.Popen(["sleep", "60"]) as process:
-        yield process
-        process.kill()
 
 
 # --- jobs and their ids ---------------------------------------------------------------------------------------------

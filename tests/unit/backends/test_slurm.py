@@ -1,4 +1,4 @@
-"""Jobs load, share a batch or say why not, and become the script that is meant."""
+"""A job becomes the script that is meant; run by bash, it queues again just when that makes sense."""
 
 import itertools
 import os
@@ -14,194 +14,17 @@ import pytest
 
 from rsb_cluster import backends
 from rsb_cluster.backends import slurm
-from rsb_cluster.config import catalog
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED
 from rsb_cluster.node.task import Task
-from rsb_cluster.submission.plan import parse_seeds
-from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
 from tests.command import ROOT
 from tests.servers.daemons import GUARD_S
+from tests.unit.bundled import load_job
 
-CLOUD_JOBS = (
-    "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
-)  # fmt: skip
-JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
-RECIPES = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist")
 GOLDEN = ROOT / "tests" / "unit" / "golden"
 FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
-
-
-def load_job(name: str, *assignments: str) -> Job:
-    return catalog.load_job(str(catalog.bundled_dir("jobs") / f"{name}.toml"), assignments=assignments)[0]
-
-
-def load_recipe(name: str, *assignments: str) -> Recipe:
-    return catalog.load_recipe(str(catalog.bundled_dir("recipes") / f"{name}.toml"), assignments=assignments).recipe
-
-
-def choose(recipe: Recipe, job: Job, stored: int = 0) -> int:
-    return choose_virtual_ranks(recipe, job, Path(f"jobs/{job.name}.toml"), stored)
-
-
-def test_every_bundled_job_is_tested_here():
-    assert sorted(path.stem for path in catalog.bundled_dir("jobs").glob("*.toml")) == sorted(JOBS)
-
-
-@pytest.mark.parametrize("name", JOBS)
-def test_a_bundled_job_loads_and_describes_itself(name):
-    job = load_job(name)
-    assert job.name == name and job.description
-
-
-# --- virtual ranks --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "shape", [(), ("nodes=2",), ("nodes=3",), ("gpus_per_node=1",), ("nodes=4", "gpus_per_node=4")]
-)
-@pytest.mark.parametrize("job_name", JOBS)
-@pytest.mark.parametrize("recipe_name", RECIPES)
-def test_a_recipe_fits_a_job_or_it_is_said_why_not(recipe_name, job_name, shape):
-    recipe = load_recipe(recipe_name)
-    try:
-        job = load_job(job_name, *shape)
-        chosen = choose(recipe, job)
-    except ConfigError as error:
-        assert re.search(r"Use |Leave ", str(error)), "what to do next"
-        assert job_name in str(error)
-        return
-    batch = recipe.train.global_batch
-    assert batch % chosen == 0 and chosen % job.world_size == 0
-    assert batch // chosen <= job.max_micro_batch
-    assert chosen >= recipe.augment.repeats
-    assert batch // chosen % 2 == 0
-
-
-@pytest.mark.parametrize(
-    ("recipe", "job", "chosen"),
-    [
-        (("a1",), ("slurm", "gpus_per_node=1"), 4),  # of 512: the paper's own on one GPU
-        (("a1",), ("slurm", "gpus_per_node=4"), 4),
-        (("a1",), ("slurm",), 8),
-        (("a1",), ("slurm", "nodes=4"), 32),
-        (("a1",), ("slurm", "gpus_per_node=1", "max_micro_batch=128"), 16),
-        (("a1",), ("slurm", "gpus_per_node=1", "max_micro_batch=2048"), 4),  # three copies in different micro-batches
-        (("a3",), ("slurm", "gpus_per_node=1", "max_micro_batch=2048"), 1),
-        (("a1", "train.virtual_ranks=4"), ("slurm", "gpus_per_node=1"), 4),
-        (("a1", "train.virtual_ranks=16"), ("slurm",), 16),
-        (("a1", "train.global_batch=1536"), ("slurm", "gpus_per_node=1", "nodes=3"), 3),
-        (("a1", "train.global_batch=1000"), ("slurm", "gpus_per_node=1"), 4),  # 2 would be 500, and too few
-        (("a3", "train.global_batch=12"), ("slurm", "gpus_per_node=4"), None),  # 3 images each: odd
-        (("a3", "train.global_batch=12", "augment.mixup=0", "augment.cutmix=0"), ("slurm", "gpus_per_node=4"), 4),
-    ],
-)
-def test_the_smallest_number_that_fits_is_chosen(recipe, job, chosen):
-    if chosen is None:
-        with pytest.raises(ConfigError, match=r"even in number for Mixup\. Use another batch"):
-            choose(load_recipe(*recipe), load_job(*job))
-    else:
-        assert choose(load_recipe(*recipe), load_job(*job)) == chosen
-
-
-def test_a_batch_that_ranks_cannot_share_is_refused_with_its_neighbours():
-    recipe, job = load_recipe("a1", "train.global_batch=1000"), load_job("slurm", "nodes=2")
-    with pytest.raises(ConfigError) as caught:
-        choose(recipe, job)
-    assert str(caught.value) == (
-        "train.global_batch = 1000 is not divisible by 16 ranks (slurm.toml: 2 nodes × 8 GPUs). Use 992 or 1008."
-    )
-
-
-def test_a_batch_below_the_number_of_ranks_is_not_told_to_be_zero():
-    with pytest.raises(ConfigError, match=r"16 ranks \(.*\)\. Use 16\.$"):
-        choose(load_recipe("a1", "train.global_batch=10"), load_job("slurm", "nodes=2"))
-
-
-def test_a_run_keeps_its_virtual_ranks_on_fewer_gpus():
-    recipe = load_recipe("a1")
-    stored = choose(recipe, load_job("slurm", "nodes=4"))
-    assert stored == 32
-    assert choose(recipe, load_job("slurm", "gpus_per_node=1"), stored) == 32
-    assert choose(load_recipe("a1", "train.virtual_ranks=4"), load_job("slurm"), stored) == 32
-
-
-@pytest.mark.parametrize(
-    ("assignments", "stored", "who"), [((), 4, "this run has"), (("train.virtual_ranks=4",), 0, "the recipe has")]
-)
-def test_more_gpus_than_virtual_ranks_are_refused_with_what_would_do(assignments, stored, who):
-    with pytest.raises(ConfigError) as caught:
-        choose(load_recipe("a1", *assignments), load_job("slurm"), stored)
-    assert str(caught.value) == (
-        f"{who} 4 virtual ranks, which 8 ranks (slurm.toml: 1 node × 8 GPUs) cannot share equally. "
-        "Use a job with 1, 2 or 4 ranks in all."
-    )
-
-
-def test_one_virtual_rank_on_two_gpus_is_refused_in_good_english():
-    with pytest.raises(ConfigError, match=r"Use a job with 1 rank in all\.$"):
-        choose(load_recipe("a3", "train.virtual_ranks=1"), load_job("slurm", "gpus_per_node=2"))
-
-
-@pytest.mark.parametrize(
-    ("assignments", "message"),
-    [
-        (("train.virtual_ranks=3",), "train.global_batch = 2048 is not divisible by 3 virtual ranks."),
-        (("train.virtual_ranks=2048",), "a micro-batch of 1 images (2048 / 2048 virtual ranks) is odd; Mixup mixes"),
-    ],
-)
-def test_virtual_ranks_that_cannot_be_are_refused(assignments, message):
-    with pytest.raises(ConfigError) as caught:
-        choose(load_recipe("a1", *assignments), load_job("slurm", "gpus_per_node=1"))
-    assert message in str(caught.value)
-
-
-def test_an_odd_micro_batch_is_fine_without_mixup():
-    recipe = load_recipe("a3", "augment.mixup=0", "augment.cutmix=0", "train.virtual_ranks=2048")
-    assert choose(recipe, load_job("slurm", "gpus_per_node=1")) == 2048
-
-
-# --- a job's own checks ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "assignments", "message"),
-    [
-        ("local", ["nodes=2"], "nodes = 2: the local back end is this machine alone"),
-        ("slurm", ["tasks_per_node=4"], "tasks_per_node = 4 with gpus_per_node = 8: there is one rank per GPU"),
-        ("slurm", ["time_min=2"], "signal_delay_s is not shorter than time_min"),
-        ("slurm", ["nodes=0"], "nodes = 0: input should be greater than 0"),
-        ("slurm", ["nodes=true"], "nodes = True: input should be a valid number"),
-        ("slurm", ["min_nodes=5", "nodes=4"], "min_nodes = 5 is more than nodes = 4"),
-        ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: input should be greater than or equal to 2"),
-        ("slurm", ["backend=lsf"], "backend = 'lsf': input should be 'local', 'slurm' or 'cloud'"),
-        ("slurm", ["partition=gpu"], "unknown key 'partition'."),
-        ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
-        ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),
-    ],
-)
-def test_a_mistake_in_a_job_is_explained(name, assignments, message):
-    with pytest.raises(ConfigError) as caught:
-        load_job(name, *assignments)
-    assert f"{name}.toml: {message}" in str(caught.value)
-
-
-def test_a_date_in_a_job_is_a_mistake_and_no_bug(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text('name = "mine"\nbackend = "slurm"\nnodes = 2026-01-01\n')
-    with pytest.raises(ConfigError, match=r"mine\.toml: nodes = "):
-        catalog.load_job(str(path))
-
-
-def test_seeds_are_one_or_counted():
-    assert parse_seeds(None, None) == (0,)
-    assert parse_seeds(3, None) == (3,)
-    assert parse_seeds(None, 3) == (0, 1, 2)
-    with pytest.raises(ConfigError, match="--seed names one seed, --seeds counts from 0; give one of them"):
-        parse_seeds(0, 3)
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -301,6 +124,7 @@ def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
 
 
 # --- the script, run by bash, with programs in Slurm's place that note how they were called ------------------------
+
 
 STUBS = {
     # Its rank 0 notes that this start became an attempt.
@@ -451,3 +275,25 @@ def test_the_ranks_get_the_cores_that_the_job_asked_for(node):
     """Since 22.05, srun takes no notice of what sbatch was told of --cpus-per-task."""
     node.run(0, "RUNNING")
     assert node.calls("cpus") == ["8"]
+
+
+# --- what may go wrong with a submit ----------------------------------------------------------------------------------
+
+
+def test_a_machine_without_slurm_is_told_so(rsb, digits):
+    rsb.env["PATH"] = "/nonexistent"
+    said = rsb.error("submit", "--recipe", "digits", "--job", "slurm-cpu", "--data", str(digits), code=1)
+    assert "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local." in said
+    assert list(rsb.cwd.iterdir()) == []
+
+
+def test_a_job_that_slurm_took_before_the_disk_was_full_is_looked_for(tmp_path, monkeypatch):
+    folder = tmp_path / "submissions"
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(f"#!/bin/bash\nrm -r {folder}\necho Submitted batch job 7\n")
+    sbatch.chmod(0o755)
+    (tmp_path / "bin" / "srun").symlink_to(sbatch)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    with pytest.raises(SubmitError, match=r"Slurm may have taken the job all the same: .*'squeue --me --name=a1-x'"):
+        slurm.launch(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")

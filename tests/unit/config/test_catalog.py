@@ -1,51 +1,28 @@
 """Recipes and jobs are found where the user would look, and a changed recipe is known for one."""
 
-import json
+from __future__ import annotations
+
 import os
-import shutil
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from rsb_cluster.cli import main
 from rsb_cluster.config import catalog
+from rsb_cluster.config.catalog import load_recipe
 from rsb_cluster.errors import ConfigError
-
-BUNDLED = catalog.bundled_dir("recipes")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def put(folder: Path, name: str, *changes: tuple[str, str]) -> Path:
-    """Copy a bundled recipe, changed, into a folder."""
-    text = (BUNDLED / "a1.toml").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text)
-    return folder / name
+from tests.unit.bundled import RECIPES, put_recipe
 
 
 def test_the_first_of_the_four_places_wins(here, tmp_path, monkeypatch):
     team, other = tmp_path / "team", tmp_path / "other"
     monkeypatch.setenv("RSB_CLUSTER_PATH", f"{team}{os.pathsep}{os.pathsep}{other}")
-    assert catalog.find("recipes", "a1") == BUNDLED / "a1.toml"
-    last = put(other / "recipes", "a1.toml")
+    assert catalog.find("recipes", "a1") == RECIPES / "a1.toml"
+    last = put_recipe(other / "recipes", "a1.toml")
     assert catalog.find("recipes", "a1") == last
-    earlier = put(team / "recipes", "a1.toml")
+    earlier = put_recipe(team / "recipes", "a1.toml")
     assert catalog.find("recipes", "a1") == earlier
-    mine = put(here / "recipes", "a1.toml")
+    mine = put_recipe(here / "recipes", "a1.toml")
     assert catalog.find("recipes", "a1") == mine
-    path = put(here, "a1.toml")
+    path = put_recipe(here, "a1.toml")
     assert catalog.find("recipes", "a1") == mine
     assert catalog.find("recipes", "./a1.toml").resolve() == path
     assert catalog.find("recipes", "a1.toml").resolve() == path
@@ -53,15 +30,15 @@ def test_the_first_of_the_four_places_wins(here, tmp_path, monkeypatch):
 
 
 def test_recipes_and_jobs_do_not_mix(here):
-    put(here / "jobs", "mine.toml")
-    put(here / "recipes", "yours.toml")
+    put_recipe(here / "jobs", "mine.toml")
+    put_recipe(here / "recipes", "yours.toml")
     assert "mine" in catalog.available("jobs") and "mine" not in catalog.available("recipes")
     assert "yours" in catalog.available("recipes") and "yours" not in catalog.available("jobs")
 
 
 def test_a_path_in_the_home_folder_is_expanded(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
-    put(here / "x", "mine.toml")
+    put_recipe(here / "x", "mine.toml")
     assert catalog.find("recipes", "~/x/mine.toml") == here / "x" / "mine.toml"
 
 
@@ -81,32 +58,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones(here, kind, name, messag
     with pytest.raises(ConfigError) as caught:
         catalog.find(kind, name)
     assert str(caught.value).startswith(message)
-
-
-def test_list_names_each_recipe_once_with_its_file(here):
-    put(here / "recipes", "a1.toml", ("description =", 'description = "a [b] of :smile:" #'))
-    shown = CliRunner().invoke(main, ["recipes", "list"]).stdout
-    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines()}
-    assert rows.keys() - {"name"} == {path.stem for path in BUNDLED.glob("*.toml")}
-    assert rows["a1"] == f"a [b] of :smile: {here}/recipes/a1.toml"
-    assert rows["a2"].endswith(f"{BUNDLED}/a2.toml")
-
-
-def test_list_shows_a_broken_file_and_all_others(here):
-    (here / "recipes").mkdir()
-    (here / "recipes" / "broken.toml").write_text("a = = 1")
-    done = CliRunner().invoke(main, ["recipes", "list"])
-    assert done.exit_code == 0
-    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
-    assert "is not valid TOML" in rows["broken"] and "a1" in rows
-
-
-def test_a_folder_whose_name_looks_like_markup_is_shown_as_it_is(tmp_path, monkeypatch):
-    folder = tmp_path / "[red]x[" / "y]"
-    put(folder / "recipes", "mine.toml", ("Table 1: the reference", "Table 1 [bold]: the reference"))
-    monkeypatch.chdir(folder)
-    assert f"{folder}/recipes/mine.toml" in CliRunner().invoke(main, ["recipes", "list"]).stdout
-    assert "Table 1 [bold]: the reference" in CliRunner().invoke(main, ["recipes", "show", "mine"]).stdout
 
 
 # --- modified -------------------------------------------------------------------------------------------------------
@@ -140,31 +91,31 @@ def test_a_models_name_is_taken_as_it_is(model):
 
 
 def test_a_users_copy_with_another_rate_is_a_modified_a1(here):
-    put(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('name = "a1"', 'name = "mine"'))
+    put_recipe(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('name = "a1"', 'name = "mine"'))
     resolved = catalog.load_recipe("mine", assignments=["schedule.epochs=300"])
     assert resolved.modified == {"optimizer.lr": (5e-3, 1e-3), "schedule.epochs": (600, 300)}
     assert resolved.recipe.name == "mine"
 
 
 def test_a_users_a1_in_place_of_the_bundled_one_is_compared_with_the_bundled_one(here):
-    put(here / "recipes", "a1.toml", ("lr = 5e-3 ", "lr = 1e-3 "))
+    put_recipe(here / "recipes", "a1.toml", ("lr = 5e-3 ", "lr = 1e-3 "))
     assert catalog.load_recipe("a1").modified == {"optimizer.lr": (5e-3, 1e-3)}
 
 
 def test_a_copy_that_does_not_claim_the_paper_is_compared_with_its_own_file(here):
-    put(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('paper = "A1"', 'paper = ""'))
+    put_recipe(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('paper = "A1"', 'paper = ""'))
     assert catalog.load_recipe("mine").modified == {}
     assert catalog.load_recipe("mine", assignments=["optimizer.lr=2e-3"]).modified == {"optimizer.lr": (1e-3, 2e-3)}
 
 
 def test_a_copy_that_claims_another_procedure_is_compared_with_that_one(here):
-    put(here / "recipes", "mine.toml", ('paper = "A1"', 'paper = "A2"'))
+    put_recipe(here / "recipes", "mine.toml", ('paper = "A1"', 'paper = "A2"'))
     assert catalog.load_recipe("mine").modified.keys() == {
         "augment.mixup", "loss.smoothing", "optimizer.weight_decay", "schedule.epochs",
     }  # fmt: skip
 
 
-# --- jobs, notes, copy ----------------------------------------------------------------------------------------------
+# --- jobs, notes ------------------------------------------------------------------------------------------------------
 
 
 def test_a_job_takes_assignments(here):
@@ -183,22 +134,6 @@ def test_notes_are_the_comments_behind_values(tmp_path):
     assert catalog.notes(path) == {"a": "one", "b": "two", "c": "", "t.d": 'in "line"', "t.u.e": "é"}
 
 
-@pytest.mark.parametrize(("kind", "name"), [("recipes", "a1"), ("jobs", "slurm")])
-def test_copy_makes_a_file_that_works_and_never_overwrites(here, kind, name):
-    def run(*args: str) -> tuple[int, str]:
-        done = CliRunner().invoke(main, [kind, "copy", name, *args])
-        return done.exit_code, done.stderr
-
-    source = catalog.bundled_dir(kind) / f"{name}.toml"
-    assert run("mine.toml") == (0, f"copied {source} to mine.toml\n")
-    assert run(".")[0] == 0
-    assert (here / "mine.toml").read_bytes() == (here / f"{name}.toml").read_bytes() == source.read_bytes()
-    (here / "mine.toml").write_text("precious")
-    assert run("mine.toml") == (2, "Error: mine.toml exists already. Give another name.\n")
-    assert run(".") == (2, f"Error: {name}.toml exists already. Give another name.\n")
-    assert (here / "mine.toml").read_text() == "precious"
-    code, said = run("no/such/folder/mine.toml")
-    assert code == 2 and said.startswith("Error: cannot write no/such/folder/mine.toml")
-    shutil.copy(here / f"{name}.toml", here / "again.toml")
-    shown = CliRunner().invoke(main, [kind, "show", "again.toml", "--json"])
-    assert json.loads(shown.stdout)["name"] == name
+def test_a_procedure_from_other_weights_is_modified_unless_it_is_fine_tuning() -> None:
+    assert load_recipe("a1", assignments=['init.weights="w.pth"']).modified == {"init.weights": ("", "w.pth")}
+    assert load_recipe("ft-cars", assignments=['init.weights="w.pth"']).modified == {}

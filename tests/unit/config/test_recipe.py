@@ -1,4 +1,4 @@
-"""Recipes say what the paper says, say where each value comes from, and refuse what makes no sense."""
+"""Recipes say what the paper says, say where each value comes from, and keep their digest."""
 
 import json
 import math
@@ -7,23 +7,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from click.testing import CliRunner
 
-from rsb_cluster.cli import main
 from rsb_cluster.config import catalog
-from rsb_cluster.config.recipe import Recipe, Section, flatten, override, parse_toml, validate
+from rsb_cluster.config.recipe import Recipe, Section, flatten, parse_toml, validate
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.results import references
+from tests.unit.bundled import FINE_TUNING, OPEN_IN_TABLE_2, PARTLY_OPEN, RECIPES, load_recipe
 
-FINE_TUNING = ("ft-cars", "ft-cifar10", "ft-cifar100", "ft-flowers102", "ft-inat2019")
 RECONSTRUCTED = ("a1h", "a2-reg", "t2", *FINE_TUNING)
 BUNDLED = ("a1", "a2", "a3", "deit", "digits", "fashion-mnist", *RECONSTRUCTED)
-RECIPES = catalog.bundled_dir("recipes")
-
-
-def load(name: str, *assignments: str) -> Recipe:
-    return catalog.load_recipe(str(RECIPES / f"{name}.toml"), assignments=assignments).recipe
 
 
 def yes(value: object) -> str:
@@ -93,62 +86,17 @@ TABLE_2 = {
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_recipe_equals_table_2(name, row):
     read, printed = TABLE_2[row]
-    assert read(load(name)) == printed[COLUMNS.index(name)]
-
-
-@pytest.mark.parametrize(("name", "top1"), [("a1", 80.4), ("a2", 79.8), ("a3", 78.1)])
-def test_a_recipe_is_compared_with_the_last_row_of_table_2(name, top1):
-    recipe = load(name)
-    known = references.lookup(recipe.paper, recipe.model.name)
-    assert top1 in {r.top1 for r in known.references if r.source == "Table 3"}
-    assert known.px == (recipe.augment.resolution, recipe.eval.resolution)
+    assert read(load_recipe(name)) == printed[COLUMNS.index(name)]
 
 
 @pytest.mark.parametrize(("name", "steps"), [("a1", 375_000), ("a2", 187_500), ("a3", 62_500), ("deit", 375_300)])
 def test_the_remainder_of_an_epoch_is_not_a_step(name, steps):
-    assert load(name).total_steps == steps
-
-
-# What Table 2 leaves open, as the fact sheet settles it.
-OPEN_IN_TABLE_2 = {
-    "model.kwargs": {},
-    "data.mean": (0.485, 0.456, 0.406),
-    "data.std": (0.229, 0.224, 0.225),
-    "augment.crop_scale": (0.08, 1.0),
-    "augment.crop_ratio": (3 / 4, 4 / 3),
-    "augment.interpolation": "bicubic",
-    "augment.erase_mode": "pixel",
-    "augment.mix_prob": 1.0,
-    "augment.mix_switch_prob": 0.5,
-    "loss.target_threshold": 0.0,
-    "loss.reduction": "mean",
-    "optimizer.decay_norm_and_bias": False,
-    "optimizer.betas": (0.9, 0.999),
-    "optimizer.eps": 1e-6,
-    "optimizer.momentum": 0.9,
-    "optimizer.lamb_max_grad_norm": 1.0,
-    "schedule.warmup_lr": 1e-4,
-    "schedule.min_lr": 1e-6,
-    "schedule.update": "epoch",
-    "train.virtual_ranks": 0,
-    "train.channels_last": True,
-    "train.compile": False,
-    "eval.interpolation": "bicubic",
-    "eval.every_epochs": 1,
-    "data.shuffle_samples": 4096,
-    "data.shuffle_piece": 64,
-    "data.max_bad_samples": 0,
-    "data.make": "",
-    "data.pipeline": "fast",
-    "eval.exact": False,
-}
-# The table gives these, but not entirely.
-PARTLY_OPEN = {"augment.rand_augment", "augment.repeats", "loss.targets", "train.amp"}
+    assert load_recipe(name).total_steps == steps
 
 
 @pytest.mark.parametrize("name", ["a1", "a2", "a3"])
 def test_what_table_2_leaves_open_is_chosen_and_said_to_be_open(name):
-    values, notes = flatten(load(name)), catalog.notes(RECIPES / f"{name}.toml")
+    values, notes = flatten(load_recipe(name)), catalog.notes(RECIPES / f"{name}.toml")
     assert {key: values[key] for key in OPEN_IN_TABLE_2} == OPEN_IN_TABLE_2
     assert values["loss.targets"] == "paper"
     said_open = {key for key, note in notes.items() if re.search(r"\bopen\b", note)}
@@ -160,7 +108,7 @@ def test_what_table_2_leaves_open_is_chosen_and_said_to_be_open(name):
 
 
 def test_the_deit_recipe_has_the_defaults_of_the_published_code():
-    values = flatten(load("deit"))
+    values = flatten(load_recipe("deit"))
     assert {
         "model.name": "deit_small_patch16_224",
         "augment.repeats": 3,
@@ -194,7 +142,7 @@ OUR_CHOICE = {"train.channels_last", "eval.every_epochs"}
 
 @pytest.mark.parametrize("name", FINE_TUNING)
 def test_fine_tuning_is_deits_procedure_but_for_what_its_author_says(name):
-    values, deit = flatten(load(name)), flatten(load("deit"))
+    values, deit = flatten(load_recipe(name)), flatten(load_recipe("deit"))
     said = (OF_INAT if name == "ft-inat2019" else SGD_FINE_TUNING) | {
         "train.global_batch": 768, "model.name": "resnet50", "init.weights": "resnet50.a1_in1k", "reconstruction": True,
     }  # fmt: skip
@@ -206,31 +154,10 @@ def test_fine_tuning_is_deits_procedure_but_for_what_its_author_says(name):
 
 @pytest.mark.parametrize("name", FINE_TUNING)
 def test_a_fine_tuning_recipe_is_of_a_data_set_that_shards_make_knows(name):
-    data = load(name).data
+    data = load_recipe(name).data
     known = known_data_sets()[data.set]
     assert (data.train_samples, data.val_samples) == (known.samples["train"], known.samples["val"])
     assert data.num_classes == known.classes
-
-
-# Table 5 by the weights that fine-tuning starts from: pytorch, A1, A2, A3.
-TABLE_5 = {
-    "ft-inat2019": (73.2, 73.9, 75.0, 73.8),
-    "ft-flowers102": (97.9, 97.9, 97.9, 97.5),
-    "ft-cars": (92.5, 92.7, 92.6, 92.5),
-    "ft-cifar100": (86.6, 86.9, 86.2, 85.3),
-    "ft-cifar10": (98.2, 98.3, 98.0, 97.6),
-}
-
-
-@pytest.mark.parametrize("name", FINE_TUNING)
-def test_a_fine_tuning_recipe_is_set_beside_table_5_by_what_it_starts_from(name):
-    recipe = load(name)
-    starts = ("pytorch", "A1", "A2", "A3")
-    known = [references.lookup(recipe.paper, recipe.model.name, start) for start in starts]
-    assert tuple(one.references[0].top1 for one in known) == TABLE_5[name]
-    assert {one.px for one in known} == {(recipe.augment.resolution, recipe.eval.resolution)}
-    assert references.lookup(recipe.paper, "resnet18", "A1") is None
-    assert references.lookup(recipe.paper, recipe.model.name, "") is None
 
 
 # What is public of them (facts, 1.2): all else is our guess.
@@ -248,8 +175,8 @@ def test_a_fine_tuning_recipe_is_set_beside_table_5_by_what_it_starts_from(name)
     ],
 )
 def test_a_reconstruction_keeps_what_is_public_and_says_that_the_rest_is_ours(name, base, public, top1):
-    recipe, notes = load(name), catalog.notes(RECIPES / f"{name}.toml")
-    values, of_base = flatten(recipe), flatten(load(base))
+    recipe, notes = load_recipe(name), catalog.notes(RECIPES / f"{name}.toml")
+    values, of_base = flatten(recipe), flatten(load_recipe(base))
     assert {key: values[key] for key in public} == public
     assert recipe.reconstruction
     assert references.lookup(recipe.paper, recipe.model.name).references[0].top1 == top1
@@ -257,13 +184,13 @@ def test_a_reconstruction_keeps_what_is_public_and_says_that_the_rest_is_ours(na
     assert {key for key in ours if not re.match(r"ours: |open: ", notes[key])} == {"reconstruction"}
     strength = ("model.drop_rate", "model.drop_path_rate", "augment.mixup")
     assert all(values[key] >= of_base[key] for key in strength)
-    assert int(magnitude(recipe).split("/")[0]) > int(magnitude(load(base)).split("/")[0])
+    assert int(magnitude(recipe).split("/")[0]) > int(magnitude(load_recipe(base)).split("/")[0])
 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_only_what_is_not_public_is_a_reconstruction(name):
-    assert load(name).reconstruction == (name in RECONSTRUCTED)
-    assert load(name).paper.lower() in (name, "")
+    assert load_recipe(name).reconstruction == (name in RECONSTRUCTED)
+    assert load_recipe(name).paper.lower() in (name, "")
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -282,7 +209,7 @@ def _written(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_no_recipe_hides_a_value_behind_a_default(name):
-    recipe = load(name)
+    recipe = load_recipe(name)
     assert set(flatten(recipe)) == set(_written(RECIPES / f"{name}.toml"))
 
 
@@ -290,119 +217,13 @@ def test_every_bundled_recipe_is_tested_here():
     assert sorted(path.stem for path in RECIPES.glob("*.toml")) == sorted(BUNDLED)
 
 
-# --- show, diff -----------------------------------------------------------------------------------------------------
-
-
-def run(*args: str, code: int = 0) -> tuple[str, str]:
-    done = CliRunner().invoke(main, args)
-    assert done.exit_code == code, done.output
-    return done.stdout, done.stderr
-
-
-@pytest.mark.parametrize("name", ["a1", "a2", "a3"])
-def test_show_marks_what_the_paper_leaves_open(name):
-    shown, _ = run("recipes", "show", name)
-    marked = {line.split()[0] for line in shown.splitlines() if "open in the paper" in line}
-    assert marked == OPEN_IN_TABLE_2.keys() | (PARTLY_OPEN - ({"augment.repeats"} if name == "a3" else set()))
-    assert f"optimizer.lr {load(name).optimizer.lr} Table 2" in " ".join(shown.split())
-
-
-def test_show_marks_what_was_changed():
-    shown, _ = run("recipes", "show", "a1", "--set", "optimizer.lr=4e-3", "--model", "resnet18")
-    lines = [" ".join(line.split()) for line in shown.splitlines() if "modified" in line]
-    assert lines == [
-        "model.name \"resnet18\" modified, in the file 'resnet50'",
-        "optimizer.lr 0.004 modified, in the file 0.005",
-    ]
-
-
-def test_show_prints_json_that_is_the_recipe_again():
-    shown, _ = run("recipes", "show", "a1", "--set", "optimizer.lr=4e-3", "--json")
-    assert validate(Recipe, json.loads(shown), "shown") == load("a1", "optimizer.lr=4e-3")
-
-
-def test_diff_of_a1_and_a2_prints_just_what_differs():
-    shown, _ = run("recipes", "diff", "a1", "a2")
-    header, *rows = [line.split() for line in shown.splitlines()]
-    assert header == ["field", "a1", "a2"]
-    assert rows == [
-        ["augment.mixup", "0.2", "0.1"],
-        ["loss.smoothing", "0.1", "0.0"],
-        ["optimizer.weight_decay", "0.01", "0.02"],
-        ["schedule.epochs", "600", "300"],
-    ]
-    assert json.loads(run("recipes", "diff", "a1", "a2", "--json")[0]) == {
-        "augment.mixup": [0.2, 0.1],
-        "loss.smoothing": [0.1, 0.0],
-        "optimizer.weight_decay": [0.01, 0.02],
-        "schedule.epochs": [600, 300],
-    }
-    assert json.loads(run("recipes", "diff", "a2", "a2", "--json")[0]) == {}
-
-
-# --- mistakes -------------------------------------------------------------------------------------------------------
-
-
-def edited(tmp_path: Path, old: str, new: str, name: str = "a1") -> Path:
-    text = (RECIPES / f"{name}.toml").read_text()
-    assert text.count(old) == 1
-    path = tmp_path / "mine.toml"
-    path.write_text(text.replace(old, new))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("[optimizer]", "[optimiser]", "unknown key 'optimiser'. Did you mean 'optimizer'?"),
-        ("hflip =", "hflipp =", "unknown key 'augment.hflipp'. Did you mean 'augment.hflip'?"),
-        ("lr = 5e-3 ", "learning_rate = 5e-3 ", "'optimizer.lr' is missing."),
-        ("lr = 5e-3 ", 'lr = "fast" ', "optimizer.lr = 'fast': input should be a valid number"),
-        ("lr = 5e-3 ", "lr = true ", "optimizer.lr = True: input should be a valid number"),
-        ("epochs = 600 ", "epochs = true ", "schedule.epochs = True: input should be a valid number"),
-        ("epochs = 600 ", "epochs = 600.5 ", "schedule.epochs = 600.5: input should be a valid integer"),
-        ("epochs = 600 ", "epochs = 1979-05-27 ", "schedule.epochs = datetime.date(1979, 5, 27): input should be"),
-        ('name = "lamb"', 'name = "lars"', "optimizer.name = 'lars': input should be 'lamb', 'adamw' or 'sgd'"),
-        ("betas = [0.9, 0.999]", "betas = [0.9]", "'optimizer.betas.1' is missing"),
-        ("hflip = 0.5", "hflip = [0.5]", "augment.hflip = [0.5]: input should be a valid number"),
-        ("[loss]\n", "[loss]\nx = {y = 1}\n", "unknown key 'loss.x'"),
-        ('name = "a1"', 'name = "A 1"', "name = 'A 1': string should match pattern"),
-    ],
-)
-def test_a_mistake_in_a_file_is_named_with_file_and_key(tmp_path, old, new, message):
-    path = edited(tmp_path, old, new)
-    with pytest.raises(ConfigError) as caught:
-        catalog.load_recipe(str(path))
-    assert f"{path}: {message}" in str(caught.value)
-
-
-def test_all_mistakes_are_named_at_once(tmp_path):
-    path = edited(tmp_path, "hflip = 0.5", "hflip = 5\nh_flip = 1")
-    with pytest.raises(ConfigError) as caught:
-        catalog.load_recipe(str(path))
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
-        "augment.hflip = 5", "unknown key 'augment.h_flip'. Did you mean 'augment.hflip'?",
-    ]  # fmt: skip
-
-
-def test_a_syntax_error_names_file_and_line(tmp_path):
-    path = edited(tmp_path, "hflip = 0.5 ", "hflip 0.5 ")
-    line = path.read_text().splitlines().index(next(x for x in path.read_text().splitlines() if "hflip 0.5" in x)) + 1
-    with pytest.raises(ConfigError, match=f"mine.toml is not valid TOML: .*line {line}, column"):
-        catalog.load_recipe(str(path))
-
-
-def test_a_file_that_is_not_text_is_refused(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_bytes(b'name = "\xff"')
-    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
-        catalog.load_recipe(str(path))
+# --- values that make no sense ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1e-3", "0", "0.0", "-1", "1e400"])
 def test_a_learning_rate_is_a_positive_number(text):
     with pytest.raises(ConfigError, match=r"a1\.toml with --set: optimizer\.lr = "):
-        load("a1", f"optimizer.lr={text}")
+        load_recipe("a1", f"optimizer.lr={text}")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +242,7 @@ def test_a_learning_rate_is_a_positive_number(text):
 def test_a_value_out_of_range_is_refused_and_named(assignment):
     key = assignment.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"a1\.toml with --set: .*{re.escape(key)}"):
-        load("a1", assignment)
+        load_recipe("a1", assignment)
 
 
 @pytest.mark.parametrize(
@@ -439,52 +260,7 @@ def test_a_value_out_of_range_is_refused_and_named(assignment):
 )
 def test_values_that_do_not_fit_together_are_refused(assignments, message):
     with pytest.raises(ConfigError) as caught:
-        load("a1", *assignments)
-    assert message in str(caught.value)
-
-
-# --- --set ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("4e-3", 4e-3), ("1_000", 1000), ("true", True), ("[1, 2]", [1, 2]), ("{a = 1}", {"a": 1}), ('"4e-3"', "4e-3"),
-        ("'x'", "x"), ("rand-m7-mstd0.5-inc1", "rand-m7-mstd0.5-inc1"), ("", ""), ("a=b", "a=b"), ("a b", "a b"),
-        ("s3://b/x?y#z", "s3://b/x?y#z"), ("é", "é"), (".5", ".5"),
-    ],
-)  # fmt: skip
-def test_set_reads_toml_and_else_a_plain_string(text, value):
-    before = {"a": {"b": 0, "c": 1}}
-    assert override(before, [f"a.b={text}"]) == {"a": {"b": value, "c": 1}}
-    assert before == {"a": {"b": 0, "c": 1}}
-
-
-def test_set_makes_tables_and_the_last_one_wins():
-    assert override({}, ["a.b.c=1", "a.b.d=2", "a.b.c=3"]) == {"a": {"b": {"c": 3, "d": 2}}}
-
-
-@pytest.mark.parametrize("bad", ["optimizer.lr", "=1", " =1", "", "optimizer.lr:4e-3"])
-def test_set_without_key_and_value_is_refused(bad):
-    with pytest.raises(ConfigError, match=re.escape(f"--set {bad!r} is not of the form key=value")):
-        load("a1", bad)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ("name.x=1", "'name' is a value, not a table"),
-        ("optimizer.lr.x=1", "'lr' is a value, not a table"),
-        ("optimizer=adamw", "optimizer = 'adamw': input should be a valid dictionary"),
-        ("optimizer.l=1", "unknown key 'optimizer.l'."),
-        ("optimiser.lr=1", "unknown key 'optimiser'. Did you mean 'optimizer'?"),
-        ("data.trian_samples=1", "unknown key 'data.trian_samples'. Did you mean 'data.train_samples'?"),
-        ("optimizer..lr=1", "unknown key 'optimizer.'"),
-    ],
-)
-def test_a_mistake_in_set_is_explained(bad, message):
-    with pytest.raises(ConfigError) as caught:
-        load("a1", bad)
+        load_recipe("a1", *assignments)
     assert message in str(caught.value)
 
 
@@ -509,10 +285,10 @@ def _other(annotation: Any, value: Any) -> Any:
 def _fields() -> list[str]:
     # Of schedules there is but one. Where initial weights lie is no science; their SHA-256 is.
     without = ("name", "description", "paper", "reconstruction", "schedule.name", "init.weights")
-    return [key for key in flatten(load("a1")) if key not in without]
+    return [key for key in flatten(load_recipe("a1")) if key not in without]
 
 
-@pytest.mark.parametrize("recipe", [load("a1"), load("digits")], ids=["a1", "digits"])
+@pytest.mark.parametrize("recipe", [load_recipe("a1"), load_recipe("digits")], ids=["a1", "digits"])
 @pytest.mark.parametrize("key", _fields())
 def test_any_field_of_the_science_changes_the_digest(recipe, key):
     section, name = key.split(".")
@@ -523,20 +299,20 @@ def test_any_field_of_the_science_changes_the_digest(recipe, key):
 
 
 def test_seed_and_data_change_the_digest():
-    recipe = load("a1")
+    recipe = load_recipe("a1")
     assert len({recipe.digest(0, "d"), recipe.digest(1, "d"), recipe.digest(0, "e"), recipe.digest(10, "")}) == 4
     assert re.fullmatch("[0-9a-f]{8}", recipe.digest(0, "d"))
 
 
 def test_the_weights_that_a_run_starts_from_change_the_digest_and_not_where_they_lie():
-    here, there = load("a1", "init.weights=here.pth"), load("a1", "init.weights=s3://b/there.pth")
+    here, there = load_recipe("a1", "init.weights=here.pth"), load_recipe("a1", "init.weights=s3://b/there.pth")
     assert here.digest(0, "d", "sha") == there.digest(0, "d", "sha")
-    assert len({load("a1").digest(0, "d"), here.digest(0, "d", "sha"), here.digest(0, "d", "other")}) == 3
+    assert len({load_recipe("a1").digest(0, "d"), here.digest(0, "d", "sha"), here.digest(0, "d", "other")}) == 3
 
 
 def test_names_do_not_change_the_digest():
-    other = load("a1", "name=mine", "description=of my own", "paper=", "reconstruction=true")
-    assert other.digest(0, "d") == load("a1").digest(0, "d")
+    other = load_recipe("a1", "name=mine", "description=of my own", "paper=", "reconstruction=true")
+    assert other.digest(0, "d") == load_recipe("a1").digest(0, "d")
 
 
 def test_a_value_written_as_its_default_is_no_other_science():
@@ -555,15 +331,14 @@ def test_a_value_written_as_its_default_is_no_other_science():
 
 
 def test_the_digest_survives_being_written_and_read_and_the_spelling_of_numbers():
-    recipe = load("a1", "optimizer.lr=1", "model.kwargs.b=1", "model.kwargs.a=2")
+    recipe = load_recipe("a1", "optimizer.lr=1", "model.kwargs.b=1", "model.kwargs.a=2")
     again = validate(Recipe, json.loads(recipe.model_dump_json()), "again")
     assert again == recipe
     assert again.digest(3, "d") == recipe.digest(3, "d")
-    assert load("a1", "optimizer.lr=1.0", "model.kwargs.a=2", "model.kwargs.b=1").digest(3, "d") == recipe.digest(
-        3, "d"
-    )
+    other = load_recipe("a1", "optimizer.lr=1.0", "model.kwargs.a=2", "model.kwargs.b=1")
+    assert other.digest(3, "d") == recipe.digest(3, "d")
 
 
 def test_the_digest_of_a1_stays_what_it_was():
     """Runs that people have begun are found by it: a change here makes each of them a stranger."""
-    assert load("a1").digest(0, "train+val") == "2df9ebd6"
+    assert load_recipe("a1").digest(0, "train+val") == "2df9ebd6"

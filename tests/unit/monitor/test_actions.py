@@ -11,7 +11,25 @@ import pytest
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.monitor import actions
 from rsb_cluster.runs.run import Run, Submission
-from tests.unit.backends.skypilot.test_backend import launch, make_run, sky  # noqa: F401 - a fixture
+from tests.unit.bundled import load_job
+from tests.unit.new_runs import make_run
+from tests.unit.sky_jobs import launch
+from tests.unit.sweeps import finish, make, planned
+
+
+@pytest.mark.usefixtures("here")
+def test_retry_says_what_it_cannot_send_and_why(tmp_path, digits):
+    runs = planned(tmp_path, digits)
+    finish(make(runs[0]))
+    never, broken, gone = make(runs[1]), make(runs[2], load_job("slurm-cpu")), runs[3].run
+    broken.store.write_bytes("recipe.json", b"{")
+    done = actions.retry([p.run for p in runs], failed_only=True)
+    assert done.sent == {}
+    assert done.refused.keys() == {never.run_id, broken.run_id, gone.run_id}
+    assert "how it was sent is not noted" in done.refused[never.run_id]
+    assert "recipe.json is not JSON" in done.refused[broken.run_id]
+    assert "its folder is gone; send the sweep again" in done.refused[gone.run_id]
+
 
 SQUEUE = """\
 [ ! -e "$OUT/down" ] || { echo "squeue: error: Unable to contact slurm controller" >&2; exit 1; }
@@ -157,7 +175,7 @@ def test_a_job_that_has_just_ended_by_itself_is_no_failure(queue, runs, monkeypa
     assert (queue.folder / "queue").read_text() == "", "the other has left the queue"
 
 
-def test_what_fails_at_one_engine_is_no_other_engines_business(queue, runs, sky):  # noqa: F811
+def test_what_fails_at_one_engine_is_no_other_engines_business(queue, runs, sky):
     send(runs[0], "7")
     in_cloud = launch(runs[0], queue.folder).job_id
     send(runs[1], "8")
@@ -192,3 +210,12 @@ def test_all_running_jobs_are_preempted_and_one_that_has_just_ended_is_no_failur
     monkeypatch.setattr(actions.backends, "states", lambda submissions: ["running"] * len(submissions))
     queue.hold(j8="RUNNING")
     assert actions.preempt(runs[:2])[runs[1].run_id] == ("8",)
+
+
+def test_retry_sends_it_as_it_was(sky, runs, tmp_path):
+    run = runs[0]
+    sent = launch(run, tmp_path, "nodes=2", "cloud.pool=mine")
+    sky.say(sent.job_id, "FAILED")
+    done = actions.retry([run], failed_only=True)
+    assert not done.refused and done.sent[run.run_id] != sent.job_id
+    assert sky.tasks[1]["num_nodes"] == 2 and sky.pools == ["mine", "mine"]

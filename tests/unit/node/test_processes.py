@@ -13,13 +13,6 @@ from rsb_cluster.node.process import Process
 from tests.servers.daemons import poll
 
 
-@pytest.fixture
-def sleeper():
-    with subprocess.Popen(["sleep", "60"]) as process:
-        yield process
-        process.kill()
-
-
 def test_a_process_is_named_and_found_again(sleeper):
     process = Process.of(sleeper.pid)
     assert (process.host, process.pid) == (socket.gethostname(), sleeper.pid)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED, together
 from rsb_cluster.node.stopping import CAUSES, LEAST_SAVE_S, StopFlag
 
 
@@ -80,19 +78,3 @@ def test_all_ranks_agree_on_the_first_cause(causes: list[str | None]) -> None:
             flag.stop(cause)  # type: ignore[arg-type]
     found = [cause for cause in CAUSES if cause in causes]
     assert exchange(*flags) == [found[0] if found else None] * len(causes)
-
-
-@pytest.mark.parametrize(
-    ("codes", "code"),
-    [
-        ([0, 0], 0),
-        ([0, EXIT_AGAIN], EXIT_AGAIN),
-        ([-9, 0], EXIT_AGAIN),
-        ([143, EXIT_AGAIN], EXIT_AGAIN),
-        ([EXIT_AGAIN, EXIT_FAILED], EXIT_FAILED),
-        ([EXIT_STOPPED, EXIT_AGAIN, -15], EXIT_STOPPED),
-        ([1, EXIT_AGAIN], 1),
-    ],
-)
-def test_ranks_end_together(codes: list[int], code: int) -> None:
-    assert together(codes) == together(codes[::-1]) == code

@@ -1,5 +1,6 @@
 """A run belongs to one attempt at a time: who asks, who waits, who gives way."""
 
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,28 @@ from rsb_cluster.runs import lease
 from rsb_cluster.runs.checkpoint import Saved, write
 from rsb_cluster.runs.lease import EndedError, HistoryError, SupersededError, TakenError
 from rsb_cluster.runs.run import Attempt, Heartbeat, Run
+
+
+def test_rank_0_hears_of_it_with_its_next_sign_of_life_and_once(tmp_path, monkeypatch):
+    run = Run.at(tmp_path, "run")
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    held = lease.take(run, Attempt(number=0, job_id="7", world_size=1, hosts=("n",), started=time.time(), start_step=0))
+    try:
+        held.keep_alive(lambda: 1, lambda: None)
+        time.sleep(0.3)
+        assert not heard
+        run.ask_to_end(1)
+        deadline = time.monotonic() + 10
+        while not heard and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert heard == [signal.SIGTERM]
+    finally:
+        held.release()
+        signal.signal(signal.SIGTERM, before)
+
 
 JOB = Job(name="test", backend="local")
 
@@ -51,15 +74,6 @@ def test_of_many_that_claim_at_once_each_gets_a_number_of_its_own(run):
         taken = [c.record.number for c in pool.map(lambda _: lease.take(run, draft()), range(8))]
     assert sorted(taken) == list(range(1, 9))
     assert run.attempt_numbers() == list(range(1, 9))
-
-
-def test_of_many_that_create_a_file_at_once_one_does(anywhere):
-    contents = [str(n).encode() for n in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        created = list(pool.map(lambda content: anywhere.create_bytes("file", content), contents))
-    assert sum(created) == 1
-    assert anywhere.read_bytes("file") == contents[created.index(True)]
-    assert not anywhere.create_bytes("file", b"later")
 
 
 def test_another_job_gives_up_where_the_holder_is_alive(run, fast):

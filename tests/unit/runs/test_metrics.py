@@ -8,9 +8,29 @@ from hypothesis import strategies as st
 
 from rsb_cluster.errors import StorageError
 from rsb_cluster.runs import metrics
-from rsb_cluster.runs.metrics import MetricsWriter, read_rows
+from rsb_cluster.runs.metrics import MetricsWriter, last_rows, read_rows
 from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
+
+starts = st.lists(st.integers(0, 12), max_size=4)
+steps = st.lists(st.tuples(st.integers(0, 15), st.sampled_from(["train", "eval"])), max_size=8)
+
+
+@given(starts, st.lists(steps, min_size=5, max_size=5))
+def test_the_last_rows_are_those_of_all_rows(tmp_path_factory, starts, logged):
+    """However attempts overlapped, reading from the end finds what reading all finds."""
+    run = Run.at(tmp_path_factory.mktemp("run"), "r")
+    attempts = [attempt(i + 1, start) for i, start in enumerate([0, *starts])]
+    for one, rows in zip(attempts, logged, strict=False):
+        writer = MetricsWriter(run.store, one.number)
+        for step, kind in sorted(rows):
+            if step >= one.start_step:
+                writer.add({"kind": kind, "step": step})
+        writer.flush()
+    everything = read_rows(run, attempts)
+    for kind, found in last_rows(run, attempts).items():
+        assert found["step"] == max(r["step"] for r in everything if r["kind"] == kind)
+    assert last_rows(run, attempts).keys() == {r["kind"] for r in everything}
 
 
 def attempt(number, start_step, cause=""):

@@ -1,16 +1,27 @@
-"""One suite for a local folder and a real S3 server; and what only one of them can do wrong."""
+"""One suite for a local folder and a real S3 server; and what only a local one can do wrong."""
 
 import contextlib
 import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
-from rsb_cluster.storage.store import Store, redact
+from rsb_cluster.storage.store import Store
 from tests.command import ROOT
+
+
+def test_of_many_that_create_a_file_at_once_one_does(anywhere):
+    contents = [str(n).encode() for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda content: anywhere.create_bytes("file", content), contents))
+    assert sum(created) == 1
+    assert anywhere.read_bytes("file") == contents[created.index(True)]
+    assert not anywhere.create_bytes("file", b"later")
+
 
 WEIRD = [
     "with space", "quote'", 'double"', "ünïcödé 😀", "semi;colon", "per%cent", "per%20cent", "hash#", "question?",
@@ -307,85 +318,3 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
         content = store.read_bytes("f")
         assert len(content) == 3_000_000 and len(set(content)) == 1
         assert store.files() == store.names() == ["f"]
-
-
-# --- S3 -------------------------------------------------------------------------------------------------------------
-
-PROGRAM = """
-import sys
-from rsb_cluster.errors import RsbError
-from rsb_cluster.storage.store import Store
-for action in sys.argv[2:]:
-    try:
-        result = getattr(Store(sys.argv[1]), action)(*{"write_bytes": ("f", b""), "read_bytes": ("f",)}.get(action, ()))
-        print(action, "gave", result)
-    except RsbError as error:
-        print(action, type(error).__name__, error)
-"""
-
-
-def s3_script(env: dict[str, str], url: str, *actions: str) -> list[str]:
-    """Run it in a process of its own, as a client keeps the credentials that it was made with."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, url, *actions], cwd=ROOT, env=os.environ | env, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.s3
-def test_a_bucket_that_is_not_there_is_missing(s3):
-    said = s3_script(
-        s3.env, "s3://no-such-bucket-here/x", "read_bytes", "write_bytes", "check_writable", "names", "exists"
-    )
-    read, write, check, names, exists = said
-    assert read.startswith("read_bytes MissingError there is nothing at s3://no-such-bucket-here/x/f. Check the path")
-    assert write.startswith("write_bytes MissingError there is nothing at s3://no-such-bucket-here/x/f.")
-    assert check.startswith("check_writable MissingError")
-    assert names == "names gave []"
-    assert exists == "exists gave False"
-
-
-@pytest.mark.s3
-@pytest.mark.parametrize("wrong", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
-def test_wrong_credentials_are_named_and_not_shown(s3, s3_bucket, wrong):
-    env = s3.env | {wrong: "wrongXYZZY"}
-    said = s3_script(env, f"s3://{s3_bucket}/x", "read_bytes", "write_bytes", "check_writable", "exists", "names")
-    for line in said:
-        assert f" AccessError not allowed to use s3://{s3_bucket}/x" in line, line
-        assert line.endswith("Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy.")
-    text = "\n".join(said)
-    assert env["AWS_SECRET_ACCESS_KEY"] not in text and "Signature=" not in text
-
-
-@pytest.mark.s3
-def test_no_credentials_are_named(s3, s3_bucket):
-    env = {k: v for k, v in s3.env.items() if "KEY" not in k}
-    (said,) = s3_script(env, f"s3://{s3_bucket}/x", "write_bytes")
-    assert "StorageError" in said and "redentials" in said
-
-
-@pytest.mark.s3
-def test_a_server_that_does_not_answer_is_named(s3):
-    (said,) = s3_script(s3.env | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "s3://b/x", "read_bytes")
-    assert "StorageError cannot use s3://b/x/f: Could not connect" in said
-    assert said.endswith("Check AWS_ENDPOINT_URL, the credentials and the network.")
-
-
-def test_signatures_are_taken_out_of_messages():
-    url = (
-        "GET https://h/k?X-Amz-Credential=AKIA%2F1&X-Amz-Signature=abc123&partNumber=1 AWSAccessKeyId=A2 Signature=q/="
-    )
-    assert redact(url) == (
-        "GET https://h/k?X-Amz-Credential=***&X-Amz-Signature=***&partNumber=1 AWSAccessKeyId=*** Signature=***"
-    )
-    for text, hidden in {
-        "x-amz-security-token: FwoG/+=": "x-amz-security-token: ***",
-        "aws_session_token = 'FwoG'": "aws_session_token = '***'",
-        "{'aws_secret_access_key': 'wJalr'}": "{'aws_secret_access_key': '***'}",
-        "AWS4-HMAC-SHA256 Credential=AKIA/2026, Signed=h": "AWS4-HMAC-SHA256 Credential=***, Signed=h",
-        "proxy http://user:secret@proxy:3128/": "proxy http://***@proxy:3128/",
-    }.items():
-        assert redact(text) == hidden
-    for text in ("nothing to hide", "a signature of 3 files", "s3://bucket/key", "10:30@noon"):
-        assert redact(text) == text

@@ -6,16 +6,25 @@ import pytest
 
 from rsb_cluster.cli import main
 from rsb_cluster.config.catalog import bundled_dir, load_job, load_recipe
-from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
 from rsb_cluster.data.index import INDEX_NAME, build_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.errors import ConfigError, DataError, StorageError
+from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import find_data, make_missing, require
-from rsb_cluster.submission.plan import plan_runs
 from tests.unit.data.test_make import contents, some
 from tests.unit.data.test_part import put, tar_of
+
+
+def test_data_is_found_by_name_below_a_root(digits, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "digits").symlink_to(digits)
+    where = [find_data("digits", given, load_job("local")[0]).url for given in (str(digits), str(root))]
+    assert where == [str(digits), f"{root}/digits"]
+    missing = find_data("digits", str(tmp_path / "no"), load_job("local")[0])
+    assert not missing.is_found and "Looked for" in missing.problem
+
 
 TARS = {"train/own-0.tar": tar_of("a", "b"), "val/own-0.tar": tar_of("c")}
 
@@ -170,24 +179,30 @@ def test_shards_that_somebody_else_makes_meanwhile_are_not_taken_for_the_planned
     assert (folder / "data" / "digits" / "train" / INDEX_NAME).exists()
 
 
-def test_a_dry_run_says_what_will_be_made_and_needs_no_network(folder, monkeypatch):
-    names = Store.names
-
-    def unreachable(self, *path):
-        if "://" in self.url:
-            raise StorageError("no network")
-        return names(self, *path)
-
-    monkeypatch.setattr(Store, "names", unreachable)
-    points = expand(SweepFile(name="x", grid=(Grid(recipes=("digits",)),)), job="local")
-    (planned,), notes = plan_runs(points, "s3://bucket/runs", "", dry_run=True)
-    assert (planned.data.to_make, planned.run.run_id[-8:]) != ("", "-unknown")
-    assert planned.data.url == f"{folder}/data/digits"
-    assert notes == ["the runs could not be looked for: no network"]
-    assert list(folder.iterdir()) == []
-
-
 def test_a_recipe_that_makes_nothing_finds_nothing(folder):
     recipe = load_recipe("digits", assignments=["data.make="]).recipe
     source = found(folder, "", recipe.data.make)
     assert not source.is_found and source.problem.startswith("no shards of 'digits' were found. Looked for\n")
+
+
+def test_missing_data_names_what_was_looked_for(rsb):
+    where = f"{rsb.cwd}/data/imagenet-1k/train/index.npz"
+    said = rsb.error("submit", "--recipe", "a3", "--job", "local", code=1)
+    assert f"no shards of 'imagenet-1k' were found. Looked for\n  {where}\nSay where they are with --data" in said
+    said = rsb.error("submit", "--recipe", "a3", "--job", "local", "--data", "here", code=1)
+    assert f"Looked for\n  {rsb.cwd}/here/train/index.npz\n  {rsb.cwd}/here/imagenet-1k/train/index.npz\n" in said
+    assert list(rsb.cwd.iterdir()) == []
+
+
+def test_another_number_of_samples_is_refused_with_the_right_one(rsb, digits):
+    said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.train_samples=1400")
+    assert f"{digits}/train holds 1438 samples, the recipe says data.train_samples = 1400." in said
+    assert said.endswith("If this is the right data, add --set data.train_samples=1438.\n")
+    said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.num_classes=9")
+    assert "has a sample of class 9, the recipe says data.num_classes = 9. Use --set data.num_classes=10." in said
+
+
+def test_a_set_without_its_validation_part_is_named(rsb, digits):
+    shutil.copytree(digits / "train", rsb.cwd / "half" / "train")
+    said = rsb.error("submit", "--recipe", "fashion-mnist", "--job", "local", "--data", "half", code=1)
+    assert f"there is no {rsb.cwd}/half/val/index.npz" in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,17 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.submission import model_check
 from rsb_cluster.submission.model_check import check_models
+
+
+def test_a_model_that_timm_does_not_know_is_refused_with_the_nearest(rsb):
+    said = rsb.error("submit", "--recipe", "a1", "--job", "slurm", "--model", "resnet5", "--dry-run")
+    assert re.search(r"model.name = 'resnet5': timm has no such model. Did you mean 'resnet\w*'\?\n$", said)
+
+
+def test_a_model_that_takes_one_size_only_is_refused_with_what_to_do(rsb):
+    said = rsb.error("submit", "--recipe", "a3", "--job", "slurm", "--model", "deit_small_patch16_224", "--dry-run")
+    assert "model.name = 'deit_small_patch16_224' does not take images of 160 px" in said
+    assert "add --set model.kwargs.dynamic_img_size=true" in said
 
 
 def recipe_of(*assignments: str) -> Recipe:

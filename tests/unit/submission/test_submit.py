@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.backends import local, slurm
+from rsb_cluster.backends import local
 from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node.process import Process
-from rsb_cluster.node.task import Task
 from rsb_cluster.runs.sweep import Sweep, read_sweep
 from rsb_cluster.submission import submit
 from rsb_cluster.submission.plan import Plan, PlannedRun, make_arrays, plan_runs
 from tests.servers.daemons import poll
-from tests.unit.backends.test_slurm import load_job
+from tests.unit.bundled import load_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
@@ -156,15 +155,3 @@ def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, m
     subprocess.run(["bash", "-c", said.splitlines()[-1]], check=True)
     assert poll(lambda: local.look([lost])[0].state == "gone")
     assert local.look([noted])[0].state == "queued"
-
-
-def test_a_job_that_slurm_took_before_the_disk_was_full_is_looked_for(tmp_path, monkeypatch):
-    folder = tmp_path / "submissions"
-    (tmp_path / "bin").mkdir()
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.write_text(f"#!/bin/bash\nrm -r {folder}\necho Submitted batch job 7\n")
-    sbatch.chmod(0o755)
-    (tmp_path / "bin" / "srun").symlink_to(sbatch)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    with pytest.raises(SubmitError, match=r"Slurm may have taken the job all the same: .*'squeue --me --name=a1-x'"):
-        slurm.launch(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")

@@ -1,5 +1,7 @@
 """A training's state as files: bit for bit what it was, readable by others, and copied once."""
 
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,26 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rsb_cluster.errors import CheckpointError
+from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.checkpoint import Checkpoint, Saved
 from rsb_cluster.train.state import Progress, Staging, from_files, space_of
 from tests.equality import assert_bit_equal
+
+
+def test_nothing_is_unpickled_that_could_run(tmp_path: Path) -> None:
+    """A checkpoint whose checksums fit, by somebody who may write into the run's folder."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "owned",))
+
+    buffer = io.BytesIO()
+    torch.save({"weight": Evil()}, buffer)
+    files = {"progress.json": b"{}", "model.safetensors": buffer.getvalue()}
+    with pytest.raises(CheckpointError, match="the checkpoint of step 3 was not written by this version"):
+        from_files(checkpoint.Checkpoint(Saved(3, 1), files), torch.device("cpu"))
+    assert not (tmp_path / "owned").exists()
+
 
 CPU = torch.device("cpu")
 DTYPES = [

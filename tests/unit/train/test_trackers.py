@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rsb_cluster.config import catalog
-from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
-from rsb_cluster.errors import ConfigError
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.runs.run import Run
 from rsb_cluster.train.trackers import OPEN, Trackers
@@ -122,10 +118,3 @@ def test_a_tracker_that_fails_is_given_up_and_the_metrics_are_written(
     assert caplog.messages == ["mlflow is given up for this attempt: ConnectionError: no server"] * 2
     assert len(run.store.files("metrics")) == 2
     assert run.store.files("tensorboard")
-
-
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"name": "x", "backend": "local", "trackers": ["wandb"]}
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"wandb is not installed. Use pip install 'rsb-cluster\[wandb\]'"):
-        validate(Job, values, "job")

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.evaluation.record import Evaluation, Group
-from rsb_cluster.results.collect import Evaluated, Format, collect, render
+from rsb_cluster.evaluation.record import Evaluation
+from rsb_cluster.results.collect import Evaluated, collect, render
 from rsb_cluster.results.references.other_data import not_public, published_on
 from rsb_cluster.runs.run import InitialWeights, Run
-from tests.unit.results.collect.test_groups import A3_STEPS, a1, a_recipe, finished, make_run, same_as_golden
-
-SETS = {"imagenet-1k": 50_000, "imagenet-v2": 10_000, "cifar10": 10_000, "nct-crc-he": 7_180, "indl-zollner": 2_000}
-
-
-def an_evaluation(value: float, run: Run | None = None, data_set: str = "imagenet-1k", **fields: Any) -> Evaluation:
-    steps = run.recipe().total_steps if run else 0
-    metric = fields.pop("metric", "label_set_top1" if fields.get("labels") else "top1")
-    known = {
-        "weights": run.run_id if run else "resnet50.a1_in1k", "model": run.recipe().model.name if run else "resnet50",
-        "weights_digest": "abcdef0123", "run_id": run.run_id if run else "", "step": steps,
-        "procedure": "" if run else "A1",
-        "data": f"s3://data/{data_set}/val", "data_set": data_set, "part": "val", "data_digest": "d",
-        "resolution": 224, "crop": 0.95, "interpolation": "bicubic", "exact": False,
-        "metric": metric, "values": {metric: value}, "samples": SETS.get(data_set, 8_900),
-        "scored": SETS.get(data_set, 8_900), "finished": 1.76e9, "code": {"version": "0.1.0"},
-    }  # fmt: skip
-    return Evaluation.model_validate(known | fields)
+from tests.unit.results.collect.made import A3_STEPS, a1, a_recipe, an_evaluation, finished, make_run
 
 
 def lines_of(folder: Path, *evaluations: Evaluation, names: tuple[Run, ...] | None = None) -> tuple[Evaluated, ...]:
@@ -171,57 +150,6 @@ def test_only_what_is_named_and_what_can_be_read(tmp_path: Path) -> None:
     assert len(collected.evaluations) == 1
     assert "evaluations/x/y.json cannot be read" in collected.unreadable[0]
     assert "evaluations/x/y.json cannot be read" in render(collected, "md")
-
-
-FORMATS: dict[Format, str] = {"csv": "csv", "json": "json", "md": "md", "latex": "tex", "html": "html"}
-
-
-@pytest.fixture
-def collected(tmp_path: Path) -> Any:
-    runs = [finished(tmp_path, 80.2 + seed / 10, a1("resnet50"), seed=seed) for seed in range(2)]
-    for seed, run in enumerate(runs):
-        an_evaluation(85.6 + seed / 10, run, labels="real", scored=46_837).save(str(tmp_path))
-        an_evaluation(68.4, run, "imagenet-v2").save(str(tmp_path))
-    more: dict[str, Any] = {"values": {"recall": 90.0, "precision": 80.5, "top1": 85.0}, "bad": 1}
-    an_evaluation(90.0, runs[0], "indl-zollner", metric="recall", **more).save(str(tmp_path))
-    an_evaluation(80.38).save(str(tmp_path))
-    groups = {"Blur": Group(value=50.0, scored=2), "Clean": Group(value=70.0, scored=5)}
-    an_evaluation(
-        60.0, None, "vizwiz-classification", labels="vizwiz", groups=groups, weights="gn & <b>|", weights_digest="0"
-    ).save(str(tmp_path))
-    return collect(runs, weights_in=str(tmp_path))
-
-
-@pytest.mark.parametrize(("format_", "suffix"), FORMATS.items())
-def test_every_format_is_golden(collected: Any, tmp_path: Path, format_: Format, suffix: str) -> None:
-    same_as_golden(f"evaluations.{suffix}", render(collected, format_), tmp_path)
-
-
-def test_the_plain_table_is_golden(collected: Any, tmp_path: Path) -> None:
-    table = render(collected, "table", terminal=False)
-    same_as_golden("evaluations.txt", "\n".join(line.rstrip() for line in table.splitlines()) + "\n", tmp_path)
-
-
-def test_csv_has_a_line_for_each_evaluation(collected: Any) -> None:
-    rows = list(csv.DictReader(io.StringIO(render(collected, "csv"))))
-    found = [row for row in rows if row["state"] == "evaluated"]
-    assert len(found) == 7
-    zollner = next(row for row in found if row["data_set"] == "indl-zollner")
-    assert (zollner["metric"], zollner["value"], zollner["recipe"]) == ("recall", "90.0", "a1")
-    assert json.loads(render(collected, "json"))["evaluations"][0]["n"] == 2
-
-
-def test_a_different_result_of_the_same_evaluation_is_kept_beside(tmp_path: Path) -> None:
-    before, now = an_evaluation(80.1, finished=5.0), an_evaluation(80.2, finished=9.0)
-    assert before.save(str(tmp_path)) == ""
-    assert before.model_copy(update={"finished": 6.0}).save(str(tmp_path)) == ""
-    assert "80.1 before, 80.2 now" in now.save(str(tmp_path))
-    assert sorted(value for line in lines_of(tmp_path) for value in (line.mean,)) == [80.2]
-    assert len(list((tmp_path / "evaluations" / before.owner).iterdir())) == 2
-    others = [
-        an_evaluation(1.0, **change) for change in ({"crop": 0.9}, {"exact": True}, {"labels": "real"}, {"amp": "bf16"})
-    ]
-    assert len({one.name for one in (now, *others)}) == 5
 
 
 def test_a_recipe_of_ones_own_has_no_reference(tmp_path: Path) -> None:

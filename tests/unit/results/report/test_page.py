@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page
 
 from rsb_cluster.results.collect import collect
-from rsb_cluster.results.report import publish, report
-from rsb_cluster.results.report.history import thinned
+from rsb_cluster.results.report import report
 from rsb_cluster.runs.run import Run, list_folders
-from rsb_cluster.runs.sweep import Member, Sweep, write_sweep
 from tests.made_runs import make_runs
 
 EVIL = '</script><script>document.title = "owned"</script><img src=x onerror=document.title="owned"> & "quoted"'
@@ -87,39 +83,8 @@ def test_nothing_is_loaded_from_elsewhere(folder: Path) -> None:
     assert "</script><script>document" not in page
 
 
-@given(st.integers(0, 500), st.integers(2, 60))
-def test_a_thinned_curve_keeps_its_end_and_its_mean(number: int, points: int) -> None:
-    rows = [{"epoch": float(i), "loss": float(i % 7)} for i in range(number)]
-    epochs, losses = thinned(rows, "loss", points)
-    assert len(epochs) == len(losses) == min(number, points)
-    assert epochs == sorted(set(epochs))
-    if rows:
-        assert (epochs[-1], losses[-1]) == (rows[-1]["epoch"], rows[-1]["loss"])
-
-
-def test_a_loss_that_is_no_number_is_left_out() -> None:
-    rows = [{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": float("nan")}, {"epoch": 3.0}]
-    assert thinned(rows, "loss", 10) == ([1.0], [2.0])
-
-
 def test_a_page_of_no_runs_is_a_page(tmp_path: Path) -> None:
     assert "0 runs" in report(collect([]), title="nothing", output=tmp_path / "x.html")
-
-
-def test_results_are_put_next_to_their_sweep(tmp_path: Path) -> None:
-    runs = make_runs(tmp_path, 3, rows=5, endings=("finished",))
-    members = [Member(run_id=run.run_id, recipe="a1", model="m", seed=0) for run in runs[:2]]
-    members.append(Member(run_id="a1-m-s9-00000000", recipe="a1", model="m", seed=9))
-    write_sweep(str(tmp_path), Sweep(sweep_id="deep-1", file="", created=0.0, members=tuple(members)))
-    folder = publish(str(tmp_path), "deep")
-    assert folder.url == str(tmp_path / "sweeps" / "deep-1")
-    found = folder.read_json("collect.json")
-    assert sum(group["n"] for group in found["groups"]) == 2
-    assert [run["run_id"] for run in found["unfinished"]] == ["a1-m-s9-00000000"]
-    page = folder.read_bytes("report.html").decode()
-    assert f"../../{runs[0].run_id}/logs/0001-rank00000.log" in page
-    assert runs[2].run_id not in page
-    assert len(list_folders(str(tmp_path))) == 3, "a sweep's folder is no run"
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------

@@ -1,0 +1,14 @@
+"""Tables and reports do not go where something else lies."""
+
+
+def test_a_report_is_not_written_over_somebody_elses(rsb):
+    """Other tools write a report.html, too; one that the user names is replaced, as in every tool, but no folder."""
+    theirs = rsb.cwd / "report.html"
+    theirs.write_text("<html>tests passed</html>")
+    assert "report.html was not made by this command. Name another file with -o." in rsb.error("report")
+    assert theirs.read_text() == "<html>tests passed</html>"
+    rsb("report", "-o", "report.html")
+    rsb("report")
+    assert "rsb-cluster report" in theirs.read_text()
+    for command in ("report", "collect"):
+        assert f"cannot write {rsb.cwd}: Is a directory" in rsb.error(command, "-o", str(rsb.cwd))

@@ -1,0 +1,34 @@
+"""The table in a terminal: as reviewed, and as wide as there is room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.results.collect import collect, render
+from rsb_cluster.runs.run import Run
+from tests.unit.results.collect.made import same_as_golden
+
+
+def test_plain_table_is_golden(runs: list[Run], tmp_path: Path) -> None:
+    table = render(collect(runs), "table", terminal=False)
+    assert "\x1b" not in table
+    same_as_golden("collect.txt", "\n".join(line.rstrip() for line in table.splitlines()) + "\n", tmp_path)
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(
+    runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    text = render(collect(runs[:3]), "table", terminal=True)
+    assert "\x1b[32mreproduced" in text
+    heading = text.splitlines()[0]
+    assert "verdict" in heading
+    assert "attempts" not in heading
+    assert "attempts" in text.partition("Left out for want of width")[2]
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = render(collect(runs[:3]), "table", terminal=True)
+    assert "attempts" in wide.splitlines()[0]
+    assert "Left out" not in wide

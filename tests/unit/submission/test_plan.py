@@ -1,0 +1,166 @@
+"""What a submit asks for becomes the runs and job arrays that are meant; what is finished is not sent again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rsb_cluster.backends import slurm
+from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
+from rsb_cluster.errors import ConfigError, MissingError, StorageError
+from rsb_cluster.monitor import actions
+from rsb_cluster.runs.run import Attempt, Run
+from rsb_cluster.storage.store import Store
+from rsb_cluster.submission.plan import make_arrays, parse_seeds, plan_runs
+from tests.unit.bundled import load_job
+from tests.unit.fine_tuning import SHORT, from_, plan_short, write_weights
+from tests.unit.sweeps import file, finish, make, planned, planned_with_notes
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_seeds_are_one_or_counted():
+    assert parse_seeds(None, None) == (0,)
+    assert parse_seeds(3, None) == (3,)
+    assert parse_seeds(None, 3) == (0, 1, 2)
+    with pytest.raises(ConfigError, match="--seed names one seed, --seeds counts from 0; give one of them"):
+        parse_seeds(0, 3)
+
+
+def test_only_what_is_not_finished_is_sent_again(tmp_path, digits):
+    runs = planned(tmp_path, digits)
+    assert len({p.run.run_id for p in runs}) == 4 and [p.state for p in runs] == ["new"] * 4
+    assert {p.virtual_ranks for p in runs} == {4}
+    finish(make(runs[0]))
+    make(runs[3])
+    again = planned(tmp_path, digits)
+    assert [p.run.url for p in again] == [p.run.url for p in runs]
+    assert [p.state for p in again] == ["finished", "new", "new", "unfinished"]
+    assert [p.is_to_submit for p in again] == [False, True, True, True]
+    assert [p.virtual_ranks for p in again] == [2, 4, 4, 2], "a run that exists keeps its own"
+
+
+def test_runs_without_gpu_hours_left_are_not_sent(tmp_path, digits):
+    runs = planned(tmp_path, digits)
+    for planned_run in runs[:2]:
+        make(planned_run).write_attempt(
+            Attempt(number=1, job_id="1", world_size=4, hosts=(), started=0, ended=3600, start_step=0, end_step=9)
+        )
+    again, notes = planned_with_notes(tmp_path, digits, "max_gpu_hours=4")
+    assert [p.state for p in again] == ["over budget", "over budget", "new", "new"]
+    assert [p.is_to_submit for p in again] == [False, False, True, True]
+    one, other = [note for note in notes if "GPU-hours" in note]
+    assert one.startswith(f"{runs[0].run.run_id} has used 4.00 of the 4 ") and other != one
+    assert [p.state for p in planned(tmp_path, digits, "max_gpu_hours=4.1")][:2] == ["unfinished", "unfinished"]
+    for planned_run in runs[2:]:
+        finish(make(planned_run))
+    with pytest.raises(ConfigError, match="submit it again with a larger --max-gpu-hours"):
+        planned(tmp_path, digits, "max_gpu_hours=4")
+    refused = actions.retry([make(runs[0], load_job("local", "max_gpu_hours=4"))], failed_only=False).refused
+    assert "has used 4.00 of the 4 GPU-hours" in refused[runs[0].run.run_id]
+
+
+def test_a_set_is_looked_for_once(tmp_path, digits):
+    assert len({id(p.data) for p in planned(tmp_path, digits)}) == 1
+
+
+def test_other_resources_are_the_same_runs(tmp_path, digits):
+    one, other = planned(tmp_path, digits), planned(tmp_path, digits, "nodes=2", "slurm.partition=x")
+    assert [p.run.url for p in one] == [p.run.url for p in other]
+
+
+def test_missing_data_is_one_note_for_all(tmp_path):
+    points = expand(file(grid=[{"recipes": ["a1", "a2"], "seeds": 3}]), job="slurm")
+    runs, notes = plan_runs(points, str(tmp_path), "", dry_run=True)
+    assert len(runs) == 6 and {p.run.run_id[-8:] for p in runs} == {"-unknown"}
+    assert len(notes) == 1 and "no shards of 'imagenet-1k' were found" in notes[0]
+
+
+def some_runs(count: int, folder: str = "/runs") -> list[Run]:
+    return [Run.at(folder, f"r{i}") for i in range(count)]
+
+
+def test_runs_with_the_same_resources_are_one_array():
+    small, large = load_job("slurm", "nodes=1"), load_job("slurm", "nodes=4")
+    runs = some_runs(5)
+    arrays = make_arrays(
+        "/runs", list(zip(runs, [small, large, load_job("slurm", "nodes=1"), large, small], strict=True)), name="x-1"
+    )
+    assert [(array.job, array.runs) for array in arrays] == [
+        (small, (runs[0], runs[2], runs[4])),
+        (large, (runs[1], runs[3])),
+    ]
+    assert len({array.folder for array in arrays}) == 2
+    assert {array.folder.parent for array in arrays} == {Path("/runs/submissions")}
+    assert {array.name for array in arrays} == {"x-1"}
+    assert make_arrays("/runs", [], name="x") == ()
+
+
+def test_one_run_is_a_job_of_its_own_name():
+    (array,) = make_arrays("/runs", [(some_runs(1)[0], load_job("slurm"))], name="x")
+    assert array.name == "r0" and "#SBATCH --array" not in array.script
+
+
+def test_an_array_is_no_larger_than_slurm_takes(monkeypatch):
+    """Where no Slurm answers, its own default limit is taken; no test machine has a cluster by default."""
+    monkeypatch.setenv("SLURM_CONF", "/nonexistent")
+    assert slurm.max_runs() == 1001
+    runs = some_runs(2500)
+    arrays = make_arrays("/runs", [(run, load_job("slurm")) for run in runs], name="x")
+    assert [len(array.runs) for array in arrays] == [1001, 1001, 498]
+    assert [run for array in arrays for run in array.runs] == runs
+    (local,) = make_arrays("/runs", [(run, load_job("local")) for run in runs], name="x")
+    assert len(local.runs) == 2500
+
+
+def test_a_dry_run_says_what_will_be_made_and_needs_no_network(here, monkeypatch):
+    names = Store.names
+
+    def unreachable(self, *path):
+        if "://" in self.url:
+            raise StorageError("no network")
+        return names(self, *path)
+
+    monkeypatch.setattr(Store, "names", unreachable)
+    points = expand(SweepFile(name="x", grid=(Grid(recipes=("digits",)),)), job="local")
+    (planned,), notes = plan_runs(points, "s3://bucket/runs", "", dry_run=True)
+    assert (planned.data.to_make, planned.run.run_id[-8:]) != ("", "-unknown")
+    assert planned.data.url == f"{here}/data/digits"
+    assert notes == ["the runs could not be looked for: no network"]
+    assert list(here.iterdir()) == []
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_refused(rsb, digits):
+    (rsb.cwd / "file").write_text("precious")
+    said = rsb.error("submit", "--recipe", "digits", "--job", "local", "--data", str(digits), "--runs", "file", code=1)
+    assert f"cannot use {rsb.cwd}/file/probe-" in said and said.endswith("Choose another folder.\n")
+    assert [path.name for path in rsb.cwd.iterdir()] == ["file"]
+
+
+def test_the_same_weights_elsewhere_are_the_same_run_and_others_another(tmp_path: Path, digits: Path) -> None:
+    for name in ("one", "other"):
+        write_weights(tmp_path / f"{name}.safetensors")
+    shutil.copyfile(tmp_path / "one.safetensors", tmp_path / "copy.safetensors")
+    ids = {
+        name: plan_short("digits", digits, tmp_path / "runs", *SHORT, *how)[0].run.run_id
+        for name, how in {
+            "scratch": (),
+            **{name: (from_(tmp_path / f"{name}.safetensors"),) for name in ("one", "copy", "other")},
+            "new head": (from_(tmp_path / "one.safetensors"), "init.head=replace"),
+        }.items()
+    }
+    assert ids["one"] == ids["copy"]
+    assert len(set(ids.values())) == 4
+
+
+def test_a_dry_run_without_the_weights_says_so_and_goes_on(tmp_path: Path, digits: Path) -> None:
+    points = expand(
+        SweepFile(name="test", grid=(Grid(recipes=("digits",)),)), job="local", for_recipes=[from_(tmp_path / "no.pth")]
+    )
+    [one], notes = plan_runs(points, str(tmp_path), str(digits), dry_run=True)
+    assert one.run.run_id.endswith("-unknown") and one.init is None
+    assert any("there is nothing at" in note for note in notes)
+    with pytest.raises(MissingError):
+        plan_runs(points, str(tmp_path), str(digits), dry_run=False)

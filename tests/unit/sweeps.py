@@ -1,0 +1,39 @@
+"""Sweeps that are planned here, and what makes runs of them."""
+
+from pathlib import Path
+
+from rsb_cluster.config.job import Job
+from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.sweep_file import SweepFile, expand
+from rsb_cluster.runs.run import Run, Spec, Submission
+from rsb_cluster.submission.plan import plan_runs
+
+
+def file(**values: object) -> SweepFile:
+    return validate(SweepFile, {"name": "x"} | values, "x.toml")
+
+
+DIGITS = {"recipes": ["digits"], "models": ["resnet10t", "test_resnet"], "seeds": 2}
+
+
+def planned(runs: Path, digits: Path, *for_jobs: str):
+    return planned_with_notes(runs, digits, *for_jobs)[0]
+
+
+def planned_with_notes(runs: Path, digits: Path, *for_jobs: str):
+    points = expand(file(grid=[DIGITS]), job="slurm-cpu", for_jobs=for_jobs)
+    return plan_runs(points, str(runs), str(digits), dry_run=False)
+
+
+def make(one, job: Job | None = None) -> Run:
+    spec = Spec(run_id=one.run.run_id, seed=one.seed, virtual_ranks=2, data="", train_digest="", val_digest="")
+    one.run.create(one.recipe, spec)
+    if job:
+        one.run.add_submission(
+            Submission(backend="local", job_id="1", folder="/f", shape="", time=1, job=job.model_dump(mode="json"))
+        )
+    return one.run
+
+
+def finish(run: Run) -> None:
+    run.store.write_json("result.json", {"top1": 90, "attempts": 1, "epochs": 25, "steps": 550, "images_per_s": 9.5})

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.data.order import EpochOrder, permutation
-from tests.unit.data.test_order import index_of
+from tests.unit.tars import index_of
 
 SHARDS, CLASSES, BATCH = 1281, 1000, 2048
 STEPS = 40  # looked at, spread over the epoch

@@ -69,7 +69,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_shard_that_was_changed_after_indexing_ends_the_run(tmp_path: Path, kind: str) -> None:
-    """Each way in which a shard can differ is in tests/unit/test_reader.py."""
+    """Each way in which a shard can differ is in tests/unit/data/test_reader.py."""
     change, message = CHANGES[kind]
     data = tmp_path / "data"
     make_set(few_digits(), Store(data), shard_samples=20)

@@ -22,7 +22,8 @@ from tests.faults.lab import STEPS, AtStep, Lab, StopAfter
 CHOICES = {
     "optimizer": [(), ("optimizer.name=adamw", "optimizer.lr=1e-3"), ("optimizer.name=sgd", "optimizer.lr=0.05")],
     "average": [(), ("train.ema_decay=0.9",)],
-    "precision": [(), ("train.amp=fp16",), ("optimizer.clip_grad_norm=0.5",)],  # bf16 is in tests/unit/test_trainer.py
+    # bf16 is in tests/unit/train/test_trainer.py.
+    "precision": [(), ("train.amp=fp16",), ("optimizer.clip_grad_norm=0.5",)],
     "repeats": [(), ("augment.repeats=3",)],
     "noise": [(), ("model.drop_rate=0.2",)],
     "pixels": [(), ("augment.erase_prob=0.5", "augment.rand_augment=rand-m7-mstd0.5-inc1"), ("augment.cutmix=1.0",)],

@@ -12,7 +12,7 @@ import pytest
 from rsb_cluster.node import starts
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
-from tests.integration.test_slurm import DIGITS
+from tests.integration.jobs import DIGITS
 from tests.servers.daemons import GUARD_S
 from tests.servers.slurm import SlurmCluster
 

@@ -22,18 +22,12 @@ from rsb_cluster.results.references.other_data import not_public
 from rsb_cluster.storage.store import Store
 from tests.faults.lab import Lab
 from tests.unit import formats
-from tests.unit.train.validation.test_evaluator import evaluate
+from tests.unit.evaluating import evaluate
 
 SETS = {**formats.FORMATS, "indl-zollner": formats.indl, "parquet": formats.parquet}
 
 
-@pytest.fixture(autouse=True)
-def _hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision checks the hashes of some files; ours have others."""
-    for module in ("flowers102", "cifar"):
-        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *_: True)
-
-
+@pytest.mark.usefixtures("unchecked_hashes")
 @pytest.mark.parametrize("name", SETS)
 def test_from_the_files_of_a_data_set_to_a_line_of_collect(tmp_path: Path, name: str) -> None:
     root, data, runs = tmp_path / "in", tmp_path / "data" / name, tmp_path / "runs"

@@ -15,7 +15,7 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.unit import formats
-from tests.unit.data.test_make import some
+from tests.unit.samples import some
 
 pytestmark = pytest.mark.s3
 

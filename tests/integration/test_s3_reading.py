@@ -22,10 +22,10 @@ from rsb_cluster.storage import s3 as s3_module
 from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer
 from tests.command import ROOT
-from tests.servers.daemons import GUARD_S
+from tests.servers.daemons import GUARD_S, poll
 from tests.servers.proxy import Fault, FaultyProxy
-from tests.unit.data.test_reader import ODD, ahead_threads, image, wait_until
-from tests.unit.data.test_scan import FORMATS, pair, tar_of
+from tests.unit.tars import FORMATS, ODD, image, pair, tar_of
+from tests.unit.threads import threads_named
 
 pytestmark = pytest.mark.s3
 
@@ -311,12 +311,12 @@ def test_close_ends_threads_that_wait_for_the_network(data_set, proxy, kind, mon
     monkeypatch.setattr(s3_module, "FIRST_PAUSE_S", 120)
     proxy.break_next(*STUCK[kind])
     ahead = ReadAhead(ShardReader(store, index), iter([(0, np.arange(20)), (1, np.arange(20, 40))]), 2)
-    wait_until(lambda: len(proxy.gets()) == 2)
+    assert poll(lambda: len(proxy.gets()) == 2, interval=0.005)
     time.sleep(0.2)
     begun = time.monotonic()
     ahead.close()
     assert time.monotonic() - begun < 60, "it waits for none of these"
-    assert ahead_threads() == []
+    assert threads_named("read-ahead") == []
     proxy.faults.clear()
     read_all(data_set)
 
@@ -383,7 +383,7 @@ def test_a_node_goes_on_when_the_process_that_downloads_is_killed(data_set, prox
     proxy.break_next(Fault(cut=3_000_000, stall_s=60))
     with start(store, folder) as child:
         go(child)
-        wait_until(lambda: proxy.body_bytes >= 3_000_000)
+        assert poll(lambda: proxy.body_bytes >= 3_000_000, interval=0.005)
         time.sleep(0.1)
         assert [path.suffix for path in folder.iterdir() if path.suffix] == [".part"]
         child.send_signal(signal.SIGKILL)

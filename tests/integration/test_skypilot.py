@@ -11,7 +11,8 @@ import pytest
 
 from rsb_cluster.backends.skypilot.sky_task import sky_task
 from tests.command import ROOT
-from tests.unit.backends.skypilot.test_sky_task import CPU, TASKS, load_job, spec_of, task
+from tests.unit.bundled import load_job
+from tests.unit.sky_jobs import CPU, TASKS, spec_of, task
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,11 @@ from rsb_cluster.runs.metrics import read_rows
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import on_slurm
+from tests.integration.jobs import DIGITS
 from tests.servers.daemons import GUARD_S
 from tests.servers.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slurm
-
-DIGITS = (
-    "--recipe", "digits", "--model", "test_resnet", "--job", "slurm-cpu", "--set", "schedule.epochs=4",
-    "--set", "job.log_every_steps=1", "--set", "job.tasks_per_node=2",
-)  # fmt: skip
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Fixtures of the unit tests."""
 
+from __future__ import annotations
+
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +9,25 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.backends.skypilot import engine
+from rsb_cluster.data.labels import real_labels
 from rsb_cluster.data.make import make_set
+from rsb_cluster.data.sources import Source
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
+from tests.unit.formats import picture
 from tests.unit.sky_jobs import Engine
+
+
+@pytest.fixture(scope="session")
+def validation_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards like those of ImageNet's val: a thousand classes, twelve images of which the first has no ReaL label."""
+    folder = tmp_path_factory.mktemp("val")
+    keys = [f"n01/ILSVRC2012_val_{number:08d}" for number in range(1, 13)]
+    names = tuple(f"n{i:08d}" for i in range(1000))
+    read = lambda key: (key, picture(int(key[-2:]), px=40), "jpg", int(key[-2:]))  # noqa: E731
+    source = Source("val", names, keys, read, labels={"real": real_labels(keys)}, data_set="imagenet-1k")
+    make_set({"val": source}, Store(folder), shard_samples=5)
+    return folder
 
 
 @pytest.fixture

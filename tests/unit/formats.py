@@ -12,7 +12,7 @@ import json
 import pickle
 import random
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,13 @@ def class_folders(folder: Path, names: tuple[str, ...], per_class: int, *, seed:
         for label, name in enumerate(names)
         for i in range(per_class)
     }
+
+
+def folder_of(folder: Path, names: Iterable[str]) -> Path:
+    """A folder of PNGs with these names, whatever ending they have."""
+    for i, name in enumerate(names):
+        write(folder / name, picture(i, format="PNG"))
+    return folder
 
 
 def imagenet_folders(root: Path) -> Content:

@@ -8,7 +8,7 @@ import pytest
 from rsb_cluster.cli import main
 from rsb_cluster.data.datasets import known_data_sets
 from tests.unit import formats
-from tests.unit.data.test_make import contents
+from tests.unit.samples import contents
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from rsb_cluster.errors import DataError, MissingError
 from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer, TransferCancelled
 from tests.command import ROOT
-from tests.servers.daemons import GUARD_S
-from tests.unit.data.test_scan import pair, store_of, tar_of
+from tests.servers.daemons import GUARD_S, poll
+from tests.unit.tars import pair, store_of, tar_of
 
 MIB = 1 << 20
 
@@ -197,13 +197,6 @@ def streamed(log):
     return sum(map(int, log.read_text().split())) if log.exists() else 0
 
 
-def wait_until(condition, timeout=GUARD_S):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-
-
 def test_processes_and_threads_download_a_shard_once(store, folder, tmp_path):
     shard = put(store, "a.tar", b"good" * (MIB // 4))
     log = tmp_path / "log"
@@ -213,7 +206,7 @@ def test_processes_and_threads_download_a_shard_once(store, folder, tmp_path):
     for child in children:
         child.stdin.write("go\n")
         child.stdin.flush()
-    wait_until(lambda: streamed(log))
+    assert poll(lambda: streamed(log), interval=0.005)
     cache = ShardCache(folder, 1 << 30)
     contents = []
     threads = [threading.Thread(target=lambda: contents.append(content_of(cache, store, shard))) for _ in range(3)]
@@ -248,7 +241,7 @@ def test_another_takes_over_from_a_process_that_is_killed(store, folder, tmp_pat
     with start(store, folder, log, 30, shard) as child:
         child.stdin.write("go\n")
         child.stdin.flush()
-        wait_until(lambda: streamed(log))
+        assert poll(lambda: streamed(log), interval=0.005)
         cache = ShardCache(folder, 1 << 30)
         assert names(folder) == [f"{shard[1]}.part"], "it is being written"
         contents = []

@@ -1,8 +1,6 @@
 """Making shards: read back by webdataset, the same bytes each time, and never half a set taken for a whole one."""
 
-import io
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,52 +8,20 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from rsb_cluster.data.index import INDEX_NAME, load_index
 from rsb_cluster.data.labels import LabelFile
 from rsb_cluster.data.make import make_set, make_shards
 from rsb_cluster.data.part import source_of
 from rsb_cluster.data.recode import Recode
-from rsb_cluster.data.shard import _tar
-from rsb_cluster.data.sources import Source, open_set
+from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.digits import digits
-from rsb_cluster.data.verify import verify
 from rsb_cluster.errors import ConfigError, DataError, RsbError, StorageError
 from rsb_cluster.storage.store import Store
-from tests.unit.data.test_scan import image_slice
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Reads entries that are numbers; can be sent to another process."""
-
-    size: int
-    pause_s: float = 0.0
-    fails_at: int = -1
-
-    def __call__(self, i):
-        time.sleep(self.pause_s)
-        if i == self.fails_at:
-            raise DataError("killed")
-        return f"k{i:03d}", bytes([i % 256]) * (self.size + i), "jpg", i % 3
-
-
-def some(n=10, size=100, **how):
-    return Source(f"{n} samples", ("a", "b", "c"), range(n), Numbered(size, **how))
-
-
-def given(samples, **how):
-    """A source of the samples that are given."""
-    return Source("given", (), range(len(samples)), samples.__getitem__, **how)
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+from tests.servers.daemons import processes_with
+from tests.unit.samples import contents, some, source_with
+from tests.unit.tars import image_slice
 
 
 # webdataset leaves the files it reads to the garbage collector
@@ -63,7 +29,7 @@ def contents(folder):
 def test_webdataset_reads_what_was_made(tmp_path):
     import webdataset
 
-    source = given([*some(23), ("d/" * 60 + "long", b"long", "png", 2)])
+    source = source_with([*some(23), ("d/" * 60 + "long", b"long", "png", 2)])
     source = replace(source, classes=("a", "b", "c"))
     index = make_shards(source, Store(tmp_path), shard_samples=10)
     urls = [str(tmp_path / name) for name in index.shards]
@@ -79,17 +45,6 @@ def test_webdataset_reads_what_was_made(tmp_path):
     assert load_index(Store(tmp_path)).digest == index.digest
 
 
-def test_a_tar_is_the_one_that_webdataset_writes():
-    import webdataset
-
-    samples = [*some(9), ("d/" * 60 + "long", b"long", "png", 2), ("before", b"x", "bmp", 1)]
-    buffer = io.BytesIO()
-    with webdataset.TarWriter(buffer, encoder=False, mtime=0, user="rsb", group="rsb", compress=False) as writer:
-        for key, image, extension, label in samples:
-            writer.write({"__key__": key, extension: image, "cls": b"%d" % label})
-    assert _tar(samples) == buffer.getvalue()
-
-
 def test_two_makes_give_the_same_bytes_with_any_number_of_processes(tmp_path, monkeypatch):
     make_shards(some(), Store(tmp_path / "1"), shard_samples=4)
     now = time.time()
@@ -101,13 +56,6 @@ def test_two_makes_give_the_same_bytes_with_any_number_of_processes(tmp_path, mo
         os.umask(old)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert len(contents(tmp_path / "1")) == 3 + 3
-
-
-def test_shards_are_limited_in_bytes_and_hold_one_sample_at_least(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsb_cluster.data.part_plan._SHARD_BYTES", 3 * 1000)
-    assert make_shards(some(6, size=900), Store(tmp_path)).shard_start.tolist() == [0, 3, 6]
-    monkeypatch.setattr("rsb_cluster.data.part_plan._SHARD_BYTES", 1)
-    assert make_shards(some(3), Store(tmp_path / "small")).shard_start.tolist() == [0, 1, 2, 3]
 
 
 def test_progress_counts_samples(tmp_path):
@@ -159,7 +107,7 @@ KILLED = """
 import sys
 from rsb_cluster.data.make import make_shards
 from rsb_cluster.storage.store import Store
-from tests.unit.data.test_make import some
+from tests.unit.samples import some
 
 if __name__ == "__main__":
     make_shards(some(40, pause_s=0.05), Store(sys.argv[1]), shard_samples=2, workers=2)
@@ -183,23 +131,11 @@ def test_a_make_killed_between_any_two_shards_ends_in_the_same_bytes(tmp_path):
         assert process.wait() == -signal.SIGKILL
         assert len(seen) < 20 and not (folder / INDEX_NAME).exists()
     deadline = time.monotonic() + 60
-    while (left := processes_with(f"MADE={folder}")) and time.monotonic() < deadline:
+    while (left := processes_with([f"\0MADE={folder}\0"])) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
     make_shards(some(40), Store(folder), shard_samples=2)
     assert contents(folder) == contents(tmp_path / "whole")
-
-
-def processes_with(variable):
-    """The processes that have a variable in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if variable.encode() in path.read_bytes().split(b"\0"):
-                found.append(path.parent.name)
-        except OSError:  # it has just ended, or is not ours
-            continue
-    return found
 
 
 def test_a_worker_that_is_killed_ends_the_make_with_a_hint(tmp_path):
@@ -248,13 +184,13 @@ def test_overwriting_removes_the_index_before_all_else(tmp_path, monkeypatch):
 )
 def test_a_sample_that_could_not_be_found_again_is_refused(tmp_path, sample, message):
     with pytest.raises(RsbError, match=message):
-        make_shards(given([*some(3), sample]), Store(tmp_path), shard_samples=1)
+        make_shards(source_with([*some(3), sample]), Store(tmp_path), shard_samples=1)
     assert not (tmp_path / INDEX_NAME).exists()
 
 
 def test_no_samples_and_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no samples to write"):
-        make_shards(given([]), Store(tmp_path))
+        make_shards(source_with([]), Store(tmp_path))
     with pytest.raises(ConfigError, match="cannot be"):
         make_shards(some(), Store(tmp_path), shard_samples=0)
     for wrong in ({"max_side": 0}, {"max_side": 9, "quality": 101}):
@@ -285,57 +221,6 @@ def test_a_set_is_refused_before_any_part_is_written_and_gone_on_with_part_by_pa
     made = make_set(open_set("digits"), dest, progress=lambda *step: steps.append(step))
     assert {split: index.num_samples for split, index in made.items()} == {"train": 1438, "val": 359}
     assert steps == [(1359, 1797), (1797, 1797)]
-
-
-def test_blocks_are_read_together_and_classes_still_mixed():
-    source = given([(f"{i}", b"x", "jpg", i // 100) for i in range(30_000)], block_samples=(100,) * 300)
-    order = source.order()
-    assert sorted(order.tolist()) == list(range(30_000))
-    shards = order[:20_000].reshape(20, 1000) // 100
-    assert all(len(np.unique(blocks)) <= 128 for blocks in shards)  # a shard lies in one window, or in two
-    assert all(len(np.unique(blocks)) >= 60 for blocks in shards)
-    assert given([("a", b"", "jpg", 0)] * 5, block_samples=(2, 3)).order().tolist() != [0, 1, 2, 3, 4]
-
-
-def photo(width, height, mode="RGB", format="JPEG", **how):
-    noise = random.Random(width).randbytes(width * height * len(mode))
-    buffer = io.BytesIO()
-    Image.frombytes(mode, (width, height), noise).save(buffer, format, **how)
-    return buffer.getvalue()
-
-
-def test_larger_images_are_made_smaller_and_all_others_kept(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    images = {
-        "small": photo(64, 40),
-        "wide": photo(200, 100),
-        "tall": photo(90, 300, exif=exif),
-        "grey": photo(128, 128, "L"),
-        "cmyk": photo(100, 70, "CMYK"),
-        "png": photo(300, 3, "RGBA", "PNG"),
-    }
-    source = given(
-        [(key, content, "png" if key == "png" else "jpg", 0) for key, content in images.items()],
-    )
-    store = Store(tmp_path)
-    index = make_shards(source, store, recode=Recode(64, quality=90))
-    stored = {index.key(i): image_slice(store, index, i) for i in range(len(images))}
-    assert stored["small"] == images["small"]
-    opened = {key: Image.open(io.BytesIO(content)) for key, content in stored.items()}
-    assert {key: (image.format, image.mode, image.size) for key, image in opened.items() if key != "small"} == {
-        "wide": ("JPEG", "RGB", (64, 32)),
-        "tall": ("JPEG", "RGB", (19, 64)),
-        "grey": ("JPEG", "L", (64, 64)),
-        "cmyk": ("JPEG", "RGB", (64, 45)),
-        "png": ("JPEG", "RGB", (64, 1)),
-    }
-    expected = Image.open(io.BytesIO(images["grey"])).resize((64, 64), Image.Resampling.LANCZOS)
-    assert np.abs(np.asarray(opened["grey"], float) - np.asarray(expected, float)).mean() < 5
-    assert source_of(store)["max_side"] == 64
-    assert verify(store, decode=True).problems == []
-    with pytest.raises(DataError, match="the image 'bad' cannot be decoded"):
-        make_shards(given([("bad", b"text", "jpg", 0)]), Store(tmp_path / "bad"), recode=Recode(64))
 
 
 def test_labels_lie_beside_the_index_before_it_is_written(tmp_path, monkeypatch):

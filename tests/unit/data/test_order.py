@@ -8,32 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.data.order import EpochOrder, _pieces, permutation, seed_of
+from tests.unit.tars import index_of
 
 Ints = NDArray[np.int64]
-
-
-def index_of(sizes: list[int]) -> ShardIndex:
-    """An index of shards with so many samples each; nothing but the counts matters to the order."""
-    total = sum(sizes)
-    zeros = np.zeros(total, dtype=np.int64)
-    return ShardIndex(
-        shards=tuple(f"shard-{i:06d}.tar" for i in range(len(sizes))),
-        shard_bytes=np.ones(len(sizes), dtype=np.int64),
-        shard_sha256=("",) * len(sizes),
-        shard_start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        labels=zeros.astype(np.int32),
-        offsets=zeros,
-        stops=zeros,
-        image_offsets=zeros,
-        image_sizes=zeros,
-        classes=(),
-        num_classes=1,
-        digest="",
-        key_bytes=b"",
-        key_starts=np.zeros(total + 1, dtype=np.int64),
-    )
 
 
 GOLDEN = [[3, 18, 4], [6, 9, 7], [17, 16, 15], [10, 11, 2], [13, 14, 5], [12, 1, 8]]

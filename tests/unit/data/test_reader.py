@@ -1,12 +1,7 @@
-"""Images are the bytes that webdataset reads; what is not as indexed is named; blocks come ahead, in order, bounded."""
+"""Images are the bytes that webdataset reads; what is not as indexed is named."""
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 import uuid
 
 import numpy as np
@@ -14,52 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsb_cluster.data.ahead import ReadAhead
 from rsb_cluster.data.index import build_index, load_index
 from rsb_cluster.data.reader import MERGE_BYTES, ShardReader
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
-from rsb_cluster.errors import DataError, MissingError, StorageError
+from rsb_cluster.errors import DataError, MissingError
 from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer, TransferCancelled
-from tests.command import ROOT
-from tests.servers.daemons import GUARD_S
-from tests.unit.data.test_scan import FORMATS, pair, read_by_webdataset, store_of, tar_of
-
-
-def image(seed, size=None):
-    rng = np.random.default_rng(seed)
-    return rng.bytes(int(rng.integers(1, 3000)) if size is None else size)
-
-
-def samples_of(count, start=0, prefix="n01/n01_"):
-    return [member for i in range(start, start + count) for member in pair(f"{prefix}{i:04d}", image(i), i % 7)]
+from tests.unit.tars import FORMATS, ODD, image, pair, read_by_webdataset, samples_of, store_of, tar_of
 
 
 def everything(index):
     return np.arange(index.num_samples)
-
-
-SHELL = ("$(touch owned)", "a; rm -rf b", "`id`", "-rf", "a|b>c", "%s{0}", "a'b\"c", "*?[x]")
-ODD = {
-    "plain": samples_of(9),
-    "class first": [m for i in range(5) for m in reversed(pair(f"k{i}", image(i), i))],
-    "unsorted": [m for i in (3, 0, 4, 1, 2) for m in pair(f"k{i}", image(i), i)],
-    "long names": [m for i in range(4) for m in pair(f"{'folder/' * 20}{i}", image(i), i)],
-    "names around 100 bytes": [m for n in range(88, 104) for m in pair("k" * n + str(n), image(n), 1)],
-    "names of other scripts": [m for i in range(4) for m in pair(f"фото/ünï {i}😀", image(i), i)],
-    "names for a shell": [m for name in SHELL for m in pair(name, image(len(name)), 1)],
-    "several extensions": [
-        m
-        for i in range(4)
-        for m in (
-            (f"k{i}.cls", b"1"), (f"k{i}.json", b'{"label": 1}'), (f"k{i}.seg.png", image(9)), (f"k{i}.png", image(i)),
-            (f"k{i}.jpg", image(8)), (f"k{i}.txt", b"a caption"),
-        )
-    ],
-    "large neighbours": [
-        m for i in range(4) for m in (*pair(f"k{i}", image(i), i), (f"k{i}.npy", bytes(MERGE_BYTES * (1 + i % 2))))
-    ],
-}  # fmt: skip
 
 
 TOO_LONG_FOR_USTAR = "names around 100 bytes"
@@ -94,14 +54,6 @@ def test_a_tar_without_magic_is_read(tmp_path):
     expected = read_by_webdataset(store, index.shards)
     images = ShardReader(store, index).read(everything(index))
     assert list(images.values()) == [sample["jpg"] for sample in expected]
-
-
-@pytest.fixture(scope="module")
-def two_shards(tmp_path_factory):
-    store = store_of(tmp_path_factory.mktemp("two"), a=tar_of(samples_of(40)), b=tar_of(samples_of(30, 40)))
-    index = build_index(store)
-    expected = [sample["jpg"] for sample in read_by_webdataset(store, index.shards)]
-    return store, index, expected
 
 
 @given(st.lists(st.integers(0, 69), max_size=30))
@@ -187,6 +139,7 @@ def test_threads_share_a_reader(two_shards):
 
 # --- what is not as indexed -----------------------------------------------------------------------------------------
 
+
 AFTER = "was replaced or damaged after indexing: "
 NEXT = r"\. Run 'rsb-cluster shards verify' on its folder\."
 
@@ -259,199 +212,9 @@ def test_a_changed_byte_of_an_image_is_found_when_the_shard_is_read_whole(tmp_pa
         reader.read(np.arange(5))
 
 
-# --- read-ahead -----------------------------------------------------------------------------------------------------
-
-
-def blocks_of(index, size=10):
-    starts = range(0, index.num_samples, size)
-    return [(start // size, np.arange(start, min(start + size, index.num_samples))) for start in starts]
-
-
-def ahead_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
-
-
-def wait_until(condition, timeout=GUARD_S):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 20])
-@pytest.mark.parametrize("threads", [1, 4])
-def test_blocks_come_in_order_and_whole(two_shards, depth, threads):
-    store, index, expected = two_shards
-    reader = ShardReader(store, index)
-    with ReadAhead(reader, iter(blocks_of(index)), depth, threads) as ahead:
-        for key, samples in blocks_of(index):
-            images = ahead.get(key)
-            assert ahead.get(key) is images, "until it is released"
-            assert sorted(images) == samples.tolist()
-            assert all(images[n] == expected[n] for n in images)
-            ahead.release(key)
-        with pytest.raises(LookupError, match="block 7 was asked for, and there are no more"):
-            ahead.get(7)
-    assert ahead_threads() == []
-
-
-class Gate(ShardReader):
-    """A reader that notes what it reads and waits to be let through; its waiting can be cancelled."""
-
-    def __init__(self, store, index, errors=()):
-        super().__init__(store, index)
-        self.begun, self.open, self.errors = [], threading.Event(), dict(errors)
-
-    def read_piece(self, piece, transfer=None):
-        self.begun.append(piece.samples[0])
-        while not self.open.is_set():
-            transfer.sleep(0.01)
-        if piece.samples[0] in self.errors:
-            raise self.errors[piece.samples[0]]
-        return super().read_piece(piece, transfer)
-
-
-def test_no_more_than_the_depth_is_read_ahead(two_shards):
-    store, index, _ = two_shards
-    reader = Gate(store, index)
-    reader.open.set()
-    taken = []
-    blocks = (taken.append(block[0]) or block for block in blocks_of(index))
-    with ReadAhead(reader, blocks, 2, threads=4) as ahead:
-        for key in range(5):
-            wait_until(lambda key=key: len(taken) == key + 2)
-            time.sleep(0.03)
-            assert taken == list(range(key + 2))
-            ahead.get(key)
-
-
-def test_the_threads_share_the_pieces_of_a_block(two_shards):
-    store, index, expected = two_shards
-    reader = Gate(store, index)
-    with ReadAhead(reader, iter([("both", np.arange(70))]), 1, threads=2) as ahead:
-        wait_until(lambda: sorted(reader.begun) == [0, 40])
-        reader.open.set()
-        assert [bytes(v) for _, v in sorted(ahead.get("both").items())] == expected
-
-
-def test_a_block_out_of_turn_is_refused(two_shards):
-    store, index, _ = two_shards
-    with ReadAhead(ShardReader(store, index), iter(blocks_of(index)), 2) as ahead:
-        ahead.get(0)
-        with pytest.raises(LookupError, match="block 2 was asked for, and 1 is next"):
-            ahead.get(2)
-        ahead.release(0)
-        with pytest.raises(LookupError):
-            ahead.get(0)
-        ahead.get(1)
-    with pytest.raises(ValueError, match="0 blocks"):
-        ReadAhead(ShardReader(store, index), iter([]), 0)
-
-
-def test_an_error_surfaces_at_its_block_with_its_cause(two_shards):
-    store, index, _ = two_shards
-    error = StorageError("broken wire")
-    error.__cause__ = OSError("the cause")
-    reader = Gate(store, index, {20: error})
-    reader.open.set()
-    with ReadAhead(reader, iter(blocks_of(index)), 5) as ahead:
-        ahead.get(0)
-        ahead.get(1)
-        for _ in range(2):
-            with pytest.raises(StorageError, match="broken wire") as caught:
-                ahead.get(2)
-            assert caught.value is error and str(caught.value.__cause__) == "the cause"
-        ahead.get(3)
-
-
-def test_an_error_of_the_iterator_surfaces_after_its_blocks(two_shards):
-    store, index, _ = two_shards
-
-    def blocks():
-        yield from blocks_of(index)[:2]
-        raise ZeroDivisionError("in the order")
-
-    with ReadAhead(ShardReader(store, index), blocks(), 5) as ahead:
-        ahead.get(0)
-        ahead.get(1)
-        with pytest.raises(ZeroDivisionError, match="in the order"):
-            ahead.get(2)
-
-
-def test_close_ends_threads_and_a_waiting_get(two_shards):
-    store, index, _ = two_shards
-    reader = Gate(store, index)
-    ahead = ReadAhead(reader, iter(blocks_of(index)), 3)
-    said = []
-
-    def wait():
-        try:
-            ahead.get(0)
-        except RuntimeError as error:
-            said.append(str(error))
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    wait_until(lambda: reader.begun)
-    ahead.close()  # while the reader stands still
-    waiting.join(GUARD_S)
-    assert said == ["the read-ahead is closed"]
-    assert ahead_threads() == []
-    with pytest.raises(RuntimeError, match="closed"):
-        ahead.get(0)
-    ahead.close()
-
-
 def test_a_cancelled_transfer_reads_no_more(two_shards):
     store, index, _ = two_shards
     transfer = Transfer()
     transfer.cancel()
     with pytest.raises(TransferCancelled):
         ShardReader(store, index).read(np.arange(3), transfer)
-
-
-STUCK = """
-import signal, sys, threading, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
-import numpy as np
-from rsb_cluster.data.ahead import ReadAhead
-from rsb_cluster.data.index import load_index
-from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.storage.store import Store
-class Stuck(ShardReader):
-    def read_piece(self, piece, transfer=None):
-        print("up", flush=True)
-        time.sleep(60)
-store = Store(sys.argv[1])
-index = load_index(store)
-ahead = ReadAhead(Stuck(store, index), iter([(0, np.arange(3))]), 1)
-if sys.argv[2] == "get":
-    try:
-        ahead.get(0)
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
-while sys.argv[2] == "end" and not sys.stdin.readline():
-    pass
-"""
-
-
-@pytest.mark.parametrize("how", ["get", "end"])
-def test_a_stuck_thread_holds_up_neither_ctrl_c_nor_the_end(two_shards, how):
-    store, _, _ = two_shards
-    argv = [sys.executable, "-c", STUCK, store.url, how]
-    with subprocess.Popen(
-        argv, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    ) as child:  # fmt: skip
-        try:
-            assert child.stdout.readline() == "up\n"
-            time.sleep(0.1)
-            if how == "get":
-                child.send_signal(signal.SIGINT)
-                out, err = child.communicate(timeout=GUARD_S)
-                assert out == "interrupted\n"
-            else:
-                out, err = child.communicate("go\n", timeout=GUARD_S)
-            assert (child.returncode, err) == (0, "")
-        finally:
-            child.kill()

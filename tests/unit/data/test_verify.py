@@ -15,7 +15,7 @@ from rsb_cluster.data.sources.source import as_png
 from rsb_cluster.data.verify import Stats, shared_images, stats, verify
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
-from tests.unit.data.test_scan import pair, tar_of
+from tests.unit.tars import pair, tar_of
 
 
 def images(n=9):

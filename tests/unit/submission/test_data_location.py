@@ -12,8 +12,8 @@ from rsb_cluster.data.sources import open_set
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import find_data, make_missing, require
-from tests.unit.data.test_make import contents, some
-from tests.unit.data.test_part import put, tar_of
+from tests.unit.samples import contents, put, some
+from tests.unit.tars import pair, tar_of
 
 
 def test_data_is_found_by_name_below_a_root(digits, tmp_path):
@@ -26,7 +26,10 @@ def test_data_is_found_by_name_below_a_root(digits, tmp_path):
     assert not missing.is_found and "Looked for" in missing.problem
 
 
-TARS = {"train/own-0.tar": tar_of("a", "b"), "val/own-0.tar": tar_of("c")}
+TARS = {
+    "train/own-0.tar": tar_of(pair("a", b"image", 0) + pair("b", b"image", 0)),
+    "val/own-0.tar": tar_of(pair("c", b"image", 0)),
+}
 
 
 @pytest.fixture

@@ -59,9 +59,6 @@ def test_fine_tuning_beats_training_from_scratch_at_equal_steps(tmp_path: Path, 
     assert min(with_) > max(without) + 5, (with_, without)
 
 
-# --- what a run starts from -----------------------------------------------------------------------------------------
-
-
 def test_an_attempt_from_step_0_starts_from_the_copy_of_the_weights(tmp_path: Path, digits: Path) -> None:
     """Although the source is gone; and what is new is the same, too: the classifier."""
     source = tmp_path / "w.safetensors"

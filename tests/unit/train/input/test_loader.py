@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,13 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from rsb_cluster.config.catalog import load_recipe
-from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.data.index import ShardIndex, build_index, load_index
+from rsb_cluster.data.index import build_index
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
@@ -31,35 +26,10 @@ from rsb_cluster.train.augment import TrainTransform
 from rsb_cluster.train.input.loader import AHEAD, Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.input.pixels.decode import Source
 from rsb_cluster.train.input.pixels.transforms import FastTrain
-from rsb_cluster.train.input.streams import Encoded, EvalStream, TrainStream
-from tests.unit.data.test_scan import pair, tar_of
-
-STEPS = 22  # of an epoch of the digits: 1,438 // 64
-
-
-def recipe_of(*assignments: str) -> Recipe:
-    return load_recipe("digits", assignments=["data.shuffle_samples=100", *assignments]).recipe
-
-
-class Part:
-    """What one process of a run sees of the digits."""
-
-    def __init__(
-        self, data: Path, recipe: Recipe, mine: tuple[int, ...] = (0, 1, 2, 3), virtual_ranks: int = 4
-    ) -> None:
-        self.index: ShardIndex = load_index(Store(data / "train"))
-        self.reader = ShardReader(Store(data / "train"), self.index)
-        self.recipe, self.mine, self.virtual_ranks = recipe, mine, virtual_ranks
-
-    def stream(self, start: int = 0, stop: int = STEPS) -> TrainStream:
-        return TrainStream(
-            self.reader, self.recipe, self.index, seed=0, virtual_ranks=self.virtual_ranks, mine=self.mine,
-            start_step=start, stop_step=stop,
-        )  # fmt: skip
-
-    def batches(self, threads: int, start: int = 0, stop: int = STEPS) -> ThreadedBatches:
-        side = self.recipe.augment.resolution
-        return ThreadedBatches(self.stream(start, stop), FastTrain(self.recipe), side=side, threads=threads, pin=False)
+from rsb_cluster.train.input.streams import Encoded
+from tests.unit.tars import pair, tar_of
+from tests.unit.threads import threads_named
+from tests.unit.train.input.part import Part, assert_same, recipe_of
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +50,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same(one: Batch, other: Batch) -> None:
-    for name in ("images", "labels", "samples", "good"):
-        assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert one.bad == other.bad
-
-
-def loader_threads() -> set[str]:
-    names = ("feeder", "decoder", "read-ahead")
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith(names)}
+def loader_threads() -> list[str]:
+    return threads_named("feeder", "decoder", "read-ahead")
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -99,7 +62,7 @@ def test_the_number_of_threads_does_not_change_a_batch(digits: Path, repeats: in
     for threads in (1, 3):
         for one, other in zip(inline, Part(digits, recipe).batches(threads, 3, 9), strict=True):
             assert_same(one, other)
-    assert loader_threads() == set()
+    assert loader_threads() == []
 
 
 def test_copies_that_share_a_decode_are_those_that_do_not(photographs: Path) -> None:
@@ -206,51 +169,6 @@ def test_any_processes_threads_and_stops_train_on_the_same_batches(tmp_path: Pat
             assert_same(straight[at], drawn_again)
 
 
-def test_the_processes_of_a_run_share_its_samples(digits: Path) -> None:
-    """Two processes of two virtual ranks each draw together what one process of four draws."""
-    recipe = recipe_of()
-    whole = [batch.samples.tolist() for batch in Part(digits, recipe).batches(0, 5, 8)]
-    halves = [iter(Part(digits, recipe, mine).batches(0, 5, 8)) for mine in ((0, 1), (2, 3))]
-    together: list[list[int]] = []
-    for _ in range(3):
-        for half in halves:
-            together += [next(half).samples.tolist() for _ in range(2)]
-    assert together == whole
-
-
-def test_a_resume_reads_only_what_is_still_to_come_and_its_own_block(digits: Path) -> None:
-    recipe, stop = recipe_of(), STEPS
-    straight = Part(digits, recipe)
-    everything = list(straight.batches(0, 0, stop))
-    late = Part(digits, recipe)
-    resumed = list(late.batches(0, stop - 4, stop))
-    for one, other in zip(everything[-16:], resumed, strict=True):
-        assert_same(one, other)
-    block_bytes = straight.reader.bytes_used / sum(len(b.samples) for b in everything) * 100
-    still_to_come = 4 * 64 / (stop * 64) * straight.reader.bytes_used
-    assert late.reader.bytes_used <= 1.1 * (still_to_come + 4 * block_bytes)  # four streams, a block each
-
-
-def test_without_repeats_hardly_more_is_read_than_used(digits: Path) -> None:
-    for mine in ((0, 1, 2, 3), (0,), (3,)):
-        part = Part(digits, recipe_of(), mine)
-        for _ in part.batches(0):
-            pass
-        sizes = part.index.image_sizes.sum() / (part.index.stops - part.index.offsets).sum()
-        assert part.reader.bytes_used / part.reader.bytes_read > sizes * 0.9  # the rest is tar headers and labels
-
-
-def test_with_repeats_each_process_reads_the_images_of_its_group(digits: Path) -> None:
-    """Bytes read over bytes of distinct images: as many as processes share the group, here of four virtual ranks."""
-    for mine, times in (((0, 1, 2, 3), 1), ((0, 1), 2), ((0,), 4)):
-        part = Part(digits, recipe_of("augment.repeats=3"), mine)
-        for _ in part.batches(0):
-            pass
-        member = float((part.index.stops - part.index.offsets).mean())
-        distinct = STEPS * 64 / 3 * member * len(mine) / 4
-        assert part.reader.bytes_read / distinct == pytest.approx(times, rel=0.1)
-
-
 def test_a_slow_step_leaves_the_loader_waiting(digits: Path) -> None:
     """However long a step takes, no more batches are begun than ``AHEAD`` says."""
     part = Part(digits, recipe_of())
@@ -271,39 +189,12 @@ def test_a_slow_step_leaves_the_loader_waiting(digits: Path) -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_webdataset_reads_the_same_keys_and_bytes(digits: Path) -> None:
-    part = Part(digits, recipe_of())
-    theirs: dict[str, bytes] = {}
-    for shard in part.index.shards:
-        # Not webdataset.WebDataset, which leaves its files open.
-        with (digits / "train" / shard).open("rb") as file:
-            members = ({**member, "__url__": shard} for member in tar_file_iterator(file))
-            theirs |= {sample["__key__"]: sample["png"] for sample in group_by_keys(members)}
-    ours = {s.key: bytes(s.image) for samples in itertools.chain.from_iterable(part.stream()) for s in samples}
-    assert len(ours) == STEPS * 64
-    assert all(theirs[key] == image for key, image in ours.items())
-
-
-def test_evaluation_deals_each_image_once(digits: Path) -> None:
-    index = load_index(Store(digits / "val"))
-    for world_size in (1, 2, 3, 4, 7):
-        streams = [
-            EvalStream(ShardReader(Store(digits / "val"), index), index, rank=r, world_size=world_size, batch=20)
-            for r in range(world_size)
-        ]
-        dealt = [list(itertools.chain.from_iterable(stream)) for stream in streams]
-        numbers = [s.number for batches in dealt for samples in batches for s in samples]
-        assert numbers == list(range(index.num_samples))
-        assert max(len(batches) for batches in dealt) == streams[0].rounds
-        assert all(s.label == index.labels[s.number] for batches in dealt for samples in batches for s in samples)
-
-
 def test_threads_end_with_a_loader_that_is_left_early(digits: Path) -> None:
     source = iter(Part(digits, recipe_of()).batches(2))
     next(source)
     assert loader_threads()
     source.close()  # type: ignore[attr-defined]
-    assert loader_threads() == set()
+    assert loader_threads() == []
 
 
 def test_an_error_while_decoding_names_the_sample(digits: Path) -> None:
@@ -317,7 +208,7 @@ def test_an_error_while_decoding_names_the_sample(digits: Path) -> None:
         with pytest.raises(RuntimeError, match=r"decoding sample '.+' failed: ZeroDivisionError") as caught:
             next(iter(batches))
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert loader_threads() == set()
+    assert loader_threads() == []
 
 
 def test_an_error_while_reading_surfaces_at_its_place(tmp_path: Path) -> None:
@@ -332,7 +223,7 @@ def test_an_error_while_reading_surfaces_at_its_place(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="shards verify"):
             for _ in part.batches(threads, 0, 6):
                 pass
-    assert loader_threads() == set()
+    assert loader_threads() == []
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""evaluate: any weights on any shards, each image once, by the right labels; and what does not fit is refused."""
+"""evaluate: any weights on any shards, each image once, by the right labels, as timm does; and what does not fit is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +8,32 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import create_dataset, create_loader, resolve_data_config
 
-from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.data.index import load_index
-from rsb_cluster.data.labels import LabelFile, real_labels, write_labels
+from rsb_cluster.data.labels import LabelFile, write_labels
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.sources import Source
+from rsb_cluster.data.sources import Source, open_set
 from rsb_cluster.errors import ConfigError, DataError
-from rsb_cluster.evaluation.record import Evaluation, Request, read_evaluations
-from rsb_cluster.evaluation.target import open_target
-from rsb_cluster.node.ranks import Ranks
+from rsb_cluster.evaluation.record import Evaluation, read_evaluations
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.distributed import Group
-from rsb_cluster.train.validation.evaluator import evaluate_sources
 from tests.faults.lab import few_digits
+from tests.unit.evaluating import evaluate
 from tests.unit.formats import picture
-
-
-def evaluate(folder: Path, *sources: str | Path, data: str | Path, **asked: Any) -> list[Evaluation]:
-    """Evaluate in this process."""
-    torch.set_num_threads(1)
-    request = Request(sources=tuple(map(str, sources)), runs=str(folder), data=str(data), **asked)
-    group = Group(Ranks(0, 0, 1, "test", 0, 1), Store(folder), wait_s=10, collective_s=10)
-    try:
-        return list(evaluate_sources(request, group))
-    finally:
-        group.close()
 
 
 def rows_in(file: Path) -> list[dict[str, str]]:
@@ -62,18 +54,6 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         torch.manual_seed(classes)
         safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=classes).state_dict(), file)
     return files
-
-
-@pytest.fixture(scope="module")
-def validation_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards like those of ImageNet's val: a thousand classes, twelve images of which the first has no ReaL label."""
-    folder = tmp_path_factory.mktemp("val")
-    keys = [f"n01/ILSVRC2012_val_{number:08d}" for number in range(1, 13)]
-    names = tuple(f"n{i:08d}" for i in range(1000))
-    read = lambda key: (key, picture(int(key[-2:]), px=40), "jpg", int(key[-2:]))  # noqa: E731
-    source = Source("val", names, keys, read, labels={"real": real_labels(keys)}, data_set="imagenet-1k")
-    make_set({"val": source}, Store(folder), shard_samples=5)
-    return folder
 
 
 def test_a_run_has_the_numbers_of_its_own_evaluation(tmp_path: Path, trained: Run) -> None:
@@ -143,32 +123,6 @@ def test_predictions_are_among_the_classes_that_an_answer_may_be(tmp_path: Path,
     assert (unknown.values, unknown.value, unknown.scored) == ({}, None, 0)
 
 
-def test_the_data_set_says_the_metrics(tmp_path: Path, validation_images: Path) -> None:
-    metrics = {}
-    for name, known in known_data_sets().items():
-        folder = tmp_path / name
-        entries = list(range(2 * known.classes if known.classes < 20 else 3))
-        read = lambda i, k=known.classes: (f"{i}", b"x", "jpg", i % k)  # noqa: E731
-        labels = {"vizwiz": LabelFile(about="", labels={str(i): (i,) for i in entries})} if "vizwiz" in name else {}
-        names = tuple(f"c{i}" for i in range(known.classes))
-        source = Source("", names, entries, read, labels=labels, data_set=name)
-        make_set({"val": source}, Store(folder))
-        metrics[name] = open_target(Request(sources=(), runs="", data=str(folder))).metrics
-    assert metrics["imagenet-1k"] == metrics["imagenet-v2"] == metrics["stanford-cars"] == ("top1", "top5")
-    assert metrics["flowers102"] == ("top1", "mean_per_class", "top5")
-    assert metrics["nct-crc-he"] == ("top1", "macro_f1", "macro_precision", "macro_specificity", "top5")
-    assert metrics["indl-zollner"] == ("recall", "precision", "top1")
-    assert metrics["vizwiz-classification"] == ("label_set_top1",)
-    chosen = Request(sources=(), runs="", data=str(tmp_path / "flowers102"), metric="mean_per_class")
-    assert open_target(chosen).metrics[0] == "mean_per_class"
-    for asked, message in (
-        ({"data": tmp_path / "flowers102", "metric": "recall"}, "'recall' is for two classes"),
-        ({"data": validation_images, "labels": "real", "metric": "top5"}, "--metric top5 is for one right class"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            open_target(Request(sources=(), runs="", **{key: str(value) for key, value in asked.items()}))
-
-
 def test_classes_that_are_not_those_of_the_data_are_refused(
     tmp_path: Path, trained: Run, random_weights: dict[int, Path]
 ) -> None:
@@ -178,17 +132,6 @@ def test_classes_that_are_not_those_of_the_data_are_refused(
     make_set({"val": swapped}, Store(tmp_path / "swapped"))
     with pytest.raises(ConfigError, match=r"class 0 is '0' for digits-test_resnet-.* and '1' in .*swapped"):
         evaluate(tmp_path, trained.url, data=tmp_path / "swapped")
-
-
-def test_what_is_not_there_is_named(tmp_path: Path, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RSB_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"no shards with an index(.|\n)*digts/val/index(.|\n)*Did you mean 'digits'"):
-        open_target(Request(sources=(), runs="", data="digts"))
-    with pytest.raises(DataError, match=r"there are no labels 'real'.*rsb-cluster shards labels real"):
-        open_target(Request(sources=(), runs="", data=data_of(trained), labels="real"))
-    whole, part = (open_target(Request(sources=(), runs="", data=data_of(trained) + end)) for end in ("", "/train"))
-    assert (whole.part, part.part, whole.name, part.name) == ("val", "train", "digits", "digits")
-    assert whole.index.num_samples == 32
 
 
 def test_an_image_that_cannot_be_decoded_is_wrong_and_counted(tmp_path: Path, random_weights: dict[int, Path]) -> None:
@@ -245,3 +188,89 @@ def test_counts_and_predictions_are_those_of_one_process(tmp_path: Path, trained
     assert all((one.values, one.scored) == (found[0].values, 32) for one in found)
     texts = {(tmp_path / f"{world}.csv").read_text() for world in (1, 2, 4)}
     assert len(texts) == 1
+
+
+# --- agreement with timm ----------------------------------------------------------------------------------------------
+
+MODELS = ("resnet10t", "deit_tiny_patch16_224", "mobilenetv3_small_050")
+IMAGES, CLASSES = 32, 16  # all five best of 16 are compared: another crop or interpolation changes some
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts of two photographs in odd sizes, in the formats and modes that image folders have."""
+    folder = tmp_path_factory.mktemp("photographs")
+    draw = np.random.default_rng(0)
+    scenes = [Image.fromarray(image) for image in load_sample_images().images]
+    for i in range(IMAGES):
+        width, height = (int(side) for side in draw.integers(60, 420, 2))
+        left, top = int(draw.integers(0, 640 - width)), int(draw.integers(0, 427 - min(height, 400)))
+        part = scenes[i % 2].crop((left, top, left + width, top + min(height, 400))).rotate(90 * (i % 4), expand=True)
+        file = folder / "val" / f"class{i % CLASSES:02d}" / f"image{i:02d}.{'png' if i % 8 == 7 else 'jpg'}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.convert({3: "L", 5: "CMYK", 7: "P"}.get(i % 8, "RGB")).save(file)
+    shutil.copytree(folder / "val", folder / "train")  # an image folder has both
+    make_set(open_set(str(folder), split="val"), Store(folder / "shards"), shard_samples=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random weights. BatchNorm's statistics are those of photographs, or all images would be of one class."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("weights")
+    scenes = torch.stack([torch.from_numpy(image.copy()) for image in load_sample_images().images])
+    seen = (scenes[:, :416].permute(0, 3, 1, 2).float() / 255 - 0.45) / 0.225
+    crops = torch.cat([seen[:, :, top : top + 208, left : left + 208] for top in (0, 208) for left in (0, 208, 416)])
+    files = {}
+    for name in MODELS:
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=CLASSES)
+        torch.nn.init.normal_(model.get_classifier().weight, std=0.5)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.train().momentum = None  # the mean of all batches
+        if "deit" not in name:
+            with torch.no_grad():
+                model(crops)
+        files[name] = folder / f"{name}.safetensors"
+        safetensors.torch.save_file(model.state_dict(), files[name])
+    return files
+
+
+def by_timm(name: str, file: Path, images: Path, px: int) -> dict[str, list[int]]:
+    """What timm's validate.py does: the classes by logit, best first, by the name of the file."""
+    fixed = {"img_size": px} if "deit" in name else {}
+    overlay = {"file": str(file), "num_classes": CLASSES}
+    model = timm.create_model(
+        name, pretrained=True, num_classes=CLASSES, pretrained_cfg_overlay=overlay, **fixed
+    ).eval()
+    config = resolve_data_config({"img_size": px}, model=model)
+    dataset = create_dataset("", root=str(images / "val"))
+    loader = create_loader(
+        dataset, input_size=config["input_size"], batch_size=7, num_workers=0, device=torch.device("cpu"),
+        interpolation=config["interpolation"], mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
+    )  # fmt: skip
+    with torch.inference_mode():
+        best = torch.cat([model(batch).topk(5).indices for batch, _ in loader])
+    return {Path(dataset.filename(i)).stem: best[i].tolist() for i in range(len(dataset))}
+
+
+# timm's ImageDataset leaves files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("px", [160, 224])
+@pytest.mark.parametrize("name", MODELS)
+def test_predictions_are_timms_image_by_image(
+    tmp_path: Path, photographs: Path, weights: dict[str, Path], name: str, px: int
+) -> None:
+    file = tmp_path / "predictions.csv"
+    asked: dict[str, Any] = {"model": name, "resolution": px, "exact": True, "batch_size": 9, "predictions": str(file)}
+    (found,) = evaluate(tmp_path, weights[name], data=photographs / "shards", **asked)
+    rows = {row["key"].rpartition("/")[2]: row for row in rows_in(file)}
+    ours = {key: [int(number) for number in row["predictions"].split()] for key, row in rows.items()}
+    theirs = by_timm(name, weights[name], photographs, px)
+    assert ours == theirs
+    assert len(ours) == IMAGES
+    assert len({best[0] for best in ours.values()}) > 3, "weights that say the same of all images prove nothing"
+    right = sum(best[0] == int(rows[key]["labels"]) for key, best in theirs.items())
+    assert found.values["top1"] == pytest.approx(100 * right / IMAGES)

@@ -1,0 +1,6 @@
+"""What the tests of a real Slurm submit."""
+
+DIGITS = (
+    "--recipe", "digits", "--model", "test_resnet", "--job", "slurm-cpu", "--set", "schedule.epochs=4",
+    "--set", "job.log_every_steps=1", "--set", "job.tasks_per_node=2",
+)  # fmt: skip

@@ -6,6 +6,7 @@
         MissingError                  ... because nothing is there
         AccessError                   ... because we may not, or not any more
       CheckpointError                 missing, damaged, or of another run
+      NewerVersionError               a file of ours says what this version does not know
       DataError                       shards missing, changed, too few, or too many bad samples
       ConfigError            exit 2   the user's file or flag is wrong
 
@@ -40,6 +41,10 @@ class AccessError(StorageError):
 
 class CheckpointError(RsbError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class NewerVersionError(RsbError):
+    """A file was written by a newer version of this package; ``config.schema`` says what tells."""
 
 
 class DataError(RsbError):

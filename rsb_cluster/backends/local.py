@@ -17,7 +17,7 @@ from rsb_cluster.backends.base import Seen, State, read_rank_file, submitted
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
-from rsb_cluster.node.process import Process
+from rsb_cluster.node.processes import Process
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
 

@@ -9,7 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,8 +19,9 @@ from rsb_cluster.backends import slurm
 from rsb_cluster.backends.skypilot import engine, wheel
 from rsb_cluster.config import catalog
 from rsb_cluster.config.job import Job
+from rsb_cluster.config.schema import Override
 from rsb_cluster.errors import RsbError, StorageError
-from rsb_cluster.runs.run import default_runs
+from rsb_cluster.runs.lookup import default_runs
 from rsb_cluster.storage.s3 import endpoint_url
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import find_data
@@ -52,19 +53,19 @@ class Finding:
         return not self.advice
 
 
-def examine(job_name: str, *, assignments: tuple[str, ...] = (), runs: str = "", data: str = "") -> Iterator[Finding]:
+def examine(job_name: str, *, overrides: Sequence[Override] = (), runs: str = "", data: str = "") -> Iterator[Finding]:
     """Yield what is found of a job, one check after the other; one that fails does not end the others.
 
     Args:
         job_name: Name or path; empty: what ``submit`` takes.
-        assignments: Changes to the job, as ``nodes=2``.
+        overrides: Fields of the job, such as ``("nodes", 2)``.
         runs: Folder of runs, as for ``submit``.
         data: A data set's folder; not looked for where it is empty.
 
     Raises:
         ConfigError: There is no such job, or it is wrong.
     """
-    job, path = catalog.load_job(job_name or backends.default_backend_job(1), assignments=assignments)
+    job, path = catalog.load_job(job_name or backends.default_backend_job(1), overrides=overrides)
     yield Finding("job", f"{path}: {job.shape}, back end {job.backend}")
     store = Store(runs or job.runs or os.environ.get("RSB_RUNS") or default_runs())
     yield from _run(f"runs in {store.url}", lambda: _store(store, job))

@@ -10,11 +10,12 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsb_cluster.config.schema import Override
 from rsb_cluster.config.sweep_file import Grid, SweepFile
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.monitor import actions
@@ -28,13 +29,16 @@ from rsb_cluster.submission.submit import submit
 
 # A real recipe and real images, small enough for a CPU: some 250 steps in a minute or two.
 RECIPE = "digits"
-CHANGES = (
-    "model.name=test_resnet",
-    "schedule.epochs=12",
-    "augment.cutmix=1.0",
-    "augment.mix_switch_prob=0.5",
-    "augment.rand_augment=rand-m7-mstd0.5-inc1",
-    "train.ema_decay=0.9",
+CHANGES: tuple[Override, ...] = (
+    ("model.name", "test_resnet"),
+    ("schedule.epochs", 12),
+    ("augment.cutmix", 1.0),
+    ("augment.mix_switch_prob", 0.5),
+    ("augment.rand_augment", "rand-m7-mstd0.5-inc1"),
+    ("train.ema_decay", 0.9),
+    ("job.log_samples", True),
+    ("job.log_every_steps", 5),
+    ("job.gpus_per_node", 0),
 )
 # Where the preemptions come, as parts of the way.
 PREEMPT_AT = (1 / 3, 2 / 3)
@@ -59,21 +63,21 @@ class Finding:
 
 
 def resume(
-    folder: Path, *, job: str, assignments: tuple[str, ...], say: Callable[[str], None], timeout_s: float
+    folder: Path, *, job: str, overrides: Sequence[Override], say: Callable[[str], None], timeout_s: float
 ) -> list[Finding]:
     """Run the test.
 
     Args:
         folder: New folder for data and runs, on a file system that all nodes share.
         job: Where to train: name of a job, or empty for the default.
-        assignments: Changes of job fields, ``job.key=value``.
+        overrides: Fields of the job, such as ``("job.nodes", 2)``.
         say: Gets a line about each thing that happens.
         timeout_s: How long the two runs may take in all, queueing included.
 
     Raises:
         RsbError: A run did not finish.
     """
-    unbroken, broken = (_submit(folder / name, job, assignments, folder / "data") for name in ("unbroken", "preempted"))
+    unbroken, broken = (_submit(folder / name, job, overrides, folder / "data") for name in ("unbroken", "preempted"))
     say(f"unbroken:  {unbroken.url}\npreempted: {broken.url}")
     total = broken.recipe().total_steps
     due = [math.ceil(part * total) for part in PREEMPT_AT]
@@ -138,9 +142,8 @@ def compare(unbroken: Run, broken: Run) -> list[Finding]:
     return findings
 
 
-def _submit(runs: Path, job: str, assignments: tuple[str, ...], data: Path) -> Run:
-    fixed = ("job.log_samples=true", "job.log_every_steps=5", "job.gpus_per_node=0")
-    request = Request(job=job, data=str(data), runs=str(runs), assignments=(*CHANGES, *fixed, *assignments))
+def _submit(runs: Path, job: str, overrides: Sequence[Override], data: Path) -> Run:
+    request = Request(job=job, data=str(data), runs=str(runs), overrides=(*CHANGES, *overrides))
     made = plan(SweepFile(name="selftest", grid=(Grid(recipes=(RECIPE,)),)), None, request, is_sweep=False)
     make_missing(planned.data for planned in made.runs if planned.is_to_submit)
     submit(made)

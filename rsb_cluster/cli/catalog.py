@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, say
+from rsb_cluster.cli.terminal import console, new_table, say, set_option
 from rsb_cluster.errors import ConfigError
 
 if TYPE_CHECKING:
     from rsb_cluster.config.catalog import Kind
+    from rsb_cluster.config.schema import Override
 
 
 @click.group()
@@ -39,10 +40,10 @@ def recipes_list() -> None:
 
 @recipes.command("show")
 @click.argument("name")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field, as in submit.")
+@set_option("KEY=VALUE", "Change a field, as in submit.")
 @click.option("--model", default="", help="Any timm model, as in submit.")
 @click.option("--json", "as_json", is_flag=True, help="The resolved recipe as JSON.")
-def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: bool) -> None:
+def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json: bool) -> None:
     """Show a recipe's values with their sources; what the paper leaves open is marked.
 
     \b
@@ -52,9 +53,9 @@ def recipes_show(name: str, assignments: tuple[str, ...], model: str, as_json: b
     from rich.text import Text
 
     from rsb_cluster.config import catalog
-    from rsb_cluster.config.recipe import flatten
+    from rsb_cluster.config.schema import flatten
 
-    resolved = catalog.load_recipe(name, model=model or None, assignments=assignments)
+    resolved = catalog.load_recipe(name, model=model or None, overrides=overrides)
     if as_json:
         click.echo(resolved.recipe.model_dump_json(indent=2))
         return
@@ -86,7 +87,7 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
     from rich.text import Text
 
     from rsb_cluster.config import catalog
-    from rsb_cluster.config.recipe import flatten
+    from rsb_cluster.config.schema import flatten
 
     left, right = (flatten(catalog.load_recipe(name).recipe) for name in (one, other))
     described = ("name", "description", "paper", "reconstruction")
@@ -163,7 +164,7 @@ def _list(kind: Kind) -> None:
     from rich.text import Text
 
     from rsb_cluster.config import catalog
-    from rsb_cluster.config.recipe import parse_toml
+    from rsb_cluster.config.schema import parse_toml
 
     table = new_table("name", "description", "file")
     for name, path in catalog.available(kind).items():

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, runs_option
+from rsb_cluster.cli.terminal import console, new_table, runs_option, set_option
 from rsb_cluster.errors import RsbError
+
+if TYPE_CHECKING:
+    from rsb_cluster.config.schema import Override
 
 
 @click.command()
 @click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
 @runs_option
 @click.option("--data", default="", help="Look for this data set, too: a folder or s3:// URL with train/ and val/.")
-@click.option("--set", "assignments", multiple=True, metavar="job.KEY=VALUE", help="Change a field of the job.")
+@set_option("job.KEY=VALUE", "Change a field of the job.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(job: str, runs: str, data: str, assignments: tuple[str, ...], as_json: bool) -> None:
+def doctor(job: str, runs: str, data: str, overrides: tuple[Override, ...], as_json: bool) -> None:
     """Check what a job needs, before it waits in a queue or costs anything. Exit code 1 where something is amiss.
 
     \b
@@ -25,8 +29,8 @@ def doctor(job: str, runs: str, data: str, assignments: tuple[str, ...], as_json
     """
     from rsb_cluster.checks.doctor import examine
 
-    changes = tuple(text.removeprefix("job.") for text in assignments)
-    findings = list(examine(job, assignments=changes, runs=runs, data=data))
+    of_job = [(path.removeprefix("job."), value) for path, value in overrides]
+    findings = list(examine(job, overrides=of_job, runs=runs, data=data))
     if as_json:
         click.echo(json.dumps([vars(f) | {"ok": f.is_ok} for f in findings], indent=2))
     else:

@@ -46,7 +46,7 @@ def evaluate(
     rsb-cluster evaluate resnet50.a1_in1k --data imagenet-v2 --resolution 224 --crop 0.95
     rsb-cluster evaluate best.pth --model resnet50 --data data/imagenet-1k --exact
     """
-    from rsb_cluster.config.recipe import validate
+    from rsb_cluster.config.schema import validate
     from rsb_cluster.evaluation.launcher import evaluate as verb
     from rsb_cluster.evaluation.record import Request
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, say
+from rsb_cluster.cli.terminal import console, new_table, say, set_option
 from rsb_cluster.errors import RsbError
+
+if TYPE_CHECKING:
+    from rsb_cluster.config.schema import Override
 
 
 @click.group()
@@ -24,9 +28,9 @@ def selftest() -> None:
     show_default=True,
     help="New folder that all nodes share.",
 )
-@click.option("--set", "assignments", multiple=True, metavar="job.KEY=VALUE", help="Change a field of the job.")
+@set_option("job.KEY=VALUE", "Change a field of the job.")
 @click.option("--timeout", default=60.0, show_default=True, help="Minutes that it may take, queueing included.")
-def selftest_resume(job: str, folder: Path, assignments: tuple[str, ...], timeout: float) -> None:
+def selftest_resume(job: str, folder: Path, overrides: tuple[Override, ...], timeout: float) -> None:
     """Preempt a small run twice, and compare it with one that was left alone. On CPUs, in minutes.
 
     \b
@@ -36,7 +40,7 @@ def selftest_resume(job: str, folder: Path, assignments: tuple[str, ...], timeou
     from rsb_cluster.checks import selftest as verb
 
     where = verb.new_folder(folder)
-    findings = verb.resume(where, job=job, assignments=assignments, say=say, timeout_s=timeout * 60)
+    findings = verb.resume(where, job=job, overrides=overrides, say=say, timeout_s=timeout * 60)
     table = new_table("", "compared", "found")
     for finding in findings:
         table.add_row("ok" if finding.holds else "WRONG", finding.what, finding.found)

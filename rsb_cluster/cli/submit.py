@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, runs_url, say
+from rsb_cluster.cli.terminal import console, new_table, runs_url, say, set_option
 from rsb_cluster.errors import ConfigError, RsbError
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ _SHARED = (
     click.option("--init", default="", metavar="SOURCE", help="Start from a run, a file of weights, or a timm name."),
     click.option("--cache-dir", default="", help="Keep shards in this folder on each node's own disk."),
     click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch."),
-    click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a field; job.KEY for the job's."
-    ),
+    set_option("KEY=VALUE", "Change a field; job.KEY for the job's."),
     click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing."),
     click.option(
         "--wait",
@@ -173,7 +171,7 @@ def sweep(
     rsb-cluster sweep --recipe a3 --vary optimizer.lr=4e-3,8e-3 --name lr
     """
     from rsb_cluster.config import sweep_file
-    from rsb_cluster.config.recipe import validate
+    from rsb_cluster.config.schema import validate
     from rsb_cluster.submission import estimate, preview
     from rsb_cluster.submission.plan import Request, parse_seeds
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from rsb_cluster.config.schema import Override
     from rsb_cluster.runs.run import Run
     from rsb_cluster.runs.sweep import Sweep
 
@@ -24,6 +25,17 @@ run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask where a name stands for several runs.")
 
 SHOWN_RUNS = 20
+
+
+def set_option(metavar: str, help: str) -> Callable[[Any], Any]:
+    """Return the option ``--set``, which a command gets as ``overrides``: pairs of a field's path and its value."""
+
+    def parsed(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[Override, ...]:
+        from rsb_cluster.config.schema import parse_overrides
+
+        return tuple(parse_overrides(texts))
+
+    return click.option("--set", "overrides", multiple=True, metavar=metavar, help=help, callback=parsed)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -62,14 +74,14 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def runs_url(runs: str) -> str:
     """Return where the runs are: the option, ``RSB_RUNS``, or the default."""
-    from rsb_cluster.runs.run import default_runs
+    from rsb_cluster.runs.lookup import default_runs
 
     return runs or os.environ.get("RSB_RUNS") or default_runs()
 
 
 def find(names: tuple[str, ...], runs: str) -> list[Run]:
     """Return the runs that names stand for; all without a name."""
-    from rsb_cluster.runs.run import find_runs
+    from rsb_cluster.runs.lookup import find_runs
 
     return find_runs(runs_url(runs), names)
 
@@ -83,7 +95,7 @@ def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]
     Raises:
         ConfigError: There is nobody to ask.
     """
-    from rsb_cluster.runs.run import find_named
+    from rsb_cluster.runs.lookup import find_named
 
     found = find_named(runs_url(runs), names)
     for named in found:
@@ -101,7 +113,7 @@ def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]
 
 def find_with_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], list[Sweep]]:
     """Return what names stand for, with what may be no run, and all sweeps: for those who read results."""
-    from rsb_cluster.runs.run import find_runs, list_folders
+    from rsb_cluster.runs.lookup import find_runs, list_folders
     from rsb_cluster.runs.sweep import list_sweeps
 
     url = runs_url(runs)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import Recipe, flatten, override, parse_toml, validate
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import Override, flatten, override, parse_toml, validate
 from rsb_cluster.errors import ConfigError, did_you_mean
 
 Kind = Literal["recipes", "jobs", "sweeps"]
@@ -76,15 +77,15 @@ def find(kind: Kind, name: str) -> Path:
     return known[name]
 
 
-def load_recipe(name: str, *, model: str | None = None, assignments: Sequence[str] = ()) -> Resolved:
+def load_recipe(name: str, *, model: str | None = None, overrides: Sequence[Override] = ()) -> Resolved:
     """Read a recipe, apply ``--model`` and ``--set``, check it, and say what was changed."""
     path = find("recipes", name)
     values = parse_toml(path)
     original = validate(Recipe, values, str(path))
     if model:
         values = {**values, "model": {**values["model"], "name": model}}
-    where = f"{path} with --set" if assignments else str(path)
-    recipe = validate(Recipe, override(values, assignments), where)
+    where = f"{path} with --set" if overrides else str(path)
+    recipe = validate(Recipe, override(values, overrides), where)
     if recipe.paper:
         bundled = bundled_dir("recipes") / f"{recipe.paper.lower()}.toml"
         original = validate(Recipe, parse_toml(bundled), str(bundled))
@@ -102,10 +103,10 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     return {key: (left[key], right[key]) for key in left if key not in ignored and left[key] != right[key]}
 
 
-def load_job(name: str, *, assignments: Sequence[str] = ()) -> tuple[Job, Path]:
-    """Read a job and apply assignments such as ``nodes=4``."""
+def load_job(name: str, *, overrides: Sequence[Override] = ()) -> tuple[Job, Path]:
+    """Read a job and replace fields, such as ``("nodes", 4)``."""
     path = find("jobs", name)
-    return validate(Job, override(parse_toml(path), assignments), str(path)), path
+    return validate(Job, override(parse_toml(path), overrides), str(path)), path
 
 
 def notes(path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rsb_cluster.config.recipe import Count, Section
+from rsb_cluster.config.schema import Count, Section
 
 
 class Checkpoint(Section):

@@ -6,23 +6,17 @@ a run's ``recipe.json`` says everything that decided its result.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.config.schema import Count, Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
 Interpolation = Literal["bicubic", "bilinear", "random"]
 Procedure = Literal[
     "", "A1", "A2", "A3", "DeiT", "T2", "A1h", "A2-reg",
@@ -31,19 +25,6 @@ Procedure = Literal[
 
 # What a recipe says of itself, besides its science; where its weights lie is no science, what is in them is.
 ABOUT: dict[str, Any] = {"description": True, "paper": True, "reconstruction": True, "init": {"weights"}}
-
-
-class Section(BaseModel):
-    """A table of a TOML file: frozen, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
-            raise PydanticCustomError("bool_as_number", "input should be a valid number")
-        return value
 
 
 class Model(Section):
@@ -242,80 +223,3 @@ class Recipe(Section):
         science = self.model_dump(exclude_defaults=True, exclude={"name": True, **ABOUT}, mode="json")
         text = json.dumps([science, seed, data_digest, *([init_digest] if init_digest else [])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-S = TypeVar("S", bound=Section)
-
-
-def parse_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a syntax error names file and line."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-
-
-def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Build a recipe or job from plain values; the first mistake is explained with its place."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        messages = [_explain(kind, dict(e), where) for e in error.errors()]
-        raise ConfigError("\n".join(messages)) from error
-
-
-def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply ``a.b=value`` assignments to nested plain values and return the result.
-
-    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails.
-    """
-    result = copy.deepcopy(values)
-    for assignment in assignments:
-        dotted, separator, text = assignment.partition("=")
-        if not separator or not dotted.strip():
-            raise ConfigError(f"--set {assignment!r} is not of the form key=value, for example optimizer.lr=4e-3.")
-        *tables, key = dotted.strip().split(".")
-        target = result
-        for table in tables:
-            target = target.setdefault(table, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {assignment}: '{table}' is a value, not a table.")
-        try:
-            target[key] = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
-            target[key] = text
-    return result
-
-
-def flatten(section: Section) -> dict[str, Any]:
-    """Return all fields of a recipe or job as ``{"optimizer.lr": 0.005, ...}``."""
-    result: dict[str, Any] = {}
-    for name, value in section:
-        if isinstance(value, Section):
-            result |= {f"{name}.{key}": v for key, v in flatten(value).items()}
-        else:
-            result[name] = value
-    return result
-
-
-def _explain(kind: type[Section], error: dict[str, Any], where: str) -> str:
-    location = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key '{location}'.{did_you_mean(location, _known_keys(kind))}"
-    if error["type"] == "missing":
-        return f"{where}: '{location}' is missing. Every recipe and job must say it."
-    if error["type"] == "value_error":
-        return f"{where}: {error['ctx']['error']}."
-    return f"{where}: {location} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
-
-
-def _known_keys(kind: type[Section], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in kind.model_fields.items():
-        keys.append(prefix + name)
-        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or a tuple of them
-            if isinstance(inner, type) and issubclass(inner, Section):
-                keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys

@@ -6,7 +6,6 @@ A sweep file is a TOML file in ``jobs/sweeps/``. Each ``[[grid]]`` is a product;
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from pydantic import Field, field_validator
 
 from rsb_cluster.config.catalog import Resolved, find, load_job, load_recipe
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import Section, parse_toml, validate
+from rsb_cluster.config.schema import Override, Section, parse_toml, validate
 from rsb_cluster.errors import ConfigError
 
 
@@ -100,29 +99,31 @@ def load_sweep(name: str) -> tuple[SweepFile, Path]:
     return validate(SweepFile, parse_toml(path), str(path)), path
 
 
-def expand(file: SweepFile, *, job: str, for_recipes: Sequence[str] = (), for_jobs: Sequence[str] = ()) -> list[Point]:
+def expand(
+    file: SweepFile, *, job: str, for_recipes: Sequence[Override] = (), for_jobs: Sequence[Override] = ()
+) -> list[Point]:
     """Return the points of a sweep, each once, with their jobs.
 
     Args:
         file: The sweep.
         job: Name of the job.
-        for_recipes: Assignments such as ``optimizer.lr=4e-3`` for all recipes, after those of the grid.
-        for_jobs: Assignments such as ``nodes=4`` for all jobs, after those of the resources.
+        for_recipes: Fields of all recipes, such as ``("optimizer.lr", 4e-3)``; they come after those of the grid.
+        for_jobs: Fields of all jobs, such as ``("nodes", 4)``; they come after those of the resources.
     """
-    jobs: dict[tuple[str, ...], tuple[Job, Path]] = {}
+    jobs: dict[str, tuple[Job, Path]] = {}
     points: dict[str, Point] = {}
     for grid in file.grid:
         for name, model, varied in grid.combinations():
-            resolved = load_recipe(name, model=model or None, assignments=[*_assignments(varied), *for_recipes])
+            resolved = load_recipe(name, model=model or None, overrides=[*varied.items(), *for_recipes])
             recipe = resolved.recipe
             fitting = (r.set for r in file.resources if r.fit(recipe.name, recipe.model.name))
-            resources = (*_assignments(leaves(next(fitting, {}))), *for_jobs)
-            if resources not in jobs:
-                jobs[resources] = load_job(job, assignments=resources)
+            resources = [*leaves(next(fitting, {})).items(), *for_jobs]
+            if (text := repr(resources)) not in jobs:
+                jobs[text] = load_job(job, overrides=resources)
             # Two grids may name the same point; its seeds are then those of both.
             key = f"{recipe.name} {recipe.digest(0, '', recipe.init.weights)}"
             seeds = (*points[key].seeds, *grid.seeds) if key in points else grid.seeds
-            points[key] = Point(resolved, varied, tuple(dict.fromkeys(seeds)), *jobs[resources])
+            points[key] = Point(resolved, varied, tuple(dict.fromkeys(seeds)), *jobs[text])
     return list(points.values())
 
 
@@ -150,7 +151,3 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
-
-
-def _assignments(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

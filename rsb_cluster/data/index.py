@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsb_cluster.config.schema import newer_version
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.errors import ConfigError, DataError, MissingError
@@ -76,6 +77,7 @@ def load_index(store: Store) -> ShardIndex:
 
     Raises:
         DataError: There is none, or it is damaged.
+        NewerVersionError: A newer version wrote it.
         StorageError: The folder could not be read.
     """
     url = store.locate(INDEX_NAME)
@@ -87,7 +89,7 @@ def load_index(store: Store) -> ShardIndex:
             hint = f"This folder holds a whole set; did you mean {store.url}/train?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
     try:
-        return _unpack(content)
+        return _unpack(content, url)
     # What a damaged zip, a damaged npy header or a wrong meta raises; a changed byte of data is found by zip's CRC.
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:
         raise DataError(
@@ -137,7 +139,7 @@ def write_index(store: Store, shards: Sequence[str], scans: Sequence[ShardScan],
         classes: Names of the classes 0, 1, ...
     """
     content = _pack(shards, scans, classes)
-    index = _unpack(content)
+    index = _unpack(content, store.locate(INDEX_NAME))
     store.write_bytes(INDEX_NAME, content)
     return index
 
@@ -201,13 +203,13 @@ def _starts(counts: list[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
 
 
-def _unpack(content: bytes) -> ShardIndex:
+def _unpack(content: bytes, url: str) -> ShardIndex:
     """Read an index file's bytes. Raises ValueError (or what zipfile and numpy raise) where they are not one."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays.pop("meta").tobytes())
     if meta["format"] != _FORMAT:
-        raise ValueError(f"its format is {meta['format']}, and this version of rsb-cluster reads {_FORMAT}")
+        raise newer_version(url, f"format {meta['format']}")
     key_bytes = arrays.pop("key_bytes").tobytes()
     for array in arrays.values():
         array.setflags(write=False)

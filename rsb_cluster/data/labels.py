@@ -25,11 +25,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.errors import ConfigError, DataError, MissingError
 from rsb_cluster.storage.store import Store
@@ -44,7 +46,7 @@ class LabelFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: Literal[1] = 1
     about: str
     among: tuple[int, ...] | None = None
     labels: Mapping[str, Sequence[int]]
@@ -130,14 +132,14 @@ def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:
     """
     url = store.locate(label_file_name(name))
     try:
-        content = LabelFile.model_validate_json(store.read_bytes(label_file_name(name)))
+        content = read_record(LabelFile, store.read_bytes(label_file_name(name)), url)
     except MissingError as error:
         raise DataError(
             f"there are no labels '{name}' for {store.url}: no {url}. "
             f"Make ReaL's with: rsb-cluster shards labels {REAL} {store.url}"
         ) from error
-    except ValidationError as error:
-        raise DataError(f"{url} is damaged: {error.errors()[0]['msg']}. Make it again.") from error
+    except ConfigError as error:
+        raise DataError(f"{url} is damaged: {error} Make it again.") from error
     keys = [index.key(i) for i in range(index.num_samples)]
     missing = [key for key in keys if key not in content.labels]
     if missing:

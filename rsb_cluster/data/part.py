@@ -12,10 +12,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, SHARD_SUFFIX, load_index
 from rsb_cluster.data.labels import label_files, label_kind
 from rsb_cluster.errors import ConfigError, DataError
@@ -32,7 +33,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    format: int
+    format: Literal[1]
     data_set: str
     samples: int  # in the part
     classes: int
@@ -54,13 +55,18 @@ def shard_name(number: int) -> str:
 
 
 def source_of(store: Store) -> dict[str, Any]:
-    """Return the record of what a part was made from: ``data_set``, ``samples``, ...; empty where there is none."""
+    """Return the record of what a part was made from: ``data_set``, ``samples``, ...; empty where there is none.
+
+    Raises:
+        NewerVersionError: A newer version wrote it.
+    """
     if not store.exists(SOURCE_NAME):
         return {}
     try:
-        return _Record.model_validate_json(store.read_bytes(SOURCE_NAME)).model_dump(exclude_unset=True)
-    except ValidationError:
+        record = read_record(_Record, store.read_bytes(SOURCE_NAME), store.locate(SOURCE_NAME))
+    except ConfigError:
         return {}
+    return record.model_dump(exclude_unset=True)
 
 
 def shown(names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.evaluation.record import Evaluation, Request
 from rsb_cluster.evaluation.target import open_target
@@ -59,7 +59,7 @@ def evaluate(request: Request, *, procs: int = 0, gpus: int = 0, progress: Progr
                 if "done" in line:
                     progress(line["done"], line["total"])
                 else:
-                    yield validate(Evaluation, line["evaluation"], "the evaluation")
+                    yield read_record(Evaluation, line["evaluation"], "the evaluation")
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from rsb_cluster.config.recipe import Section, validate
+from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.data.datasets import Metric
-from rsb_cluster.errors import ConfigError, StorageError
+from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.runs.run import EVALUATIONS
 from rsb_cluster.storage.store import Store
 
@@ -147,7 +147,7 @@ class Evaluation(Section):
         store, file = Store(runs_url), f"{EVALUATIONS}/{self.owner}/{self.name}.json"
         said = ""
         if store.exists(file):
-            before = validate(Evaluation, store.read_json(file), store.locate(file))
+            before = read_record(Evaluation, store.read_json(file), store.locate(file))
             if before.values != self.values:
                 store.write_json(file.replace(".json", f"-{before.finished:.0f}.json"), before.model_dump(mode="json"))
                 said = f"{store.locate(file)}: {before.value} before, {self.value} now; the record of before is kept"
@@ -164,8 +164,8 @@ def read_evaluations(runs_url: str) -> tuple[list[Evaluation], list[str]]:
         try:
             if isinstance(content, StorageError):
                 raise content
-            found.append(validate(Evaluation, json.loads(content), store.locate(file)))
-        except (StorageError, ConfigError, ValueError) as error:
+            found.append(read_record(Evaluation, content, store.locate(file)))
+        except (RsbError, ValueError) as error:
             problems.append(f"{store.locate(file)} cannot be read: {error}")
     return found, problems
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rsb_cluster import backends
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import RsbError, StorageError, SubmitError
 from rsb_cluster.monitor.status import Status, is_over, read_status
 from rsb_cluster.runs.gpu_hours import check_budget
@@ -131,7 +131,7 @@ def _last_job(run: Run, status: Status) -> Job:
     submissions = run.submissions()
     if not submissions or not submissions[-1].job:
         raise SubmitError("how it was sent is not noted; send it again with 'submit' or 'sweep'.")
-    return validate(Job, submissions[-1].job, f"the last job of {run.run_id}")
+    return read_record(Job, submissions[-1].job, f"the last job of {run.run_id}")
 
 
 def goes_on_without_us(runs: Sequence[Run]) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
 from rsb_cluster.node import processes
 from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, together
@@ -38,7 +38,7 @@ def main(environment: Mapping[str, str]) -> int:
     """Run this node's ranks to their end, and return the exit code."""
     try:
         spec = _read_spec(environment)
-        job = validate(Job, spec.job, "the submitted job")
+        job = read_record(Job, spec.job, "the submitted job")
         shared = _environment_of_ranks(environment, spec, job)
     except RsbError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -16,7 +16,7 @@ from submitit.local.local import Controller
 
 from rsb_cluster.node import processes, starts
 from rsb_cluster.node.exit_codes import CANCELLED, EXIT_AGAIN, RUNNING, together
-from rsb_cluster.node.process import Process
+from rsb_cluster.node.processes import Process
 
 
 class RestartingController(Controller):

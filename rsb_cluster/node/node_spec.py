@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rsb_cluster.config.recipe import Section, validate
+from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.errors import ConfigError
 
 # Environment variables of the engine's task.
@@ -73,7 +73,7 @@ def decode(content: bytes, url: str, sha256: str) -> NodeSpec:
     """
     if digest(content) != sha256:
         raise ConfigError(f"{url} is not what was submitted (its SHA-256 is not {sha256}). Submit the run again.")
-    spec = validate(NodeSpec, json.loads(content), url)
+    spec = read_record(NodeSpec, json.loads(content), url)
     for inside in (url, spec.code.url):
         if not inside.startswith(spec.run_url + "/") or ".." in inside.split("/"):
             raise ConfigError(f"{inside} is not below the run's own folder {spec.run_url}; nothing else is executed.")

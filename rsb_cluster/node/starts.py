@@ -23,11 +23,12 @@ from typing import Any
 
 from pydantic import Field
 
-from rsb_cluster.config.recipe import Section, validate
+from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.errors import MissingError, StorageError
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.run import Attempt, Run, Submission
-from rsb_cluster.storage.store import Store, redact
+from rsb_cluster.storage.redact import redact
+from rsb_cluster.storage.store import Store
 
 LIMIT = 5
 # Waiting before the second start; each further one waits twice as long.
@@ -122,7 +123,7 @@ def _path(job_id: str, what: str) -> Path | None:
 
 def _read(store: Store, name: str) -> FailedStart | None:
     try:
-        return validate(FailedStart, store.read_json(name), store.locate(name))
+        return read_record(FailedStart, store.read_json(name), store.locate(name))
     except MissingError:
         return None
 

@@ -20,24 +20,18 @@ In ``<runs>/<run_id>/`` lie:
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
-import importlib.metadata
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from rsb_cluster.config.recipe import ABOUT, Recipe, Section, validate
-from rsb_cluster.errors import ConfigError, MissingError, StorageError, did_you_mean
-from rsb_cluster.runs import sweep
+from rsb_cluster.config.recipe import ABOUT, Recipe
+from rsb_cluster.config.schema import Section, read_record
+from rsb_cluster.errors import MissingError, StorageError
+from rsb_cluster.runs.provenance import brief_code
 from rsb_cluster.storage.store import Store
 
 Cause = Literal[
@@ -49,23 +43,6 @@ EVALUATIONS = "evaluations"
 
 # Small files of many runs are read at once: an object store answers each after some milliseconds.
 READERS = 32
-
-PACKAGES = (
-    "rsb-cluster",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "webdataset",
-    "fsspec",
-    "s3fs",
-    "submitit",
-)
-
-DIGEST_DIGITS = 12
-
-_NO_RUNS = ("submissions", EVALUATIONS, sweep.FOLDER)
 
 
 class InitialWeights(Section):
@@ -192,11 +169,11 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe."""
-        return validate(Recipe, self.store.read_json("recipe.json"), self.store.locate("recipe.json"))
+        return read_record(Recipe, self.store.read_json("recipe.json"), self.store.locate("recipe.json"))
 
     def spec(self) -> Spec:
         """Read what was fixed at the first submit."""
-        return validate(Spec, self.store.read_json("spec.json"), self.store.locate("spec.json"))
+        return read_record(Spec, self.store.read_json("spec.json"), self.store.locate("spec.json"))
 
     def add_submission(self, submission: Submission) -> None:
         """Note that the run was handed to a back end."""
@@ -206,7 +183,9 @@ class Run:
     def submissions(self) -> list[Submission]:
         """Return all submissions, oldest first."""
         found = [
-            validate(Submission, self.store.read_json(f"submissions/{name}"), self.store.locate(f"submissions/{name}"))
+            read_record(
+                Submission, self.store.read_json(f"submissions/{name}"), self.store.locate(f"submissions/{name}")
+            )
             for name in self.store.names("submissions")
             if name.endswith(".json")
         ]
@@ -256,7 +235,7 @@ class Run:
     def attempt(self, number: int) -> Attempt:
         """Read the record of an attempt."""
         name = _attempt_name(number)
-        return validate(Attempt, self.store.read_json(name), self.store.locate(name))
+        return read_record(Attempt, self.store.read_json(name), self.store.locate(name))
 
     def write_heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
         """Write an attempt's sign of life."""
@@ -266,7 +245,7 @@ class Run:
         """Read an attempt's last sign of life; None where it gave none."""
         name = f"attempts/{number:04d}-alive.json"
         try:
-            return validate(Heartbeat, self.store.read_json(name), self.store.locate(name))
+            return read_record(Heartbeat, self.store.read_json(name), self.store.locate(name))
         except MissingError:
             return None
 
@@ -313,162 +292,6 @@ class Run:
 
 def _attempt_name(number: int) -> str:
     return f"attempts/{number:04d}.json"
-
-
-def list_folders(runs_url: str) -> list[Run]:
-    """Return what lies in a folder of runs, sorted by id; without a look into each, so some may be no run at all."""
-    return [Run.at(runs_url, name) for name in Store(runs_url).names() if name not in _NO_RUNS]
-
-
-def list_runs(runs_url: str) -> list[Run]:
-    """Return all runs below a folder of runs, sorted by id."""
-    runs = list_folders(runs_url)
-    with ThreadPoolExecutor(READERS) as pool:
-        exist = list(pool.map(Run.exists, runs))
-    return [run for run, there in zip(runs, exist, strict=True) if there]
-
-
-@dataclass(frozen=True)
-class Named:
-    """What one name stands for.
-
-    Attributes:
-        name: The name as it was given.
-        runs: The runs; at least one.
-        says_several: Whether the name says that it may be several: it is a glob, or a sweep.
-    """
-
-    name: str
-    runs: tuple[Run, ...]
-    says_several: bool = False
-
-
-def find_runs(runs_url: str, names: Sequence[str], listed: Callable[[str], list[Run]] = list_runs) -> list[Run]:
-    """Return the runs that names stand for, each once; all runs where no name is given.
-
-    Args and errors are those of ``find_named``.
-    """
-    if not names:
-        return listed(runs_url)
-    return list({run.url: run for named in find_named(runs_url, names, listed) for run in named.runs}.values())
-
-
-def find_named(runs_url: str, names: Sequence[str], listed: Callable[[str], list[Run]] = list_runs) -> list[Named]:
-    """Return what each name stands for.
-
-    A name is a run's id, glob, path, or the beginning of its id up to a '-'; or a sweep's id, or the beginning of that
-    up to a '-'. Words are whole: ``a1`` is the beginning of ``a1-resnet50-s1-0123abcd`` and not of ``a1h-...``, and
-    ``a1-resnet50-s1`` does not mean the seed 10. A sweep stands for all the runs it wants, those without a folder
-    included (``Run.exists``).
-
-    Args:
-        runs_url: Folder of runs.
-        names: Names.
-        listed: What looks into the folder; ``list_folders`` where the caller finds out itself which are runs.
-
-    Raises:
-        ConfigError: A name matches nothing, or the runs of a sweep and others.
-    """
-    found: list[Named] = []
-    known: list[Run] | None = None
-    for name in names:
-        path = name.rstrip("/")
-        if not path:
-            raise ConfigError("a run's name is empty. Name one by id, beginning, glob ('*' for all) or path.")
-        if "/" in path:
-            parent, _, last = path.rpartition("/")
-            run = Run.at(parent, last)
-            if not run.exists():
-                raise ConfigError(f"there is no run at {path}.")
-            found.append(Named(name, (run,)))
-            continue
-        sweeps = sweep.sweep_ids(runs_url)
-        if path not in sweeps:
-            known = listed(runs_url) if known is None else known
-        found.append(_named(runs_url, path, known or [], sweeps))
-    return found
-
-
-def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> Named:
-    """Return what a name that is no path stands for."""
-    if name in sweeps:
-        return Named(name, _members(runs_url, name), says_several=True)
-    if exact := [run for run in known if run.run_id == name]:
-        return Named(name, tuple(exact))
-    if is_glob := any(sign in name for sign in "*?["):
-        runs = [run for run in known if fnmatch.fnmatchcase(run.run_id, name)]
-    else:
-        runs = [run for run in known if sweep.begins(run.run_id, name)]
-    begun = [one for one in sweeps if sweep.begins(one, name)]
-    if not runs and not begun:
-        ids = [*(run.run_id for run in known), *sweeps]
-        raise ConfigError(
-            f"no run or sweep in {Store(runs_url).url} matches '{name}'.{_near(name, ids)} "
-            f"{len(known)} runs are there; 'rsb-cluster status' lists them."
-        )
-    if not begun:
-        return Named(name, tuple(runs), says_several=is_glob)
-    wanted = {run.url: run for one in begun for run in _members(runs_url, one)}
-    # 'cancel deit' must not end the runs of a sweep 'deit' that has others too.
-    if len(begun) > 1 or (runs and {run.url for run in runs} != wanted.keys() & {run.url for run in known}):
-        also = f", and of the ids of {len(runs)} runs ('{name.rstrip('-')}-*' names those)" if runs else ""
-        raise ConfigError(f"'{name}' is the beginning of {' and '.join(begun)}{also}. Say more of the one you mean.")
-    return Named(name, tuple(wanted.values()), says_several=True)
-
-
-def _near(name: str, ids: list[str]) -> str:
-    """Return what may have been meant by a name that stands for nothing, as a sentence, or an empty string."""
-    begun = [one for one in ids if one.startswith(name)]
-    if not begun:
-        return did_you_mean(name, ids)
-    more = f" and {len(begun) - 1} more begin" if len(begun) > 1 else " begins"
-    return f" Its last word must be whole: {begun[0]}{more} so."
-
-
-def _members(runs_url: str, sweep_id: str) -> tuple[Run, ...]:
-    return tuple(Run.at(runs_url, member.run_id) for member in sweep.read_sweep(runs_url, sweep_id).members)
-
-
-def describe_code() -> dict[str, str]:
-    """Return the version of this package, and of its checkout where it runs from one, with uncommitted changes."""
-    import rsb_cluster
-
-    described = {"version": rsb_cluster.__version__, "python": sys.version.split()[0], "platform": platform.platform()}
-    root = Path(rsb_cluster.__file__).parent.parent
-    if (root / ".git").exists():
-        git = ["git", "-C", str(root)]
-        try:
-            head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-            diff = subprocess.run([*git, "diff", "HEAD"], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return described
-        if head.returncode == 0:
-            described |= {"commit": head.stdout.strip(), "uncommitted": diff.stdout}
-    return described
-
-
-def brief_code(code: dict[str, str]) -> dict[str, str]:
-    """Return a description of the code with uncommitted changes named by a digest: it tells two versions apart."""
-    diff = code.get("uncommitted", "")
-    if len(diff) <= DIGEST_DIGITS:
-        return code
-    return code | {"uncommitted": hashlib.sha256(diff.encode()).hexdigest()[:DIGEST_DIGITS]}
-
-
-def describe_packages() -> dict[str, str]:
-    """Return the versions of the packages that can change a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def default_runs() -> str:
-    """Return where runs go when nobody says: a folder here."""
-    return str(Path.cwd() / "runs")
 
 
 def check_same(existing: Run, recipe: Recipe) -> None:

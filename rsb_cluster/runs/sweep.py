@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from rsb_cluster.config.recipe import Section, validate
+from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.errors import ConfigError, MissingError, did_you_mean
 from rsb_cluster.storage.store import Store
 
@@ -84,4 +84,4 @@ def read_sweep(runs_url: str, name: str) -> Sweep:
 
 def _read(runs_url: str, one: str) -> Sweep:
     store, path = Store(runs_url), f"{FOLDER}/{one}.json"
-    return validate(Sweep, store.read_json(path), store.locate(path))
+    return read_record(Sweep, store.read_json(path), store.locate(path))

@@ -10,7 +10,6 @@ import errno
 import itertools
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, StorageError
+from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.s3 import create_object, endpoint_url, stream_object
 from rsb_cluster.storage.transfer import GuardedFile, Transfer, fill, stream_file
 
@@ -458,16 +458,3 @@ def _translated(url: str) -> Iterator[None]:
         raise StorageError(
             f"cannot use {url}: {redact(str(error))}. Check AWS_ENDPOINT_URL, the credentials and the network."
         ) from error
-
-
-def redact(text: str) -> str:
-    """Take signatures, keys, tokens and passwords out of a text that will be shown or stored."""
-    text = re.sub(r"(?i)(://)[^/\s:@]+:[^/\s@]+@", r"\1***@", text)
-    return _SECRET.sub(r"\1***", text)
-
-
-# As a URL's query, as a header, as a setting.
-_SECRET = re.compile(
-    r"""(?ix) ( (?: X-Amz-[\w-]+ | AWSAccessKeyId | Signature | Credential
-                 | aws_secret_access_key | aws_session_token ) ['"]? \s* [=:] \s* ['"]? ) [^&\s'",]+"""
-)

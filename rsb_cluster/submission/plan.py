@@ -7,7 +7,6 @@ runs (a recipe, a job, an index, the check of a model, the scheduler's queue) is
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -18,12 +17,14 @@ from pathlib import Path
 from rsb_cluster import backends
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import Override
 from rsb_cluster.config.sweep_file import Point, SweepFile, expand
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs import sweep
 from rsb_cluster.runs.gpu_hours import SpentError, check_budget
-from rsb_cluster.runs.run import READERS, Run, Submission, check_same, default_runs
+from rsb_cluster.runs.lookup import default_runs
+from rsb_cluster.runs.run import READERS, Run, Submission, check_same
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import DataSource, find_data, require
 from rsb_cluster.submission.model_check import check_models
@@ -52,32 +53,32 @@ class Request:
     init: str = ""
     virtual_ranks: int = 0
     cache_dir: str = ""
-    assignments: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
 
     @property
-    def for_jobs(self) -> list[str]:
-        """Assignments to fields of the job."""
-        found = [a.removeprefix("job.") for a in self.assignments if a.startswith("job.")]
+    def for_jobs(self) -> list[Override]:
+        """What is asked of the fields of the job."""
+        found = [(path.removeprefix("job."), value) for path, value in self.overrides if path.startswith("job.")]
         if self.nodes[1]:
-            found += [f"min_nodes={self.nodes[0]}", f"nodes={self.nodes[1]}"]
+            found += [("min_nodes", self.nodes[0]), ("nodes", self.nodes[1])]
         if self.gpus_per_node is not None:
-            found.append(f"gpus_per_node={self.gpus_per_node}")
+            found.append(("gpus_per_node", self.gpus_per_node))
         if self.parallel:
-            found.append(f"array_parallelism={self.parallel}")
+            found.append(("array_parallelism", self.parallel))
         if self.max_gpu_hours is not None:
-            found.append(f"max_gpu_hours={self.max_gpu_hours}")
+            found.append(("max_gpu_hours", self.max_gpu_hours))
         if self.cache_dir:
-            found.append(f"cache_dir={json.dumps(self.cache_dir)}")
+            found.append(("cache_dir", self.cache_dir))
         return found
 
     @property
-    def for_recipes(self) -> list[str]:
-        """Assignments to fields of the recipes."""
-        found = [a for a in self.assignments if not a.startswith("job.")]
+    def for_recipes(self) -> list[Override]:
+        """What is asked of the fields of the recipes."""
+        found = [(path, value) for path, value in self.overrides if not path.startswith("job.")]
         if self.init:
-            found.append(f"init.weights={json.dumps(self.init)}")
+            found.append(("init.weights", self.init))
         if self.virtual_ranks:
-            found.append(f"train.virtual_ranks={self.virtual_ranks}")
+            found.append(("train.virtual_ranks", self.virtual_ranks))
         return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsb_cluster.config.recipe import flatten
+from rsb_cluster.config.schema import flatten
 from rsb_cluster.submission.data_location import DataSource
 from rsb_cluster.submission.estimate import Rates, gpu_hours, in_words, total, usd
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rsb_cluster import backends
 from rsb_cluster.errors import ConfigError, StorageError, SubmitError
-from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission, describe_code, describe_packages
+from rsb_cluster.runs.provenance import describe_code, describe_packages
+from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission
 from rsb_cluster.runs.sweep import write_sweep
 from rsb_cluster.submission.data_location import require
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun

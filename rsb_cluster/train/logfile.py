@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from rsb_cluster.errors import StorageError
 from rsb_cluster.node.ranks import Ranks
-from rsb_cluster.storage.store import Store, redact
+from rsb_cluster.storage.redact import redact
+from rsb_cluster.storage.store import Store
 
 COPY_S = 10.0  # between two copies of a log that grows
 

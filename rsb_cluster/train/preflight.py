@@ -8,7 +8,8 @@ import warnings
 
 import torch
 
-from rsb_cluster.config.recipe import Recipe, validate
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
 from rsb_cluster.train.conversion.state_dict import fitted, parse
@@ -67,7 +68,7 @@ def main() -> None:
     answers: list[dict[str, object]] = []
     for values, init in json.load(sys.stdin):
         try:
-            answers.append(dict(check(validate(Recipe, values, "recipe"), Found(**init) if init else None)))
+            answers.append(dict(check(read_record(Recipe, values, "recipe"), Found(**init) if init else None)))
         except RsbError as error:
             answers.append({"error": str(error)})
     sys.stdout.write(json.dumps(answers) + "\n")

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rsb_cluster.config.schema import newer_version
 from rsb_cluster.errors import CheckpointError
 from rsb_cluster.runs import checkpoint
 
@@ -150,16 +151,17 @@ class _File:
 def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progress, dict[str, Any]]:
     """Return the plain numbers, and the state dicts by name, that a staging memory held."""
     try:
-        progress = Progress(**json.loads(read.files["progress.json"]))
+        numbers = json.loads(read.files["progress.json"])
+        if unknown := sorted(numbers.keys() - Progress.__dataclass_fields__.keys()):
+            raise newer_version(f"the checkpoint of step {read.step}", unknown[0])
+        progress = Progress(**numbers)
         states = {
             name.removesuffix(_SUFFIX): _state_of(content, device)
             for name, content in read.files.items()
             if name.endswith(_SUFFIX)
         }
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the checkpoint of step {read.step} was not written by this version of the package: {error}"
-        ) from error
+        raise CheckpointError(f"the checkpoint of step {read.step} is not one of this package: {error!r}") from error
     return progress, states
 
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rsb_cluster.config.recipe import Recipe, flatten
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import flatten
 from rsb_cluster.runs.metrics import MetricsWriter, Row
 from rsb_cluster.runs.run import Run
 

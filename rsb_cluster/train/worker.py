@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
@@ -29,7 +29,8 @@ from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import gpu_hours, lease
 from rsb_cluster.runs.lease import Claim
 from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
-from rsb_cluster.storage.store import Store, redact
+from rsb_cluster.storage.redact import redact
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.distributed import DeviceError, Group, LostPeerError, is_lost_peer
 from rsb_cluster.train.logfile import LogFile, logging_to
 from rsb_cluster.train.result import write_result
@@ -60,7 +61,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) 
         job_values: The job's fields.
         flag: Is set by signals already.
     """
-    job = validate(Job, job_values, "the submitted job")
+    job = read_record(Job, job_values, "the submitted job")
     run = Run(Store(run_url), run_id)
     ranks = Ranks.from_environment()
     torch.set_num_threads(job.cpus_per_task)

@@ -25,7 +25,8 @@ from typing import Any
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import CheckpointError, ConfigError, RsbError
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.run import Run, find_runs
+from rsb_cluster.runs.lookup import find_runs
+from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.storage.store import redact
+from rsb_cluster.storage.redact import redact
 
 NAME_PREFIX = "rsb-"
 

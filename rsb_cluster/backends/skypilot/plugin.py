@@ -23,7 +23,7 @@ from rsb_cluster.backends.skypilot import engine, wheel
 from rsb_cluster.backends.skypilot.rank_logs import read_log
 from rsb_cluster.backends.skypilot.sky_task import as_yaml, sky_task
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.node.node_spec import NodeSpec, Wheel, folder_of
 from rsb_cluster.node.task import Task
@@ -140,7 +140,7 @@ class SkyExecutor(core.Executor):
             spec = make_spec(task, new_id(), code, pins)
             sky_tasks.append(sky_task(spec, os.environ))
             jobs.append(SkyJob(self.folder, *_write(spec, code, sky_tasks[-1])))
-        engine.launch(sky_tasks, pool=validate(Job, tasks[0].job, "the submitted job").cloud.pool)
+        engine.launch(sky_tasks, pool=read_record(Job, tasks[0].job, "the submitted job").cloud.pool)
         return jobs
 
 
@@ -192,7 +192,7 @@ def _write(spec: NodeSpec, code: wheel.BuiltWheel, task: dict[str, Any]) -> tupl
     run.store.write_bytes(spec.path, spec.encode())
     folder = folder_of(spec.submission_id)
     run.store.write_bytes(f"{folder}/task.yaml", as_yaml(task).encode())
-    job = validate(Job, spec.job, "the submitted job")
+    job = read_record(Job, spec.job, "the submitted job")
     submission = submitted(job, spec.submission_id, run.store.locate(folder))
     run.add_submission(submission)
     return run, submission

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, digest
-from rsb_cluster.storage.store import redact
+from rsb_cluster.storage.redact import redact
 
 # SkyPilot kills the others when a node has ended, and may hear of that first: 128 + SIGTERM.
 _AGAIN = [EXIT_AGAIN, 143]
@@ -53,7 +53,7 @@ def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ConfigError: The store's address holds a password.
     """
-    job = validate(Job, spec.job, "the submitted job")
+    job = read_record(Job, spec.job, "the submitted job")
     store = {name: environment[name] for name in STORE_VARIABLES if environment.get(name)}
     for name, value in store.items():
         if redact(value) != value:

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from rsb_cluster.config.recipe import Recipe, Section, validate
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.errors import MissingError, RsbError, StorageError
 from rsb_cluster.results.references import Known, lookup
 from rsb_cluster.runs.gpu_hours import Cost, Span, cost, spans
@@ -188,7 +189,7 @@ class Reader:
                 raise content
             values = _parsed(content, run.store.locate("result.json"))
             science = self._science_of(run, values)
-            result = validate(Result, values, run.store.locate("result.json"))
+            result = read_record(Result, values, run.store.locate("result.json"))
         except RsbError as error:
             if science is None and not set(RUN_FILES) & set(run.store.names()):
                 return self._absent(run, error)
@@ -213,13 +214,13 @@ class Reader:
         if said is None:
             return self._science(run.store.read_json("recipe.json"), run.spec(), run)
         where = run.store.locate("result.json")
-        return self._science(said.get("recipe"), validate(Spec, said.get("spec"), where), run)
+        return self._science(said.get("recipe"), read_record(Spec, said.get("spec"), where), run)
 
     def _science(self, recipe_values: Any, spec: Spec, run: Run) -> Science:
         start = spec.init.sha256 if spec.init else ""
         text = json.dumps([recipe_values, start], sort_keys=True)
         if text not in self._recipes:
-            recipe = validate(Recipe, recipe_values, run.store.locate("recipe.json"))
+            recipe = read_record(Recipe, recipe_values, run.store.locate("recipe.json"))
             # Always the same seed and data: seeds meet, and so do copies of a data set.
             self._recipes[text] = (recipe, recipe.digest(0, "", start))
         recipe, digest = self._recipes[text]

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from rsb_cluster.config.recipe import flatten
+from rsb_cluster.config.schema import flatten
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.results.collect import Collection, Group, Row, Unfinished
 from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, label, remarks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rsb_cluster.results.collect import collect, render
 from rsb_cluster.results.report.page import report
-from rsb_cluster.runs.run import find_runs
+from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.sweep import FOLDER, read_sweep
 from rsb_cluster.storage.store import Store
 

@@ -19,7 +19,8 @@ import numpy as np
 import timm
 import torch
 
-from rsb_cluster.config.recipe import Eval, validate
+from rsb_cluster.config.recipe import Eval
+from rsb_cluster.config.schema import validate
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scoring import UNDECODABLE, Scores, score_classes, score_sets
 from rsb_cluster.errors import RsbError
@@ -27,8 +28,10 @@ from rsb_cluster.evaluation import record
 from rsb_cluster.evaluation.record import Evaluation, Request
 from rsb_cluster.evaluation.target import Target, check_classes, open_target
 from rsb_cluster.node.ranks import Ranks
-from rsb_cluster.runs.run import Cause, brief_code, describe_code, describe_packages
-from rsb_cluster.storage.store import Store, redact
+from rsb_cluster.runs.provenance import brief_code, describe_code, describe_packages
+from rsb_cluster.runs.run import Cause
+from rsb_cluster.storage.redact import redact
+from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.conversion.state_dict import Weights, load_weights
 from rsb_cluster.train.distributed import Group, lost_peers_named

@@ -1,0 +1,168 @@
+"""Tables with checked fields: what users write as TOML, and what this package writes as JSON.
+
+A mistake in a user's file is explained with its place, and a key that nobody knows is one: it may be a typo. A file of
+our own that holds one was written by a newer version.
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from rsb_cluster.errors import ConfigError, NewerVersionError, did_you_mean
+
+Count = Annotated[int, Field(gt=0)]
+Override = tuple[str, Any]  # the path of a field, such as optimizer.lr, and its value
+
+
+class Section(BaseModel):
+    """A table: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise PydanticCustomError("bool_as_number", "input should be a valid number")
+        return value
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a syntax error names file and line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Check what a user wrote; each mistake is explained with its place.
+
+    Args:
+        kind: What it is to be.
+        values: Plain values.
+        where: The file, for messages.
+
+    Raises:
+        ConfigError: A field is wrong, missing or unknown.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(kind, dict(e), where) for e in error.errors())) from error
+
+
+def read_record(kind: type[S], values: Any, where: str) -> S:
+    """Check what some version of this package wrote.
+
+    Args:
+        kind: What it is to be.
+        values: Plain values, or the bytes of a JSON file.
+        where: The file, for messages.
+
+    Raises:
+        NewerVersionError: It says what this version does not know.
+        ConfigError: A field is wrong or missing: it was edited by hand, or is damaged.
+    """
+    try:
+        return kind.model_validate_json(values) if isinstance(values, bytes) else kind.model_validate(values)
+    except ValidationError as error:
+        mistakes = error.errors()
+        unknown = [e for e in mistakes if e["type"] in ("extra_forbidden", "literal_error")]
+        if unknown:
+            raise newer_version(where, _place(unknown[0])) from error
+        raise ConfigError("\n".join(_explain(kind, dict(e), where) for e in mistakes)) from error
+
+
+def newer_version(where: str, unknown: str) -> NewerVersionError:
+    """Return the error for a file that says what this version does not know.
+
+    Args:
+        where: The file.
+        unknown: What in it.
+    """
+    import rsb_cluster
+
+    return NewerVersionError(
+        f"{where} was written by a newer version of rsb-cluster: '{unknown}' in it is not known to "
+        f"{rsb_cluster.__version__}. Upgrade the one here: pip install --upgrade rsb-cluster."
+    )
+
+
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """Read ``--set a.b=value`` options.
+
+    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails.
+    """
+    found: list[Override] = []
+    for text in texts:
+        path, separator, value = text.partition("=")
+        if not separator or not path.strip():
+            raise ConfigError(f"--set {text!r} is not of the form key=value, for example optimizer.lr=4e-3.")
+        try:
+            found.append((path.strip(), tomllib.loads(f"x = {value}")["x"]))
+        except tomllib.TOMLDecodeError:
+            found.append((path.strip(), value))
+    return found
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """Return nested plain values with some fields replaced, the later of two for one field counting."""
+    result = copy.deepcopy(dict(values))
+    for path, value in overrides:
+        *tables, key = path.split(".")
+        target = result
+        for table in tables:
+            target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {path}={value}: '{table}' is a value, not a table.")
+        target[key] = copy.deepcopy(value)
+    return result
+
+
+def flatten(section: Section) -> dict[str, Any]:
+    """Return all fields of a recipe or job as ``{"optimizer.lr": 0.005, ...}``."""
+    result: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Section):
+            result |= {f"{name}.{key}": v for key, v in flatten(value).items()}
+        else:
+            result[name] = value
+    return result
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    return ".".join(str(part) for part in error["loc"])
+
+
+def _explain(kind: type[BaseModel], error: dict[str, Any], where: str) -> str:
+    location = _place(error)
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{location}'.{did_you_mean(location, _known_keys(kind))}"
+    if error["type"] == "missing":
+        return f"{where}: '{location}' is missing. Every recipe and job must say it."
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}."
+    return f"{where}: {location} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        keys.append(prefix + name)
+        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or a tuple of them
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys += _known_keys(inner, f"{prefix}{name}.")
+    return keys

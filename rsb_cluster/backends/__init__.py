@@ -1,64 +1,61 @@
-"""The back ends, one module each: handing runs to this machine or to an engine, and asking how they are."""
+"""The back ends: submitting runs to this machine, to Slurm or to a cloud, and asking how they are.
+
+A back end is a class in a module of its own, and a line in ``BACKENDS``. Nobody outside asks for its name: what it can
+do stands in its class (`rsb_cluster.backends.base.Backend`).
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from rsb_cluster.backends import local, skypilot, slurm
-from rsb_cluster.backends.base import Backend, Seen, State
-from rsb_cluster.backends.slurm import launch_after
+from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, Price, State
+from rsb_cluster.backends.local import Local
+from rsb_cluster.backends.skypilot.backend import SkyPilot
+from rsb_cluster.backends.slurm import Slurm
 from rsb_cluster.config.job import Job
-from rsb_cluster.errors import RsbError
-from rsb_cluster.node.task import Task
-from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.errors import ConfigError, RsbError, did_you_mean
+from rsb_cluster.runs.run import Submission
 
 __all__ = [
-    "Seen", "State", "backend", "cancel", "default_backend_job", "ending", "ends_with_terminal", "has_ended", "launch",
-    "launch_after", "look", "preempt", "read_log", "states",
+    "BACKENDS", "Backend", "Check", "Finding", "JobStatus", "Price", "State", "backend_of", "cancel",
+    "default_job", "preempt", "query", "states",
 ]  # fmt: skip
 
-_BACKENDS: dict[str, Backend] = {"local": local, "slurm": slurm, "cloud": skypilot}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Local(), Slurm(), SkyPilot())}
+
+T = TypeVar("T")
 
 
-def backend(job: Job) -> Backend:
-    """Return the back end of a job."""
-    return _BACKENDS[job.backend]
+def backend_of(one: Job | Submission) -> Backend:
+    """Return the back end of a job, or the one that took a submission.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if one.backend not in BACKENDS:
+        where = f"job '{one.name}'" if isinstance(one, Job) else f"job {one.job_id}"
+        raise ConfigError(
+            f"{where}: there is no back end '{one.backend}'.{did_you_mean(one.backend, BACKENDS)} "
+            f"Known: {', '.join(BACKENDS)}."
+        )
+    return BACKENDS[one.backend]
 
 
-def default_backend_job(nodes: int) -> str:
+def default_job(nodes: int) -> str:
     """Return the name of the job to use when the user names none."""
     return "slurm" if nodes > 1 or shutil.which("sbatch") else "local"
 
 
-def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-    """Hand runs to the job's back end, and return one submission per task.
-
-    Args:
-        job: Where.
-        tasks: One per run.
-        folder: New folder for scripts and logs.
-        name: What the engine shows.
-
-    Raises:
-        SubmitError: The engine refused, or is not here.
-    """
-    backend(job).check_available(job)
-    return backend(job).launch(job, tasks, folder, name)
-
-
-def look(submissions: Sequence[Submission]) -> list[Seen]:
+def query(submissions: Sequence[Submission]) -> list[JobStatus]:
     """Return how each submission is; one query for all that an engine has."""
-    found: dict[int, Seen] = {}
-    for name, mine in _by_backend(submissions).items():
-        found |= zip(mine, _BACKENDS[name].look([submissions[i] for i in mine]), strict=True)
-    return [found[i] for i in range(len(submissions))]
+    return _each(submissions, lambda backend, mine: backend.query(mine))
 
 
 def states(submissions: Sequence[Submission]) -> list[State]:
     """Return the state of each submission."""
-    return [seen.state for seen in look(submissions)]
+    return [status.state for status in query(submissions)]
 
 
 def cancel(submissions: Sequence[Submission]) -> list[str]:
@@ -67,45 +64,33 @@ def cancel(submissions: Sequence[Submission]) -> list[str]:
     Returns:
         For each why it could not be told; empty where it was told, or had ended by itself.
     """
-    found: dict[int, str] = {}
-    for name, mine in _by_backend(submissions).items():
+
+    def told(backend: Backend, mine: Sequence[Submission]) -> list[str]:
         try:
-            answers = _BACKENDS[name].cancel([submissions[i] for i in mine])
+            return backend.cancel(mine)
         except RsbError as error:
-            answers = [str(error)] * len(mine)
-        found |= zip(mine, answers, strict=True)
-    return [found[i] for i in range(len(submissions))]
+            return [str(error)] * len(mine)
+
+    return _each(submissions, told)
 
 
 def preempt(submissions: Sequence[Submission]) -> None:
     """Tell running jobs to save and go back to the queue, as a preemption would."""
-    for name, mine in _by_backend(submissions).items():
-        _BACKENDS[name].preempt([submissions[i] for i in mine])
+
+    def told(backend: Backend, mine: Sequence[Submission]) -> list[None]:
+        backend.preempt(mine)
+        return [None] * len(mine)
+
+    _each(submissions, told)
 
 
-def ends_with_terminal(submission: Submission) -> bool:
-    """Whether Ctrl-C ends a job that its user waits for in a terminal; else the job has a life of its own."""
-    return _BACKENDS[submission.backend].ends_with_terminal(submission)
-
-
-def ending(submissions: Sequence[Submission]) -> str:
-    """Return the command that ends jobs of one back end without us."""
-    return _BACKENDS[submissions[0].backend].ending(submissions)
-
-
-def has_ended(run: Run, submission: Submission) -> bool:
-    """Whether the logs of a job will not grow any more."""
-    return _BACKENDS[submission.backend].has_ended(run, submission)
-
-
-def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
-    """Return a rank's log from a byte on, all attempts of the job in a row; None where there is none."""
-    return _BACKENDS[submission.backend].read_log(run, submission, rank, start)
-
-
-def _by_backend(submissions: Sequence[Submission]) -> dict[str, list[int]]:
-    """Return the places of submissions by their back end."""
-    found: dict[str, list[int]] = {}
+def _each(submissions: Sequence[Submission], ask: Callable[[Backend, Sequence[Submission]], Sequence[T]]) -> list[T]:
+    """Ask each back end once for all of its submissions; return the answers in the order of the submissions."""
+    places: dict[str, list[int]] = {}
     for place, submission in enumerate(submissions):
-        found.setdefault(submission.backend, []).append(place)
-    return found
+        places.setdefault(submission.backend, []).append(place)
+    found: dict[int, T] = {}
+    for mine in places.values():
+        backend = backend_of(submissions[mine[0]])
+        found |= zip(mine, ask(backend, [submissions[i] for i in mine]), strict=True)
+    return [found[i] for i in range(len(submissions))]

@@ -7,74 +7,139 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rsb_cluster.backends.base import Seen, State, read_rank_file, submitted
+from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, State, submitted
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
 from rsb_cluster.node.processes import Process
 from rsb_cluster.node.task import Task
-from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.runs.run import Submission
 
 
-def check_available(job: Job) -> None:
-    """Nothing is needed."""
+class Local(Backend):
+    """The back end ``local``."""
+
+    name = "local"
+
+    def check_job(self, job: Job) -> None:
+        """Refuse more than one node."""
+        if job.nodes > 1:
+            raise ConfigError(
+                f"job '{job.name}': nodes = {job.nodes}: the local back end is this machine alone. Use a slurm job."
+            )
+
+    def check_available(self, job: Job) -> None:
+        """Nothing is needed."""
+
+    def doctor_checks(self) -> Mapping[str, Check]:
+        """Look for GPUs."""
+        return {"GPUs": _check_gpus}
+
+    def concurrent_runs(self, job: Job, runs: int) -> int:
+        """Return one: this machine has a queue and no more."""
+        return 1
+
+    def max_array_size(self) -> int:
+        """Return how many runs the queue takes."""
+        return sys.maxsize
+
+    def script(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
+        """Return nothing, as there is no script. Raises ConfigError where the shell may not use so many GPUs."""
+        _gpus(job)
+        return ""
+
+    def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
+        """Start the process that runs them one after the other, in a new folder for logs.
+
+        The job's id is the process's name, which the process itself gives to the ranks (``local_controller``).
+        """
+        from submitit.core.utils import DelayedSubmission, JobPaths
+
+        gpus = _gpus(job)
+        folder.mkdir(mode=0o700, parents=True)
+        folders = [folder / str(i) for i in range(len(tasks))]
+        for where in folders:
+            where.mkdir()
+        environment = os.environ | {
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_NTASKS": str(job.ranks_per_node),
+            "SUBMITIT_LOCAL_COMMAND": "",
+            "SUBMITIT_LOCAL_TIMEOUT_S": "0",
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "0",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        }
+        command = [sys.executable, "-m", "rsb_cluster.node.local_controller", *map(str, folders)]
+        if job.setup:
+            command = ["bash", "-c", " && ".join([*job.setup, "exec " + shlex.join(command)])]
+        with (folder / "controller.log").open("ab") as log:
+            # A session of its own: it outlives this terminal, and Ctrl-C reaches it only through us.
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        job_id = str(Process.of(process.pid))
+        for where, task in zip(folders, tasks, strict=True):
+            temporary = where / "submitted.tmp"
+            DelayedSubmission(task).dump(temporary)
+            temporary.replace(JobPaths(where, job_id).submitted_pickle)
+        return [submitted(job, job_id, where) for where in folders]
+
+    def ends_with_terminal(self, submission: Submission) -> bool:
+        """Whether a job runs on this machine: who waits for it takes it for a program in the foreground."""
+        return not _is_elsewhere(submission)
+
+    def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
+        """Return how jobs are. Of those of another machine the files are believed; a dead one's may say 'running'."""
+        return [_status(submission) for submission in submissions]
+
+    def cancel(self, submissions: Sequence[Submission]) -> list[str]:
+        """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each."""
+        untold = [_out_of_reach(submission) for submission in submissions]
+        told = [submission for submission, why in zip(submissions, untold, strict=True) if not why]
+        for submission in told:
+            Path(submission.folder, CANCELLED).touch()
+        for submission in told:
+            _send_signal(submission, signal.SIGINT)
+        return untold
+
+    def preempt(self, submissions: Sequence[Submission]) -> None:
+        """Tell running jobs to save and go on.
+
+        Raises:
+            SubmitError: One runs on another machine; the others were told.
+        """
+        untold = [_out_of_reach(submission) for submission in submissions]
+        for submission, why in zip(submissions, untold, strict=True):
+            if not why:
+                _send_signal(submission, signal.SIGTERM)
+        if any(untold):
+            raise SubmitError("\n".join(filter(None, untold)))
+
+    def cancel_command(self, submissions: Sequence[Submission]) -> str:
+        """Return the command that ends jobs without us: what waits leaves the queue, what runs saves and stops."""
+        files = shlex.join(str(Path(submission.folder, CANCELLED)) for submission in submissions)
+        return f"touch {files}; kill -INT {' '.join(str(pid) for pid in dict.fromkeys(map(_pid, submissions)))}"
 
 
-def max_runs() -> int:
-    """Return how many runs the queue takes."""
-    return sys.maxsize
-
-
-def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
-    """Return nothing, as there is no script. Raises ConfigError where the job has more GPUs than this shell may use."""
-    _gpus(job)
-    return ""
-
-
-def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-    """Start the process that runs them one after the other, in a new folder for logs.
-
-    The job's id is the process's name, which the process itself gives to the ranks (``local_controller``).
-    """
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
-    gpus = _gpus(job)
-    folder.mkdir(mode=0o700, parents=True)
-    folders = [folder / str(i) for i in range(len(tasks))]
-    for where in folders:
-        where.mkdir()
-    environment = os.environ | {
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_NTASKS": str(job.ranks_per_node),
-        "SUBMITIT_LOCAL_COMMAND": "",
-        "SUBMITIT_LOCAL_TIMEOUT_S": "0",
-        "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "0",
-        "SUBMITIT_LOCAL_NODEID": "0",
-        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-        "SUBMITIT_LOCAL_WITH_SHELL": "",
-        "SUBMITIT_STDERR_TO_STDOUT": "1",
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-    }
-    command = [sys.executable, "-m", "rsb_cluster.node.local_controller", *map(str, folders)]
-    if job.setup:
-        command = ["bash", "-c", " && ".join([*job.setup, "exec " + shlex.join(command)])]
-    with (folder / "controller.log").open("ab") as log:
-        # A session of its own: it outlives this terminal, and Ctrl-C reaches it only through us.
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    job_id = str(Process.of(process.pid))
-    for where, task in zip(folders, tasks, strict=True):
-        temporary = where / "submitted.tmp"
-        DelayedSubmission(task).dump(temporary)
-        temporary.replace(JobPaths(where, job_id).submitted_pickle)
-    return [submitted(job, job_id, where) for where in folders]
+def _check_gpus(job: Job) -> Finding | str:
+    if not job.gpus_per_node:
+        return "none asked for"
+    if not shutil.which("nvidia-smi"):
+        return Finding("GPUs", "there is no nvidia-smi here", "Use --gpus-per-node 0, or install NVIDIA's driver.")
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.count("GPU ")
+    if found < job.gpus_per_node:
+        return Finding("GPUs", f"{found} of {job.gpus_per_node}", f"Use --gpus-per-node {found}.")
+    return f"{found}"
 
 
 def _gpus(job: Job) -> list[str]:
@@ -93,24 +158,14 @@ def _gpus(job: Job) -> list[str]:
     return visible[: job.gpus_per_node]
 
 
-def ends_with_terminal(submission: Submission) -> bool:
-    """Whether a job runs on this machine: who waits for it takes it for a program in the foreground."""
-    return not _is_elsewhere(submission)
-
-
-def look(submissions: Sequence[Submission]) -> list[Seen]:
-    """Return how jobs are. Of those of another machine the files are believed; a dead one's may say 'running'."""
-    return [_seen(submission) for submission in submissions]
-
-
-def _seen(submission: Submission) -> Seen:
+def _status(submission: Submission) -> JobStatus:
     if not _is_elsewhere(submission):
-        return Seen(_noted(submission) if _is_alive(submission) else "gone")
-    state = _noted(submission)
-    return Seen(state, engine="" if state == "gone" else f"on {_host(submission)}")
+        return JobStatus(_state(submission) if _is_alive(submission) else "gone")
+    state = _state(submission)
+    return JobStatus(state, engine="" if state == "gone" else f"on {_host(submission)}")
 
 
-def _noted(submission: Submission) -> State:
+def _state(submission: Submission) -> State:
     """Return how a job of a living queue is; without its files, which another machine may not share, nobody knows."""
     folder = Path(submission.folder)
     if (folder / RUNNING).exists():
@@ -119,34 +174,9 @@ def _noted(submission: Submission) -> State:
     return "gone" if had_its_turn or not folder.is_dir() else "queued"
 
 
-def cancel(submissions: Sequence[Submission]) -> list[str]:
-    """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each."""
-    untold = [_out_of_reach(submission) for submission in submissions]
-    told = [submission for submission, why in zip(submissions, untold, strict=True) if not why]
-    for submission in told:
-        Path(submission.folder, CANCELLED).touch()
-    for submission in told:
-        _signal(submission, signal.SIGINT)
-    return untold
-
-
-def preempt(submissions: Sequence[Submission]) -> None:
-    """Tell running jobs to save and go on.
-
-    Raises:
-        SubmitError: One runs on another machine; the others were told.
-    """
-    untold = [_out_of_reach(submission) for submission in submissions]
-    for submission, why in zip(submissions, untold, strict=True):
-        if not why:
-            _signal(submission, signal.SIGTERM)
-    if any(untold):
-        raise SubmitError("\n".join(filter(None, untold)))
-
-
 def _out_of_reach(submission: Submission) -> str:
     """Say why a running job can be told nothing; a queued one is told by a file, wherever it is."""
-    if not _is_elsewhere(submission) or _noted(submission) != "running":
+    if not _is_elsewhere(submission) or _state(submission) != "running":
         return ""
     host = _host(submission)
     return (
@@ -155,27 +185,11 @@ def _out_of_reach(submission: Submission) -> str:
     )
 
 
-def _signal(submission: Submission, number: signal.Signals) -> None:
+def _send_signal(submission: Submission, number: signal.Signals) -> None:
     """Send a signal to a job if it is its turn."""
-    if _is_alive(submission) and _noted(submission) == "running":
+    if _is_alive(submission) and _state(submission) == "running":
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(_pid(submission), number)
-
-
-def ending(submissions: Sequence[Submission]) -> str:
-    """Return the command that ends jobs without us: what waits leaves the queue, what runs saves and stops."""
-    files = shlex.join(str(Path(submission.folder, CANCELLED)) for submission in submissions)
-    return f"touch {files}; kill -INT {' '.join(str(pid) for pid in dict.fromkeys(map(_pid, submissions)))}"
-
-
-def has_ended(run: Run, submission: Submission) -> bool:
-    """Whether a job has ended."""
-    return look([submission])[0].state == "gone"
-
-
-def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
-    """Return a rank's log from a byte on; None where there is none."""
-    return read_rank_file(submission, rank, start)
 
 
 def _host(submission: Submission) -> str:

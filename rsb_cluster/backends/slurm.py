@@ -12,18 +12,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster.backends.base import Seen, State, read_rank_file, submitted
+from rsb_cluster.backends.base import Backend, Check, JobStatus, State, submitted
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.node.task import Task
-from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.runs.run import Submission
 
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 SCANCEL_S = 4.0  # how long to wait for scancel, s
@@ -73,7 +73,7 @@ exit "$code\""""
 WAIT_FOR_RANKS_S = 90
 
 # Slurm's words for jobs that do not run; one that is not in its queue has none.
-_STATES: dict[str, State] = {
+_STATE_OF: dict[str, State] = {
     "": "gone", "PENDING": "queued", "CONFIGURING": "queued", "REQUEUED": "queued", "SUSPENDED": "queued",
 }  # fmt: skip
 
@@ -85,36 +85,131 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-def check_available(job: Job) -> None:
-    """Refuse where Slurm's programs are missing."""
-    if not shutil.which("sbatch"):
-        raise SubmitError(
-            "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local."
-        )
+class Slurm(Backend):
+    """The back end ``slurm``."""
 
+    name = "slurm"
+    script_title = "sbatch script"
+    can_exclude_hosts = True
+    can_run_after = True
 
-def max_runs() -> int:
-    """Return how many runs the site takes in one job array; Slurm's own default where it does not say."""
-    try:
-        shown = _slurm("scontrol", "show", "config", timeout_s=5)
-    except SubmitError:  # a dry run is made on any machine
-        return DEFAULT_ARRAY_SIZE
-    answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    return int(answer[1]) if answer else DEFAULT_ARRAY_SIZE
+    def check_job(self, job: Job) -> None:
+        """Nothing is refused here: what cannot be is found when the script is made."""
 
+    def doctor_checks(self) -> Mapping[str, Check]:
+        """Ask Slurm for its opinion of the job, and for its limits."""
 
-def ends_with_terminal(submission: Submission) -> bool:
-    """Say no: the job waits in the cluster's queue and runs on its nodes, whoever looks on."""
-    return False
+        def takes_it(job: Job) -> str:
+            self.check_available(job)
+            return self.test_only(job)
 
+        return {
+            "Slurm takes the job": takes_it,
+            "job arrays": lambda job: f"up to {self.max_array_size():,} runs in a job array",
+        }
 
-def script(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
-    """Return the sbatch script; the one that ``launch`` submits."""
-    from submitit.slurm.slurm import _make_sbatch_string
+    def excluding(self, job: Job, hosts: Sequence[str]) -> Job:
+        """Return the job with more hosts in its option ``exclude``."""
+        already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
+        return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
 
-    parameters = _parameters(job, folder, name) | ({"map_count": len(tasks)} if len(tasks) > 1 else {})
-    text: str = _make_sbatch_string(command=f"{_COMMAND} {shlex.quote(str(folder))}", folder=folder, **parameters)
-    return text
+    def check_available(self, job: Job) -> None:
+        """Refuse where Slurm's programs are missing."""
+        if not shutil.which("sbatch"):
+            raise SubmitError(
+                "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local."
+            )
+
+    def max_array_size(self) -> int:
+        """Return how many runs the site takes in one job array; Slurm's own default where it does not say."""
+        try:
+            shown = _output("scontrol", "show", "config", timeout_s=5)
+        except SubmitError:  # a dry run is made on any machine
+            return DEFAULT_ARRAY_SIZE
+        answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
+        return int(answer[1]) if answer else DEFAULT_ARRAY_SIZE
+
+    def script(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
+        """Return the sbatch script; the one that ``submit`` hands over."""
+        from submitit.slurm.slurm import _make_sbatch_string
+
+        parameters = _parameters(job, folder, name) | ({"map_count": len(tasks)} if len(tasks) > 1 else {})
+        text: str = _make_sbatch_string(command=f"{_COMMAND} {shlex.quote(str(folder))}", folder=folder, **parameters)
+        return text
+
+    def test_only(self, job: Job) -> str:
+        """Ask Slurm whether it would take the job, without sending it; return its answer.
+
+        Raises:
+            SubmitError: It would not.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "job.sh"
+            path.write_text(self.script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
+            done = _run("sbatch", "--test-only", str(path))
+        answer = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("sbatch: ")
+        if done.returncode:
+            raise SubmitError(f"sbatch would refuse it: {answer}. Check partition, account and limits in the job file.")
+        return answer
+
+    def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
+        """Hand runs over as one job, or one array.
+
+        Args:
+            job: Where.
+            tasks: One per run.
+            folder: New folder for scripts and logs, on a file system that all nodes share.
+            name: What Slurm shows.
+
+        Raises:
+            SubmitError: Slurm refused.
+        """
+        folder.mkdir(mode=0o700, parents=True)
+        return [submitted(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
+
+    def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
+        """Return how jobs are; one query for all."""
+        return [JobStatus(_STATE_OF.get(word, "running")) for word in _states(submissions)]
+
+    def cancel(self, submissions: Sequence[Submission]) -> list[str]:
+        """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each.
+
+        scancel fails as a whole where it could not signal one of many; in some versions also where one has ended by
+        itself. The queue tells which were told: they are out of it, or completing.
+        """
+        try:
+            _output("scancel", *(submission.job_id for submission in submissions))
+        except SubmitError as error:
+            return ["" if word in ("", "COMPLETING") else str(error) for word in _states(submissions)]
+        return [""] * len(submissions)
+
+    def preempt(self, submissions: Sequence[Submission]) -> None:
+        """Tell running jobs to save and go back to the queue, as a preemption would."""
+        with ThreadPoolExecutor(min(32, len(submissions))) as pool:
+            list(pool.map(_send_signal, submissions))
+
+    def cancel_command(self, submissions: Sequence[Submission]) -> str:
+        """Return the command that ends jobs without us."""
+        return f"scancel {' '.join(submission.job_id for submission in submissions)}"
+
+    def run_after(
+        self, job: Job, submissions: Sequence[Submission], command: Sequence[str], folder: Path, name: str
+    ) -> str:
+        """Have Slurm run a command once when all these jobs have ended, however they did; return its job's id.
+
+        It asks for one CPU, with the account and the partition of the job. A requeue is no end.
+
+        Raises:
+            SubmitError: The scheduler refused.
+        """
+        self.check_available(job)
+        arrays = dict.fromkeys(submission.job_id.partition("_")[0] for submission in submissions)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        where = [f"--{key}={value}" for key, value in job.slurm.items() if key in ("account", "partition", "qos")]
+        options = [*where, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1", "--mem=4G"]
+        lines = "\n".join([*job.setup, shlex.join(command)])
+        answer = _output("sbatch", "--parsable", f"--dependency=afterany:{':'.join(arrays)}", *options, "--wrap", lines)
+        return answer.strip().partition(";")[0]
 
 
 def _parameters(job: Job, folder: Path, name: str) -> dict[str, Any]:
@@ -147,57 +242,6 @@ def _parameters(job: Job, folder: Path, name: str) -> dict[str, Any]:
     return parameters
 
 
-def launch(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-    """Hand runs over as one job, or one array.
-
-    Args:
-        job: Where.
-        tasks: One per run.
-        folder: New folder for scripts and logs, on a file system that all nodes share.
-        name: What Slurm shows.
-
-    Raises:
-        SubmitError: Slurm refused.
-    """
-    folder.mkdir(mode=0o700, parents=True)
-    return [submitted(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
-
-
-def rehearse(job: Job) -> str:
-    """Ask Slurm whether it would take the job, without sending it; return its answer.
-
-    Raises:
-        SubmitError: It would not.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "job.sh"
-        path.write_text(script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
-        command = ["sbatch", "--test-only", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    answer = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("sbatch: ")
-    if done.returncode:
-        raise SubmitError(f"sbatch would refuse it: {answer}. Check partition, account and limits in the job file.")
-    return answer
-
-
-def launch_after(job: Job, submissions: Sequence[Submission], command: Sequence[str], folder: Path, name: str) -> str:
-    """Have Slurm run a command once when all these jobs have ended, however they did; return its job's id.
-
-    It asks for one CPU, with the account and the partition of the job. A requeue is no end.
-
-    Raises:
-        SubmitError: The scheduler refused.
-    """
-    check_available(job)
-    arrays = dict.fromkeys(submission.job_id.partition("_")[0] for submission in submissions)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    where = [f"--{key}={value}" for key, value in job.slurm.items() if key in ("account", "partition", "qos")]
-    options = [*where, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1", "--mem=4G"]
-    lines = "\n".join([*job.setup, shlex.join(command)])
-    answer = _slurm("sbatch", "--parsable", f"--dependency=afterany:{':'.join(arrays)}", *options, "--wrap", lines)
-    return answer.strip().partition(";")[0]
-
-
 def _submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[str]:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -220,88 +264,65 @@ def _submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[st
     return [str(j.job_id) for j in jobs]
 
 
-def look(submissions: Sequence[Submission]) -> list[Seen]:
-    """Return how jobs are; one query for all."""
-    return [Seen(_STATES.get(word, "running")) for word in _words(submissions)]
-
-
-def _words(submissions: Sequence[Submission]) -> list[str]:
+def _states(submissions: Sequence[Submission]) -> list[str]:
     """Return Slurm's own word for the state of each job; empty for one that is not in its queue any more."""
     job_ids = [submission.job_id for submission in submissions]
     parents = sorted({job_id.split("_")[0] for job_id in job_ids})
-    command = ["squeue", "-h", "-r", "-o", "%i|%F_%K|%T", "-j", ",".join(parents)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SubmitError(f"cannot ask Slurm: {error}. Is this a login node, and is the controller up?") from error
+    done = _run("squeue", "-h", "-r", "-o", "%i|%F_%K|%T", "-j", ",".join(parents))
     # Jobs that left the queue make squeue fail when it knows none of them; that is an answer, too.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise SubmitError(f"squeue failed: {done.stderr.strip()}. Is the controller up?")
     found = dict.fromkeys(job_ids, "")
     for line in done.stdout.splitlines():
-        job_id, element, word = line.strip().split("|")
-        for known in (job_id, element):
+        job_id, array_task, word = line.strip().split("|")
+        for known in (job_id, array_task):
             if known in found:
                 found[known] = word
     return [found[job_id] for job_id in job_ids]
 
 
-def cancel(submissions: Sequence[Submission]) -> list[str]:
-    """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each.
-
-    scancel fails as a whole where it could not signal one of many; in some versions also where one has ended by itself.
-    The queue tells which were told: they are out of it, or completing.
-    """
-    try:
-        _slurm("scancel", *(submission.job_id for submission in submissions))
-    except SubmitError as error:
-        return ["" if word in ("", "COMPLETING") else str(error) for word in _words(submissions)]
-    return [""] * len(submissions)
-
-
-def preempt(submissions: Sequence[Submission]) -> None:
-    """Tell running jobs to save and go back to the queue, as a preemption would."""
-    with ThreadPoolExecutor(min(32, len(submissions))) as pool:
-        list(pool.map(_signal, submissions))
-
-
-def _signal(submission: Submission) -> None:
+def _send_signal(submission: Submission) -> None:
     """Send SIGTERM to a job of Slurm's.
 
-    While an element of an array waits in the queue, scancel delivers a signal to another element and then goes on
+    While a task of an array waits in the queue, scancel delivers a signal to another task of it and then goes on
     trying for minutes (seen with 22.05), the first time after 5 s; it would hit the next attempt: it is ended before.
     """
-    command = ["scancel", "--signal=TERM", submission.job_id]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SCANCEL_S)
-    except subprocess.TimeoutExpired:
-        look([submission])  # which fails where it is the controller that does not answer
+        done = _run("scancel", "--signal=TERM", submission.job_id, timeout_s=SCANCEL_S)
+    except _SlowError:
+        _states([submission])  # which fails where it is the controller that does not answer
         return
-    if done.returncode and _words([submission]) not in ([""], ["COMPLETING"]):  # it has just ended
-        raise SubmitError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+    if done.returncode and _states([submission]) not in ([""], ["COMPLETING"]):  # it has just ended
+        raise _failed(done)
 
 
-def ending(submissions: Sequence[Submission]) -> str:
-    """Return the command that ends jobs without us."""
-    return f"scancel {' '.join(submission.job_id for submission in submissions)}"
+class _SlowError(SubmitError):
+    """A program did not end in time."""
 
 
-def has_ended(run: Run, submission: Submission) -> bool:
-    """Whether a job has ended."""
-    return look([submission])[0].state == "gone"
+def _run(*command: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's programs; all are run here, but the sbatch of submitit.
 
-
-def read_log(run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
-    """Return a rank's log from a byte on; None where there is none."""
-    return read_rank_file(submission, rank, start)
-
-
-def _slurm(*command: str, timeout_s: float = 60) -> str:
-    """Run one of Slurm's programs and return what it printed."""
+    Raises:
+        SubmitError: It is not here, or did not end in time. An exit code is for the caller to judge.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except OSError as error:
         raise SubmitError(f"cannot run {command[0]}: {error}. Is this a login node?") from error
+    except subprocess.TimeoutExpired as error:
+        raise _SlowError(
+            f"{command[0]} did not answer within {timeout_s:g} s. Is this a login node, and is the controller up?"
+        ) from error
+
+
+def _output(*command: str, timeout_s: float = 60.0) -> str:
+    """Run one of Slurm's programs that must succeed, and return what it printed."""
+    done = _run(*command, timeout_s=timeout_s)
     if done.returncode:
-        raise SubmitError(f"{shlex.join(command)[:200]} failed: {done.stderr.strip()}")
+        raise _failed(done)
     return done.stdout
+
+
+def _failed(done: subprocess.CompletedProcess[str]) -> SubmitError:
+    return SubmitError(f"{shlex.join(done.args)[:200]} failed: {done.stderr.strip()}")

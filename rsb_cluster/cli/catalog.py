@@ -120,9 +120,11 @@ def jobs_list() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The resolved job as JSON.")
 def jobs_show(name: str, as_json: bool) -> None:
     """Show a job's file, with its comments."""
+    from rsb_cluster.backends import backend_of
     from rsb_cluster.config import catalog
 
     job, path = catalog.load_job(name)
+    backend_of(job).check_job(job)
     say(str(path))
     click.echo(job.model_dump_json(indent=2) if as_json else path.read_text().rstrip())
 

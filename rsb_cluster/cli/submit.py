@@ -170,6 +170,7 @@ def sweep(
     rsb-cluster sweep --recipe a1,a2,a3 --model resnet18,resnet50 --seeds 3 --nodes 2 --parallel 4
     rsb-cluster sweep --recipe a3 --vary optimizer.lr=4e-3,8e-3 --name lr
     """
+    from rsb_cluster.backends import backend_of
     from rsb_cluster.config import sweep_file
     from rsb_cluster.config.schema import validate
     from rsb_cluster.submission import estimate, preview
@@ -188,7 +189,7 @@ def sweep(
         raise ConfigError("name a sweep file ('rsb-cluster sweeps list'), or give --recipe.")
     request = Request(seeds=parse_seeds(None, seeds) if seeds else (), **options)
     plan = _plan(file, path, request, is_sweep=True, dry_run=dry_run)
-    if collect and any(planned.point.job.backend != "slurm" for planned in plan.runs):
+    if collect and not all(backend_of(planned.point.job).can_run_after for planned in plan.runs):
         raise ConfigError("--collect is a job of Slurm. Use --wait here, then 'rsb-cluster collect SWEEP --publish'.")
     if not dry_run:
         sent = _submit(plan)
@@ -227,13 +228,14 @@ def _submit(plan: Plan) -> list[Submission]:
 
 
 def _collect_after(plan: Plan, sent: list[Submission]) -> None:
-    from rsb_cluster import backends
+    from rsb_cluster.backends import backend_of
 
     assert plan.sweep is not None
     one = plan.sweep.sweep_id
     command = [sys.executable, "-m", "rsb_cluster", "collect", one, "--publish", "--runs", plan.runs_url]
     array = plan.arrays[0]
-    job_id = backends.launch_after(array.job, sent, command, array.folder.parent / "collect", f"collect-{one}")
+    folder = array.folder.parent / "collect"
+    job_id = backend_of(array.job).run_after(array.job, sent, command, folder, f"collect-{one}")
     say(f"job {job_id} will write collect.json and report.html to {plan.runs_url}/sweeps/{one} when all have ended")
 
 

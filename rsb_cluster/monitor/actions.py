@@ -138,7 +138,7 @@ def goes_on_without_us(runs: Sequence[Run]) -> bool:
     """Whether jobs of one of these runs have a life of their own, by the back end that each was sent to last."""
     with ThreadPoolExecutor(READERS) as pool:
         last = [submissions[-1] for submissions in pool.map(Run.submissions, runs) if submissions]
-    return not all(map(backends.ends_with_terminal, last))
+    return not all(backends.backend_of(one).ends_with_terminal(one) for one in last)
 
 
 def _live(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -> list[_Live]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from rsb_cluster import backends
+from rsb_cluster.backends import backend_of
 from rsb_cluster.errors import ConfigError, MissingError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
@@ -39,19 +39,20 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
     if not submissions:
         raise ConfigError(f"{run.run_id} was never submitted.")
     last = submissions[-1]
+    backend = backend_of(last)
     place = 0
     while True:
-        ended = not follow or backends.has_ended(run, last)
-        piece = backends.read_log(run, last, rank, place)
+        ended = not follow or backend.has_ended(run, last)
+        piece = backend.read_log(run, last, rank, place)
         if piece is not None:
             place += len(piece)
             yield piece.decode(errors="replace")
         elif ended:
             kept = run.store.names("logs")
             hint = f"The folder keeps: {', '.join(kept)}." if kept else "It has not started yet."
-            if last.backend == "cloud":
-                hint += f" What its nodes say besides: sky jobs logs --name {last.job_id}."
-            raise ConfigError(f"there is no log of rank {rank} in {last.folder}. {hint}")
+            raise ConfigError(
+                f"there is no log of rank {rank} in {last.folder}. {hint} {backend.log_hint(last)}".rstrip()
+            )
         if ended:
             return
         time.sleep(POLL_S if Store(last.folder).is_local else POLL_REMOTE_S)

@@ -76,7 +76,7 @@ def read_status(runs: Sequence[Run]) -> list[Status]:
     with ThreadPoolExecutor(min(READERS, len(runs))) as pool:
         read = list(pool.map(_read, runs))
     unfinished = [s for folder in read if isinstance(folder, _Folder) for s in folder.submissions]
-    seen = iter(backends.look(unfinished))
+    seen = iter(backends.query(unfinished))
     return [f if isinstance(f, Status) else _unfinished(f, [next(seen) for _ in f.submissions]) for f in read]
 
 
@@ -108,7 +108,7 @@ def _read(run: Run) -> Status | _Folder:
         return Status(run.run_id, run.url, "broken", cause=f"its metrics or result.json: {error!r}")
 
 
-def _unfinished(folder: _Folder, seen: Sequence[backends.Seen]) -> Status:
+def _unfinished(folder: _Folder, seen: Sequence[backends.JobStatus]) -> Status:
     recipe, attempts = folder.recipe, folder.attempts
     states = {one.state for one in seen}
     last = attempts[-1] if attempts else None

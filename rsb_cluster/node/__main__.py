@@ -24,7 +24,7 @@ from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
 from rsb_cluster.node import processes
 from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, together
-from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, decode
+from rsb_cluster.node.node_spec import COPY_LOGS, SPEC_SHA256, SPEC_URL, NodeSpec, decode
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
@@ -108,6 +108,7 @@ def _environment_of_ranks(environment: Mapping[str, str], spec: NodeSpec, job: J
         "RSB_WORLD_SIZE": str(len(nodes) * job.ranks_per_node),
         "RSB_LOCAL_RESTART": str(_attempts_so_far(spec)),
         "RSB_ADDRESS": address,
+        COPY_LOGS: "1",
     }
 
 

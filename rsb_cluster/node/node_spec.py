@@ -19,6 +19,8 @@ from rsb_cluster.errors import ConfigError
 # Environment variables of the engine's task.
 SPEC_URL = "RSB_SPEC"
 SPEC_SHA256 = "RSB_SPEC_SHA256"
+# Set for ranks whose logs nobody else keeps: they copy them into the run's folder as they grow.
+COPY_LOGS = "RSB_COPY_LOGS"
 
 
 class Wheel(Section):

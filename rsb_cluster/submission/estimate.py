@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from rsb_cluster.backends.skypilot.prices import Price, price
+from rsb_cluster.backends import Price, backend_of
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError
@@ -56,7 +56,7 @@ def usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float | Non
     for job, hours in parts:
         key = job.model_dump_json()
         if key not in known:
-            known[key] = price(job, spot=spot)
+            known[key] = backend_of(job).price(job, spot=spot)
         node = known[key]
         costs.append(None if node is None or hours is None else node.usd_per_h * hours / job.ranks_per_node)
     return total(costs)
@@ -66,12 +66,9 @@ def in_words(job: Job, hours: float | None) -> str:
     """Return the price of a job's nodes, spot and on demand, and of so many GPU-hours on them."""
     lines = []
     for spot, kind in ((True, "spot"), (False, "on demand")):
-        node = price(job, spot=spot)
+        node = backend_of(job).price(job, spot=spot)
         if node is not None:
             cost = usd([(job, hours)], spot=spot)
             lines.append(f"${cost:,.2f} {kind}: " if cost is not None else f"{kind}: ")
             lines[-1] += f"${node.usd_per_h:,.2f} a node and hour ({node.source})"
-    return "\n".join(lines) or (
-        "unknown (no catalog of SkyPilot's on this machine has such a node): say --set job.cloud.price=USD, of a node "
-        "and hour, or run 'sky gpus list' once where there is a network"
-    )
+    return "\n".join(lines) or backend_of(job).price_hint

@@ -131,7 +131,7 @@ class Array:
     @property
     def script(self) -> str:
         """The exact text that the engine will get; empty for this machine."""
-        return backends.backend(self.job).script(self.job, self.tasks, self.folder, self.name)
+        return backends.backend_of(self.job).script(self.job, self.tasks, self.folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,17 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
         DataError: Shards are missing.
         StorageError: The folder of runs cannot be written.
     """
-    job_name = request.job or file.job or backends.default_backend_job(request.nodes[1])
+    job_name = request.job or file.job or backends.default_job(request.nodes[1])
     if request.seeds:
         file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})
     points = expand(file, job=job_name, for_recipes=request.for_recipes, for_jobs=request.for_jobs)
     first = points[0].job
+    for job in {id(point.job): point.job for point in points}.values():
+        backends.backend_of(job).check_job(job)
     runs_url = Store(request.runs or first.runs or os.environ.get("RSB_RUNS") or default_runs()).url
     runs, notes = plan_runs(points, runs_url, request.data, dry_run=dry_run)
     if not dry_run:
-        backends.backend(first).check_available(first)
+        backends.backend_of(first).check_available(first)
         Store(runs_url).check_writable()
     made = None
     if is_sweep:
@@ -218,7 +220,7 @@ def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) ->
         of_class.setdefault(job.model_dump_json(), []).append((run, job))
     parts: list[list[tuple[Run, Job]]] = []
     for members in of_class.values():
-        size = backends.backend(members[0][1]).max_runs() if len(members) > 1 else 1
+        size = backends.backend_of(members[0][1]).max_array_size() if len(members) > 1 else 1
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []
@@ -364,23 +366,16 @@ def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun],
     hosts = sorted({host for failed in found for host in failed})
     if not hosts:
         return list(runs), ["no host is known on which a rank of these runs failed; none is excluded."]
-    excluded = [replace(p, point=replace(p.point, job=_excluding(p.point.job, hosts))) for p in runs]
+    jobs = [backends.backend_of(p.point.job).excluding(p.point.job, hosts) for p in runs]
+    excluded = [replace(p, point=replace(p.point, job=job)) for p, job in zip(runs, jobs, strict=True)]
     return excluded, [f"excluded, as ranks failed there: {', '.join(hosts)}"]
 
 
-def _excluding(job: Job, hosts: Sequence[str]) -> Job:
-    if job.backend != "slurm":
-        raise ConfigError(f"--exclude-failed-hosts: back end {job.backend} has no hosts to choose from.")
-    already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
-    return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
-
-
 def _check_reach(runs: Sequence[PlannedRun]) -> None:
-    """Refuse data that machines of a cloud cannot read; on SkyPilot's Slurm they may."""
+    """Refuse data that the nodes of a job cannot read."""
     for planned in runs:
         job, url = planned.point.job, planned.data.url
-        shared = job.cloud.infra and all(where.startswith("slurm") for where in job.cloud.infra)
-        if job.backend == "cloud" and "://" not in url and not shared:
+        if "://" not in url and not backends.backend_of(job).shares_files(job):
             raise ConfigError(
                 f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
                 "--data s3://bucket/folder."

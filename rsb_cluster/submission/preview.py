@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rsb_cluster.backends import backend_of
 from rsb_cluster.config.schema import flatten
 from rsb_cluster.submission.data_location import DataSource
 from rsb_cluster.submission.estimate import Rates, gpu_hours, in_words, total, usd
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun
-
-_SCRIPTS = {"slurm": "sbatch script", "cloud": "SkyPilot task"}
 
 # --- one recipe -----------------------------------------------------------------------------------------------------
 
@@ -71,7 +70,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
         "images": f"{images:,}",
         "cost": cost,
-        **({"price": in_words(job, hours)} if job.backend == "cloud" else {}),
+        **({"price": in_words(job, hours)} if backend_of(job).has_prices else {}),
         **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
         "data": f"{first.data.url} ({_state(first.data)})",
         "starts from": _start(first),
@@ -85,7 +84,7 @@ def describe(plan: Plan, rates: Rates) -> str:
     text += _notes(plan)
     text += "\n\n--- recipe, resolved ---\n" + "\n".join(f"{k} = {v!r}" for k, v in flatten(recipe).items())
     if plan.arrays and (script := plan.arrays[0].script):
-        text += f"\n\n--- {_SCRIPTS[job.backend]} ---\n" + script
+        text += f"\n\n--- {backend_of(job).script_title} ---\n" + script
     return text
 
 
@@ -218,7 +217,7 @@ def sweep_summary(plan: Plan, rates: Rates) -> str:
     text += "job" if len(plan.arrays) == 1 else "jobs"
     text += f", {_hours(hours)} GPU-hours (training images; evaluation comes on top)" if hours is not None else ""
     for array in plan.arrays:
-        at_once = 1 if array.job.backend == "local" else min(len(array.runs), array.job.array_parallelism)
+        at_once = backend_of(array.job).concurrent_runs(array.job, len(array.runs))
         text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {at_once} at once"
         text += f"\n    scripts and logs: {_places(array)}"
     prices = _usd(todo, rates)
@@ -233,7 +232,7 @@ def sweep_summary(plan: Plan, rates: Rates) -> str:
 
 def _places(array: Array) -> str:
     """Return where an array's scripts and logs will be."""
-    if array.job.backend != "cloud":
+    if not backend_of(array.job).needs_object_store:
         return str(array.folder)
     return "in each run's folder: submissions/ (spec and task), code/ (this package as a wheel), logs/"
 
@@ -244,8 +243,8 @@ def count(states: Any) -> str:
 
 
 def _usd(runs: Sequence[PlannedRun], rates: Rates) -> dict[str, float | None] | None:
-    """Return what runs cost on a cloud's machines, spot and on demand; None where they go elsewhere."""
-    if not runs or any(planned.point.job.backend != "cloud" for planned in runs):
+    """Return what runs cost, spot and on demand; None where one goes to nodes that have no price."""
+    if not runs or not all(backend_of(planned.point.job).has_prices for planned in runs):
         return None
     parts = [(planned.point.job, gpu_hours(planned.recipe, rates)) for planned in runs]
     return {"spot": usd(parts, spot=True), "on demand": usd(parts, spot=False)}

@@ -123,7 +123,7 @@ def hand_over(arrays: Sequence[Array]) -> list[Submission]:
     for number, array in enumerate(arrays):
         queued = f"\n{number} of {len(arrays)} job arrays ({len(sent)} runs) are queued." if number else ""
         try:
-            submissions = backends.launch(array.job, array.tasks, array.folder, array.name)
+            submissions = _submit(array)
         except SubmitError as error:
             raise SubmitError(f"{error}{queued}") from error
         with ThreadPoolExecutor(READERS) as pool:
@@ -132,6 +132,12 @@ def hand_over(arrays: Sequence[Array]) -> list[Submission]:
             raise SubmitError(_not_noted(array, submissions, problems) + queued)
         sent += submissions
     return sent
+
+
+def _submit(array: Array) -> list[Submission]:
+    backend = backends.backend_of(array.job)
+    backend.check_available(array.job)
+    return backend.submit(array.job, array.tasks, array.folder, array.name)
 
 
 def _note(run: Run, submission: Submission) -> str:
@@ -155,8 +161,9 @@ def _not_noted(array: Array, submissions: Sequence[Submission], problems: Sequen
         for run, submission, problem in zip(array.runs, submissions, problems, strict=True)
         if problem
     ]
+    by_hand = backends.backend_of(array.job).cancel_command(lost)
     return (
         f"back end {array.job.backend} has taken job {', '.join(named)}, but this could not be noted: "
         f"{next(filter(None, problems))}\nThe jobs will run, but 'status' and 'cancel' do not know them, and to submit "
-        f"again would send them twice. End them before you do so:\n{backends.ending(lost)}"
+        f"again would send them twice. End them before you do so:\n{by_hand}"
     )

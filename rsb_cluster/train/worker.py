@@ -24,6 +24,7 @@ from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
 from rsb_cluster.node.interruption import Notice
 from rsb_cluster.node.interruption_watch import NoticeWatch
+from rsb_cluster.node.node_spec import COPY_LOGS
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import gpu_hours, lease
@@ -66,7 +67,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) 
     ranks = Ranks.from_environment()
     torch.set_num_threads(job.cpus_per_task)
     with logging_to(run.store, ranks) as log_file:
-        if job.backend == "cloud":
+        if os.environ.get(COPY_LOGS):
             log_file.keep_copying()
         cause = _Attempt(run, job, ranks, flag, log_file).run()
         log.info("%s", cause)

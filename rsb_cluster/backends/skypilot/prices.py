@@ -8,26 +8,13 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from rsb_cluster.backends.base import Price
 from rsb_cluster.config.job import Job
 
 # Where clouds are named otherwise in ``infra``.
 _NAMES = {"kubernetes": "k8s"}
-
-
-@dataclass(frozen=True)
-class Price:
-    """The lowest price of a node that fits a job.
-
-    Attributes:
-        usd_per_h: Of one node.
-        source: Where and when, for people.
-    """
-
-    usd_per_h: float
-    source: str
 
 
 def price(job: Job, *, spot: bool) -> Price | None:

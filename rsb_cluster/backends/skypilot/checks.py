@@ -1,0 +1,94 @@
+"""What ``doctor`` checks of a cloud job: what travels to the nodes, SkyPilot itself, and the way to the network."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+from rsb_cluster.backends.base import Check, Finding
+from rsb_cluster.backends.skypilot import engine, wheel
+from rsb_cluster.config.job import Job
+
+# SkyPilot's jobs controller asks the first, then the second, before it believes that a machine is gone
+# (sky/backends/backend_utils.py in 0.14); without an answer it never starts a job again.
+PROBES = ("https://8.8.8.8", "https://1.1.1.1")
+PACKAGES = "https://pypi.org/simple/uv/"
+ANSWER_S = 10.0
+
+
+def _python(job: Job) -> str:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return f"{version} here; each node gets the same from uv, from its image or from GitHub"
+
+
+def _code(job: Job) -> str:
+    built = wheel.build()
+    return f"{built.filename}, {len(built.content) / 1e6:.1f} MB, {len(wheel.pins())} packages pinned"
+
+
+def _secrets(job: Job) -> str:
+    engine.secret_values(job.cloud.secrets)
+    return (
+        ", ".join(job.cloud.secrets)
+        or "none handed over: a role, or the files that SkyPilot copies, must reach runs and data"
+    )
+
+
+def _skypilot(job: Job) -> str:
+    engine.check_installed()
+    return engine.version()
+
+
+def _server(job: Job) -> Finding | str:
+    server = engine.server()
+    if server.is_local:
+        return f"{server.url}, on this machine: while it sleeps, nothing is started again, unless a controller VM runs"
+    return f"{server.url}, version {server.version}"
+
+
+def _clouds(job: Job) -> Finding | str:
+    enabled = engine.enabled_clouds()
+    wanted = {"kubernetes" if where in ("k8s", "kubernetes") else where for where in _clouds_of(job)}
+    if missing := sorted(wanted - set(enabled)) or (["any"] if not enabled else []):
+        have = ", ".join(enabled) or "none"
+        return Finding("clouds", f"enabled: {have}; missing: {', '.join(missing)}", "Run 'sky check', which says why.")
+    return ", ".join(enabled)
+
+
+def _clouds_of(job: Job) -> set[str]:
+    return {where.split("/")[0].lower() for where in job.cloud.infra}
+
+
+def _egress(job: Job) -> Finding | str:
+    if not any(map(_answers, PROBES)):
+        return Finding(
+            "network",
+            f"neither {' nor '.join(PROBES)} answers here",
+            "Where SkyPilot's jobs controller runs, one of them must: else it never starts a preempted job again.",
+        )
+    if not _answers(PACKAGES):
+        return Finding("network", f"{PACKAGES} does not answer here", "Nodes need a package index: set UV_INDEX_URL.")
+    return f"{PROBES[0]} or {PROBES[1]} answers, and so does {urlsplit(PACKAGES).hostname}; the nodes need the latter"
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+CHECKS: dict[str, Check] = {
+    "Python": _python,
+    "code": _code,
+    "secrets": _secrets,
+    "SkyPilot": _skypilot,
+    "API server": _server,
+    "clouds": _clouds,
+    "network": _egress,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rsb_cluster.results.collect.groups import Collection, Group
+from rsb_cluster.results.collect.collection import Collection, Group
 from rsb_cluster.results.collect.rows import describe
 from rsb_cluster.results.references import Reference
 
@@ -23,7 +23,7 @@ def cells(group: Group) -> dict[str, str]:
     timm = next((r for r in group.references if r.released), None)
     total = len(group.rows) + len(group.open)
     return {
-        "recipe": label(group),
+        "recipe": group.label,
         "model": group.model,
         "n": str(group.n) if group.n == total else f"{group.n}/{total}",
         "top-1": _with_std(_number(group.mean), group.std),
@@ -42,15 +42,6 @@ def cells(group: Group) -> dict[str, str]:
     }
 
 
-def label(group: Group) -> str:
-    """Name a group by its recipe and, where that is short, by what was changed."""
-    if not group.changes:
-        return group.recipe
-    if len(group.changes) > 2:
-        return f"{group.recipe} with {len(group.changes)} changes"
-    return f"{group.recipe} with " + ", ".join(f"{key}={here}" for key, (_, here) in sorted(group.changes.items()))
-
-
 def remarks(collection: Collection) -> dict[str, list[str]]:
     """Return what stands below the table, by heading."""
     compared: list[str] = []
@@ -58,7 +49,7 @@ def remarks(collection: Collection) -> dict[str, list[str]]:
     notes: list[str] = []
     flagged: list[str] = []
     for group in collection.groups:
-        name = f"{label(group)}, {group.model}"
+        name = f"{group.label}, {group.model}"
         if group.references:
             first, *others = (f"{published_text(r)} ({r.source})" for r in group.references)
             compared.append(f"{name}: {first}" + (f"; also {', '.join(others)}" if others else ""))

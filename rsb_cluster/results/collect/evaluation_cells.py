@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rsb_cluster.results.collect.cells import published_text
-from rsb_cluster.results.collect.evaluations import Evaluated
-from rsb_cluster.results.collect.groups import Collection
+from rsb_cluster.results.collect.collection import Collection, Evaluated
 
 EVALUATION_COLUMNS = (
     *("weights", "model", "data", "labels", "px", "crop", "metric", "n", "%", "others", "published", "delta"),

@@ -13,60 +13,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.evaluation.record import Evaluation, read_evaluations
-from rsb_cluster.results.collect.cells import label
-from rsb_cluster.results.collect.groups import Collection, Group, collect_runs, judge
-from rsb_cluster.results.collect.groups import Verdict as RunVerdict
+from rsb_cluster.results.collect.collection import Collection, Evaluated, EvaluationVerdict, Group
+from rsb_cluster.results.collect.groups import collect_runs, judge
 from rsb_cluster.results.collect.rows import Science
-from rsb_cluster.results.references import Reference
 from rsb_cluster.results.references.other_data import Published, doubt, not_public, published_on
 from rsb_cluster.runs.run import Run
 from rsb_cluster.runs.sweep import Sweep
 
-Verdict = RunVerdict | Literal["agrees", "differs", "not public"]
-
 AGREES_POINTS = 0.05
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A line of the table of evaluations.
-
-    Attributes:
-        name: Recipe, with what was changed, or the name of the weights.
-        rows: The newest evaluation of each run of the group, or that of the weights.
-        counted: Those that count; the mean is over these, in percent.
-        std: Sample standard deviation; None unless there are several.
-        references: What is published; ``delta`` is ``mean`` minus the first.
-        notes: What one should know, such as why there is no reference.
-    """
-
-    name: str
-    model: str
-    rows: tuple[Evaluation, ...]
-    counted: tuple[Evaluation, ...]
-    mean: float | None
-    std: float | None
-    references: tuple[Reference, ...]
-    delta: float | None
-    verdict: Verdict
-    notes: tuple[str, ...] = ()
-
-    @property
-    def what(self) -> Evaluation:
-        """An evaluation of the line: all have the same data, labels, metric and preparation of images."""
-        return self.rows[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all there is to say about the line."""
-        values = {key: value for key, value in vars(self).items() if key not in ("rows", "counted", "references")}
-        values["references"] = [asdict(reference) for reference in self.references]
-        values["n"] = len(self.counted)
-        return values | {"evaluations": [row.model_dump(mode="json") for row in self.rows]}
 
 
 def collect(
@@ -130,7 +89,7 @@ def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
     chosen, notes = ([], ()) if what.ema else _comparable(candidates, what, recipe.paper)
     notes += tuple(f"{run_id} is not counted: {problem}" for run_id, problem in problems.items() if problem)
     delta: float | None = None
-    verdict: Verdict = "not public" if not_public(what.data_set) else "no reference"
+    verdict: EvaluationVerdict = "not public" if not_public(what.data_set) else "no reference"
     if chosen and values:
         delta, _, verdict = judge(values, chosen[0].reference)
         if recipe.reconstruction or not chosen[0].is_same:
@@ -138,7 +97,7 @@ def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
     if group.changes:
         verdict = "modified"
     return Evaluated(
-        name=label(group) + (" (EMA)" if what.ema else ""),
+        name=group.label + (" (EMA)" if what.ema else ""),
         model=group.model,
         rows=rows,
         counted=counted,
@@ -158,7 +117,7 @@ def _of_weights(row: Evaluation) -> Evaluated:
     candidates = [one for one in candidates if one.reference.released or not one.is_same]
     chosen, notes = _comparable(candidates, row, row.procedure)
     delta: float | None = None
-    verdict: Verdict = "not public" if not_public(row.data_set) else "no reference"
+    verdict: EvaluationVerdict = "not public" if not_public(row.data_set) else "no reference"
     if chosen and row.value is not None and not problem:
         delta = row.value - chosen[0].reference.top1
         verdict = "reconstruction"

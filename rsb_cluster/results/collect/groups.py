@@ -8,10 +8,11 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from rsb_cluster.config.catalog import differences
+from rsb_cluster.results.collect.collection import Collection, Group, Verdict
 from rsb_cluster.results.collect.rows import (
     RESOLUTIONS,
     Changes,
@@ -27,76 +28,9 @@ from rsb_cluster.results.references import Reference
 from rsb_cluster.runs.run import Run
 from rsb_cluster.runs.sweep import Member, Sweep
 
-if TYPE_CHECKING:
-    from rsb_cluster.results.collect.evaluations import Evaluated
-
-Verdict = Literal[
-    "reproduced", "above", "below", "reconstruction", "no reference", "modified", "not counted", "no result"
-]
-
 ONE_SEED_POINTS = 0.3
 FIGURE1_STD = 0.1
 OTHER_DATA = {"data.set", "data.num_classes", "data.train_samples", "data.val_samples"}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only in their seed.
-
-    Attributes:
-        rows: All finished ones, also those that do not count.
-        open: Those without a result.
-        n: How many count; means and extremes are over these, in percent.
-        std: Sample standard deviation; None unless n > 1.
-        seed0: Top-1 of the run with seed 0, if it counts: what a headline of the paper is.
-        references: What is published; ``delta`` is ``mean`` minus the first.
-        tolerance: The largest ``delta`` that is called reproduced, in points.
-        gpu_hours: Sum over all runs, finished or not, as are rank_hours, attempts, preemptions and steps_repeated.
-        goodput: Time spent in steps that count / time in which an attempt was on, over the finished runs.
-    """
-
-    recipe: str
-    procedure: str
-    model: str
-    verdict: Verdict
-    changes: Changes = field(default_factory=dict)
-    virtual_ranks: int = 0
-    rows: tuple[Row, ...] = ()
-    open: tuple[Unfinished, ...] = ()
-    n: int = 0
-    mean: float | None = None
-    std: float | None = None
-    min: float | None = None
-    max: float | None = None
-    seed0: float | None = None
-    top5: float | None = None
-    references: tuple[Reference, ...] = ()
-    delta: float | None = None
-    tolerance: float | None = None
-    notes: tuple[str, ...] = ()
-    gpu_hours: float = 0.0
-    rank_hours: float = 0.0
-    attempts: int = 0
-    preemptions: int = 0
-    steps_repeated: int = 0
-    goodput: float | None = None
-
-
-@dataclass(frozen=True)
-class Collection:
-    """What was found.
-
-    Attributes:
-        groups: In natural order.
-        unfinished: All runs that have no result, those of the groups too.
-        evaluations: What 'evaluate' left, of runs first.
-        unreadable: What is to be said of evaluations that could not be read.
-    """
-
-    groups: tuple[Group, ...]
-    unfinished: tuple[Unfinished, ...]
-    evaluations: tuple[Evaluated, ...] = ()
-    unreadable: tuple[str, ...] = ()
 
 
 def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:

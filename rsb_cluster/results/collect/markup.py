@@ -9,13 +9,13 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
+from rsb_cluster.results.collect.collection import Collection
 from rsb_cluster.results.collect.evaluation_cells import (
     EVALUATION_COLUMNS,
     EVALUATION_WORDS,
     evaluation_cells,
     evaluation_remarks,
 )
-from rsb_cluster.results.collect.groups import Collection
 
 # What a page of a paper has room for.
 LATEX_COLUMNS = (

@@ -16,8 +16,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 from rsb_cluster.evaluation.record import Evaluation
-from rsb_cluster.results.collect.evaluations import Evaluated
-from rsb_cluster.results.collect.groups import Collection
+from rsb_cluster.results.collect.collection import Collection, Evaluated
 
 Format = Literal["table", "csv", "json", "md", "latex", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
+from rsb_cluster.results.collect.collection import Collection
 from rsb_cluster.results.collect.evaluation_cells import (
     EVALUATION_COLUMNS,
     EVALUATION_WORDS,
     evaluation_cells,
     evaluation_remarks,
 )
-from rsb_cluster.results.collect.groups import Collection
 
 DROPPED_FIRST = ("repeated", "attempts", "min–max", "top-5", "seed 0", "goodput", "preemptions", "timm", "GPU-hours")
 COLOURS = {

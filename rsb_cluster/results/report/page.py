@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from rsb_cluster.config.schema import flatten
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.results.collect import Collection, Group, Row, Unfinished
-from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, label, remarks
+from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
 from rsb_cluster.results.collect.rows import describe, published
 from rsb_cluster.results.report.history import History, read_history, short
 from rsb_cluster.runs.run import Run
@@ -162,7 +162,7 @@ def _group(group: Group) -> dict[str, Any]:
     science = group.rows[0].science if group.rows else None
     known = published(science.recipe, science.spec) if science else None
     return {
-        "label": f"{label(group)} · {group.model}",
+        "label": f"{group.label} · {group.model}",
         "verdict": group.verdict,
         "mean": group.mean,
         "std": group.std,

@@ -1,0 +1,121 @@
+"""What a collection is: groups of runs, evaluations, and runs without a result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rsb_cluster.evaluation.record import Evaluation
+from rsb_cluster.results.collect.rows import Changes, Row, Unfinished
+from rsb_cluster.results.references import Reference
+
+Verdict = Literal[
+    "reproduced", "above", "below", "reconstruction", "no reference", "modified", "not counted", "no result"
+]
+EvaluationVerdict = Verdict | Literal["agrees", "differs", "not public"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        rows: All finished ones, also those that do not count.
+        open: Those without a result.
+        n: How many count; means and extremes are over these, in percent.
+        std: Sample standard deviation; None unless n > 1.
+        seed0: Top-1 of the run with seed 0, if it counts: what a headline of the paper is.
+        references: What is published; ``delta`` is ``mean`` minus the first.
+        tolerance: The largest ``delta`` that is called reproduced, in points.
+        gpu_hours: Sum over all runs, finished or not, as are rank_hours, attempts, preemptions and steps_repeated.
+        goodput: Time spent in steps that count / time in which an attempt was on, over the finished runs.
+    """
+
+    recipe: str
+    procedure: str
+    model: str
+    verdict: Verdict
+    changes: Changes = field(default_factory=dict)
+    virtual_ranks: int = 0
+    rows: tuple[Row, ...] = ()
+    open: tuple[Unfinished, ...] = ()
+    n: int = 0
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    seed0: float | None = None
+    top5: float | None = None
+    references: tuple[Reference, ...] = ()
+    delta: float | None = None
+    tolerance: float | None = None
+    notes: tuple[str, ...] = ()
+    gpu_hours: float = 0.0
+    rank_hours: float = 0.0
+    attempts: int = 0
+    preemptions: int = 0
+    steps_repeated: int = 0
+    goodput: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Its recipe and, where that is short, what was changed."""
+        if not self.changes:
+            return self.recipe
+        if len(self.changes) > 2:
+            return f"{self.recipe} with {len(self.changes)} changes"
+        return f"{self.recipe} with " + ", ".join(f"{key}={here}" for key, (_, here) in sorted(self.changes.items()))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A line of the table of evaluations.
+
+    Attributes:
+        name: Recipe, with what was changed, or the name of the weights.
+        rows: The newest evaluation of each run of the group, or that of the weights.
+        counted: Those that count; the mean is over these, in percent.
+        std: Sample standard deviation; None unless there are several.
+        references: What is published; ``delta`` is ``mean`` minus the first.
+        notes: What one should know, such as why there is no reference.
+    """
+
+    name: str
+    model: str
+    rows: tuple[Evaluation, ...]
+    counted: tuple[Evaluation, ...]
+    mean: float | None
+    std: float | None
+    references: tuple[Reference, ...]
+    delta: float | None
+    verdict: EvaluationVerdict
+    notes: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> Evaluation:
+        """An evaluation of the line: all have the same data, labels, metric and preparation of images."""
+        return self.rows[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all there is to say about the line."""
+        values = {key: value for key, value in vars(self).items() if key not in ("rows", "counted", "references")}
+        values["references"] = [asdict(reference) for reference in self.references]
+        values["n"] = len(self.counted)
+        return values | {"evaluations": [row.model_dump(mode="json") for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found.
+
+    Attributes:
+        groups: In natural order.
+        unfinished: All runs that have no result, those of the groups too.
+        evaluations: What 'evaluate' left, of runs first.
+        unreadable: What is to be said of evaluations that could not be read.
+    """
+
+    groups: tuple[Group, ...]
+    unfinished: tuple[Unfinished, ...]
+    evaluations: tuple[Evaluated, ...] = ()
+    unreadable: tuple[str, ...] = ()

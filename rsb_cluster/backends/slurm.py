@@ -21,7 +21,7 @@ from rsb_cluster.backends.base import Backend, Check, JobStatus, State, submitte
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node import starts
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Submission
 
@@ -59,7 +59,7 @@ if [ "$code" -ne 0 ] && ! said {starts.CLAIMED}; then
   fi
   later=$(({starts.SLURM_DELAY_S} << (failed - 1)))
 fi
-if [ "$code" -eq {EXIT_AGAIN} ] || {{{{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}}}; then
+if [ "$code" -eq {EXIT_RESTART} ] || {{{{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}}}; then
   read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
   if [ "$state $restarts" = "RUNNING $restart" ]; then
     scontrol requeue "$job" || exit "$code"

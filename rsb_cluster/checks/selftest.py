@@ -48,7 +48,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Finding:
+class Outcome:
     """One line of the comparison.
 
     Attributes:
@@ -64,7 +64,7 @@ class Finding:
 
 def resume(
     folder: Path, *, job: str, overrides: Sequence[Override], say: Callable[[str], None], timeout_s: float
-) -> list[Finding]:
+) -> list[Outcome]:
     """Run the test.
 
     Args:
@@ -102,7 +102,7 @@ def new_folder(folder: Path) -> Path:
     return path
 
 
-def compare(unbroken: Run, broken: Run) -> list[Finding]:
+def compare(unbroken: Run, broken: Run) -> list[Outcome]:
     """Compare what two runs left behind: attempts, samples, pixels, metric rows and final state."""
     attempts = broken.attempts()
     preempted = [a for a in attempts if a.cause == "preempted"]
@@ -111,10 +111,10 @@ def compare(unbroken: Run, broken: Run) -> list[Finding]:
     repeated = sum(1 for _ in _sample_lines(broken)) - len(ours)
     differing = sorted(place for place in ours.keys() | theirs.keys() if ours.get(place) != theirs.get(place))
     findings = [
-        Finding("preemptions", f"{len(preempted)} in {len(attempts)} attempts", bool(preempted)),
-        Finding("resumed at the next step", "always" if not gaps else f"no: {gaps}", not gaps),
-        Finding("micro-batches computed twice", str(repeated), repeated == 0),
-        Finding(
+        Outcome("preemptions", f"{len(preempted)} in {len(attempts)} attempts", bool(preempted)),
+        Outcome("resumed at the next step", "always" if not gaps else f"no: {gaps}", not gaps),
+        Outcome("micro-batches computed twice", str(repeated), repeated == 0),
+        Outcome(
             "samples, pixels and mix of each micro-batch",
             f"{len(theirs)} equal" if not differing else f"{len(differing)} differ, first at {differing[0]}",
             not differing and bool(theirs),
@@ -129,11 +129,11 @@ def compare(unbroken: Run, broken: Run) -> list[Finding]:
         attempts[0].gpus == 0 and len({host for r in (unbroken, broken) for a in r.attempts() for host in a.hosts}) == 1
     )
     findings += [
-        Finding(
+        Outcome(
             "metric rows", f"{len(one)} and {len(other)}, largest difference {worst:.1e}",
             same_shape and (worst == 0.0 if exact else worst <= TOLERANCE),
         ),
-        Finding(
+        Outcome(
             "weights, optimizer, statistics, average",
             "bit-equal" if equal_state else "not bit-equal" + ("" if exact else " (different hosts, or a GPU)"),
             equal_state or not exact,

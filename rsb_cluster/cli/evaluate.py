@@ -48,10 +48,10 @@ def evaluate(
     """
     from rsb_cluster.config.schema import validate
     from rsb_cluster.evaluation.launcher import evaluate as verb
-    from rsb_cluster.evaluation.record import Request
+    from rsb_cluster.evaluation.record import EvaluationRequest
 
     given = {key: value for key, value in options.items() if value is not None}
-    request = validate(Request, {"sources": sources, "runs": runs_url(runs), **given}, "evaluate")
+    request = validate(EvaluationRequest, {"sources": sources, "runs": runs_url(runs), **given}, "evaluate")
     found = []
     with progress_bar("evaluating") as progress:
         for one in verb(request, procs=procs or 0, gpus=gpus or 0, progress=progress):

@@ -15,7 +15,7 @@ from rsb_cluster.errors import RsbError
 
 if TYPE_CHECKING:
     from rsb_cluster.data.index import ShardIndex
-    from rsb_cluster.data.part import Going
+    from rsb_cluster.data.part import Removal
 
 
 workers_option = click.option(
@@ -208,7 +208,7 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     console().print(table)
 
 
-def _ask(going: Sequence[Going], yes: bool) -> None:
+def _ask(going: Sequence[Removal], yes: bool) -> None:
     """Say what will be deleted, and ask before anything of others is among it."""
     from rsb_cluster.data.part import refuse_foreign, shown
 

@@ -95,9 +95,9 @@ def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]
     Raises:
         ConfigError: There is nobody to ask.
     """
-    from rsb_cluster.runs.lookup import find_named
+    from rsb_cluster.runs.lookup import match_names
 
-    found = find_named(runs_url(runs), names)
+    found = match_names(runs_url(runs), names)
     for named in found:
         if len(named.runs) == 1 or named.says_several or yes:
             continue

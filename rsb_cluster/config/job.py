@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from rsb_cluster.config.schema import Count, Section
 
 
-class Checkpoint(Section):
+class CheckpointPolicy(Section):
     """When state is saved, besides at a preemption and at the end."""
 
     every_min: float = Field(15.0, ge=0, description="minutes between two saves; 0: off")
@@ -114,7 +114,7 @@ class Job(Section):
     data: str = Field("", description="root of the data sets where --data is not given")
     runs: str = Field("", description="folder of the runs where --runs is not given")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="who gets the metrics too")
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
 
     @property
     def ranks_per_node(self) -> int:

@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rsb_cluster.data.index import INDEX_NAME, Progress, ShardIndex, read_classes
-from rsb_cluster.data.part import Going, Part, refuse_foreign, shown
+from rsb_cluster.data.part import Part, Removal, refuse_foreign, shown
 from rsb_cluster.data.part_plan import Advance, PartPlan, Replace
 from rsb_cluster.data.recode import Recode
-from rsb_cluster.data.sources.source import SPLITS, Source
+from rsb_cluster.data.sources.source import SPLITS, DataSource
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 
@@ -37,7 +37,7 @@ class SetPlan:
     _parts: Mapping[str, PartPlan]
 
     @property
-    def going(self) -> tuple[Going, ...]:
+    def going(self) -> tuple[Removal, ...]:
         """What `make` will delete, by part."""
         return tuple(part.going for part in self._parts.values() if part.going is not None)
 
@@ -60,7 +60,7 @@ class SetPlan:
 
 
 def plan_set(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DataSource],
     dest: Store,
     *,
     shard_samples: int = SHARD_SAMPLES,
@@ -102,7 +102,7 @@ def plan_set(
 
 
 def make_set(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DataSource],
     dest: Store,
     *,
     shard_samples: int = SHARD_SAMPLES,
@@ -147,7 +147,7 @@ def make_set(
 
 
 def make_shards(
-    source: Source,
+    source: DataSource,
     store: Store,
     *,
     shard_samples: int = SHARD_SAMPLES,
@@ -189,7 +189,7 @@ def _counting(progress: Progress | None, done: int, total: int) -> Advance:
     return advance
 
 
-def _refuse_strangers(sources: Mapping[str, Source], dest: Store) -> None:
+def _refuse_strangers(sources: Mapping[str, DataSource], dest: Store) -> None:
     """Refuse to put the first part of a set into a folder of other things."""
     there = dest.entries()
     parts = {name: Part.of(dest.child(name)) for name in SPLITS if name in there}
@@ -203,7 +203,7 @@ def _refuse_strangers(sources: Mapping[str, Source], dest: Store) -> None:
         )
 
 
-def _check_same_classes(sources: Mapping[str, Source], dest: Store) -> None:
+def _check_same_classes(sources: Mapping[str, DataSource], dest: Store) -> None:
     """Refuse parts of a set in which one number would mean two classes."""
     known = {split: tuple(source.classes) for split, source in sources.items()}
     known |= {split: read_classes(dest.child(split)) for split in SPLITS if split not in known}

@@ -77,7 +77,7 @@ def shown(names: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Going:
+class Removal:
     """What has to go from a part before it is made anew.
 
     Attributes:
@@ -91,7 +91,7 @@ class Going:
     foreign: tuple[str, ...] = ()
 
 
-def refuse_foreign(going: Sequence[Going]) -> None:
+def refuse_foreign(going: Sequence[Removal]) -> None:
     """Raise ConfigError where something has to go that was not made here."""
     if found := [f"{shown(part.foreign)} in {part.url}" for part in going if part.foreign]:
         raise ConfigError(

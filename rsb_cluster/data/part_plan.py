@@ -14,12 +14,12 @@ import numpy as np
 
 from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, ShardIndex, load_index, write_index
 from rsb_cluster.data.labels import label_file_name, pack_labels
-from rsb_cluster.data.part import SOURCE_NAME, Going, Part, shard_name, shown
+from rsb_cluster.data.part import SOURCE_NAME, Part, Removal, shard_name, shown
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import ShardScan, scan_shard
-from rsb_cluster.data.shard import Change, Contents, compare_shard, make_shard, read_sample
-from rsb_cluster.data.sources.source import Source
+from rsb_cluster.data.shard import ImageChange, ShardContents, compare_shard, make_shard, read_sample
+from rsb_cluster.data.sources.source import DataSource
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store, as_json
 
@@ -44,13 +44,13 @@ class PartPlan:
         going: What has to go first; None where nothing has.
     """
 
-    def __init__(self, source: Source, store: Store, shard_samples: int, recode: Recode | None) -> None:
+    def __init__(self, source: DataSource, store: Store, shard_samples: int, recode: Recode | None) -> None:
         if shard_samples < 1:
             raise ConfigError(f"a shard of {shard_samples} samples cannot be. Use 1 or more.")
         if not len(source):
             raise ConfigError(f"there are no samples to write to {store.url}. Check the source.")
         self.source = source
-        self.going: Going | None = None
+        self.going: Removal | None = None
         self._store, self._recode, self._shard_samples = store, recode, shard_samples
         self._beside = {CLASSES_NAME: as_json(list(source.classes))} if source.classes else {}
         self._beside |= {label_file_name(name): pack_labels(content) for name, content in source.labels.items()}
@@ -110,7 +110,7 @@ class PartPlan:
         return write_index(store, list(self._shards), in_order, source.classes)
 
     @cached_property
-    def _shards(self) -> dict[str, Contents]:
+    def _shards(self) -> dict[str, ShardContents]:
         """What each shard is to hold, by its name."""
         source, order = self.source, self.source.order()
         first = sorted(order[:_SIZED_SAMPLES].tolist())
@@ -121,7 +121,7 @@ class PartPlan:
             chosen = order[start : start + per_shard]
             places = np.argsort(chosen)
             numbers = chosen[places].tolist()
-            shards[shard_name(number)] = Contents(
+            shards[shard_name(number)] = ShardContents(
                 source.read,
                 self._recode,
                 [source.entries[i] for i in numbers],
@@ -152,7 +152,7 @@ class PartPlan:
             foreign = sorted(needed.intersection(part.files).difference(own))
         gone = tuple(name for name in own if name != SOURCE_NAME)
         if gone or foreign:
-            self.going = Going(part.store.url, gone, tuple(foreign))
+            self.going = Removal(part.store.url, gone, tuple(foreign))
 
     def _check_record(self) -> None:
         """Refuse what was made otherwise, or from other images."""
@@ -196,7 +196,7 @@ class PartPlan:
 
     def _compare(self, names: Sequence[str], by_bytes: bool, workers: int | None, advance: Advance) -> None:
         """Keep the shards that hold what they are to hold; refuse images that are not those in them."""
-        changes: list[Change] = []
+        changes: list[ImageChange] = []
         contents = [self._shards[name] for name in names]
         stores, flags = [self._store] * len(names), [by_bytes] * len(names)
         for name, found in zip(
@@ -242,7 +242,7 @@ class PartPlan:
         comparable = self._sizes if self._part.record["max_side"] is None else ()
         found = {
             "images with another size": [
-                self._in_words(Change(source.entries[now[key]], stored[key], size))
+                self._in_words(ImageChange(source.entries[now[key]], stored[key], size))
                 for key, size in zip(now, comparable, strict=False)
                 if stored.get(key, size) != size
             ],
@@ -268,10 +268,10 @@ class PartPlan:
                 found |= dict(zip(keys, scan.spans[:, 3].tolist(), strict=True))
         return found, False
 
-    def _in_words(self, change: Change) -> str:
+    def _in_words(self, change: ImageChange) -> str:
         return f"{self.source.show(change.entry)} ({change.now:,} bytes, were {change.before:,})"
 
-    def _remove(self, going: Going) -> None:
+    def _remove(self, going: Removal) -> None:
         """Delete what has to go, so that at no moment the rest is taken for what it is not."""
         record = self._part.record
         if record:
@@ -281,7 +281,9 @@ class PartPlan:
             self._store.delete_file(name)
 
 
-def _facts_of(source: Source, shard_samples: int, recode: Recode | None, beside: Mapping[str, bytes]) -> dict[str, Any]:
+def _facts_of(
+    source: DataSource, shard_samples: int, recode: Recode | None, beside: Mapping[str, bytes]
+) -> dict[str, Any]:
     """Return what the bytes of the shards depend on. No path or time is among it: a copy of the images has others."""
     import PIL
 

@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Contents:
+class ShardContents:
     """What a shard is to hold.
 
     Attributes:
@@ -37,7 +37,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Change:
+class ImageChange:
     """An image that is not the one in a shard: its entry, and bytes then and now."""
 
     entry: Any
@@ -55,10 +55,10 @@ class Comparison:
     """
 
     scan: ShardScan | None
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ImageChange, ...] = ()
 
 
-def make_shard(store: Store, name: str, contents: Contents) -> ShardScan:
+def make_shard(store: Store, name: str, contents: ShardContents) -> ShardScan:
     """Write a shard and describe it.
 
     Raises:
@@ -72,7 +72,7 @@ def make_shard(store: Store, name: str, contents: Contents) -> ShardScan:
     return scan
 
 
-def compare_shard(store: Store, name: str, contents: Contents, by_bytes: bool) -> Comparison:
+def compare_shard(store: Store, name: str, contents: ShardContents, by_bytes: bool) -> Comparison:
     """Compare a shard that is there with what it is to hold: keys and sizes, as far as they are known.
 
     Args:
@@ -98,10 +98,12 @@ def compare_shard(store: Store, name: str, contents: Contents, by_bytes: bool) -
     if by_bytes:
         return _compare_bytes(store, name, contents, scan, entries)
     found = zip(entries, scan.spans[:, 3].tolist(), _by_place(contents, contents.sizes), strict=False)
-    return Comparison(scan, tuple(Change(entry, before, now) for entry, before, now in found if before != now))
+    return Comparison(scan, tuple(ImageChange(entry, before, now) for entry, before, now in found if before != now))
 
 
-def _compare_bytes(store: Store, name: str, contents: Contents, scan: ShardScan, entries: Sequence[Any]) -> Comparison:
+def _compare_bytes(
+    store: Store, name: str, contents: ShardContents, scan: ShardScan, entries: Sequence[Any]
+) -> Comparison:
     content = _content(contents)
     made = scan_stream(io.BytesIO(content), store.locate(name))
     if made.sha256 == scan.sha256:
@@ -114,17 +116,17 @@ def _compare_bytes(store: Store, name: str, contents: Contents, scan: ShardScan,
         entries, scan.spans[:, 2:].tolist(), made.spans[:, 2:].tolist(), strict=True
     ):
         if stored[before : before + b_size] != content[now : now + n_size]:
-            changes.append(Change(entry, b_size, n_size))
+            changes.append(ImageChange(entry, b_size, n_size))
     return Comparison(scan, tuple(changes)) if changes else Comparison(None)  # other classes, then
 
 
-def _content(contents: Contents) -> bytes:
+def _content(contents: ShardContents) -> bytes:
     """Read the samples of a shard, and return its bytes."""
     read = [read_sample(contents.read, contents.recode, entry) for entry in contents.entries]
     return _tar(_by_place(contents, read))
 
 
-def _by_place(contents: Contents, values: Sequence[Value]) -> list[Value]:
+def _by_place(contents: ShardContents, values: Sequence[Value]) -> list[Value]:
     """Return values of the entries in the order of the shard; empty where there are none."""
     ordered = dict(zip(contents.places, values, strict=False))
     return [ordered[place] for place in sorted(ordered)]

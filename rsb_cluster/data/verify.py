@@ -22,7 +22,7 @@ _HASH_BYTES = 16
 
 
 @dataclass
-class Report:
+class VerifyReport:
     """What a check found; no problems means that the data set is as it was when it was indexed.
 
     Attributes:
@@ -41,7 +41,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Stats:
+class DataSetStats:
     """What a data set holds, without reading a shard."""
 
     data_set: str  # its name in datasets.toml, empty where it has none or it is not known
@@ -56,7 +56,9 @@ class Stats:
     one_class_shards: float  # share of shards with samples of one class only: above 0, the set is likely not shuffled
 
 
-def verify(store: Store, *, decode: bool = False, workers: int | None = 1, progress: Progress | None = None) -> Report:
+def verify(
+    store: Store, *, decode: bool = False, workers: int | None = 1, progress: Progress | None = None
+) -> VerifyReport:
     """Read every shard, once, and compare it with the index.
 
     Args:
@@ -71,7 +73,7 @@ def verify(store: Store, *, decode: bool = False, workers: int | None = 1, progr
     """
     index = load_index(store)
     there = set(shard_names(store))
-    report = Report(problems=list(_repeated_keys(index)))
+    report = VerifyReport(problems=list(_repeated_keys(index)))
     report.problems += [
         f"{name} is not in the index. Remove it, or index the folder again."
         for name in sorted(there - set(index.shards))
@@ -101,7 +103,7 @@ def verify(store: Store, *, decode: bool = False, workers: int | None = 1, progr
     return report
 
 
-def shared_images(one: Report, other: Report) -> int:
+def shared_images(one: VerifyReport, other: VerifyReport) -> int:
     """Return how many different images two data sets have in common, bit for bit."""
     _, counts = np.unique(
         np.concatenate([np.unique(report.images, axis=0) for report in (one, other)]), axis=0, return_counts=True
@@ -109,7 +111,7 @@ def shared_images(one: Report, other: Report) -> int:
     return int((counts > 1).sum())
 
 
-def stats(store: Store) -> Stats:
+def stats(store: Store) -> DataSetStats:
     """Count what a data set holds. No shard is read.
 
     Raises:
@@ -119,7 +121,7 @@ def stats(store: Store) -> Stats:
     index = load_index(store)
     counts = class_samples(index)
     parts = np.split(index.labels, index.shard_start[1:-1])
-    return Stats(
+    return DataSetStats(
         data_set=str(source_of(store).get("data_set", "")),
         label_sets=tuple(label_files(store.names()).values()),
         shards=len(index.shards),

@@ -16,13 +16,13 @@ from typing import Any
 
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.evaluation.record import Evaluation, Request
+from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import open_target
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
-def evaluate(request: Request, *, procs: int = 0, gpus: int = 0, progress: Progress) -> Iterator[Evaluation]:
+def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progress: Progress) -> Iterator[Evaluation]:
     """Yield the evaluation of each source; the records are written by then.
 
     Args:

@@ -24,7 +24,7 @@ from rsb_cluster.storage.store import Store
 Amp = Literal["off", "fp16", "bf16"]
 
 
-class Request(Section):
+class EvaluationRequest(Section):
     """What the user asked for. What is empty or zero is decided by the weights: as their run, or timm, evaluates them.
 
     Attributes:
@@ -59,7 +59,7 @@ class Request(Section):
     predictions: str = ""
 
 
-class Group(Section):
+class ImageGroup(Section):
     """A named part of the images: its value of the evaluation's metric, and how many images count."""
 
     value: float
@@ -109,7 +109,7 @@ class Evaluation(Section):
     amp: Amp = "off"
     metric: Metric
     values: dict[Metric, float]
-    groups: dict[str, Group] = Field({})
+    groups: dict[str, ImageGroup] = Field({})
     loss: float | None = None
     samples: int
     scored: int

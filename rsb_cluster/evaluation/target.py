@@ -15,7 +15,7 @@ from rsb_cluster.data.labels import LabelSets, label_file_name, load_label_sets
 from rsb_cluster.data.part import source_of
 from rsb_cluster.data.scoring import BEST, check_metrics
 from rsb_cluster.errors import ConfigError, DataError, did_you_mean
-from rsb_cluster.evaluation.record import Request
+from rsb_cluster.evaluation.record import EvaluationRequest
 from rsb_cluster.storage.store import Store
 
 
@@ -43,7 +43,7 @@ class Target:
     metrics: tuple[Metric, ...]
 
 
-def open_target(request: Request) -> Target:
+def open_target(request: EvaluationRequest) -> Target:
     """Find and read what predictions are to be compared with.
 
     Raises:

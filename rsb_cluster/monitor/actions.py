@@ -15,7 +15,7 @@ from rsb_cluster.monitor.status import Status, is_over, read_status
 from rsb_cluster.runs.gpu_hours import check_budget
 from rsb_cluster.runs.run import READERS, Run, Submission
 from rsb_cluster.submission.plan import make_arrays
-from rsb_cluster.submission.submit import hand_over
+from rsb_cluster.submission.submit import submit_arrays
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def retry(runs: Sequence[Run], *, failed_only: bool) -> Retried:
         except RsbError as error:
             refused[run.run_id] = str(error)
     arrays = make_arrays(again[0][0].runs_url, again, name="retry") if again else ()
-    sent = hand_over(arrays)
+    sent = submit_arrays(arrays)
     ids = [run.run_id for array in arrays for run in array.runs]
     return Retried(dict(zip(ids, (s.job_id for s in sent), strict=True)), refused)
 
@@ -134,7 +134,7 @@ def _last_job(run: Run, status: Status) -> Job:
     return read_record(Job, submissions[-1].job, f"the last job of {run.run_id}")
 
 
-def goes_on_without_us(runs: Sequence[Run]) -> bool:
+def outlives_terminal(runs: Sequence[Run]) -> bool:
     """Whether jobs of one of these runs have a life of their own, by the back end that each was sent to last."""
     with ThreadPoolExecutor(READERS) as pool:
         last = [submissions[-1] for submissions in pool.map(Run.submissions, runs) if submissions]

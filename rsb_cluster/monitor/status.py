@@ -11,7 +11,7 @@ from rsb_cluster import backends
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import RsbError
 from rsb_cluster.node import starts
-from rsb_cluster.runs.metrics import Row, last_rows
+from rsb_cluster.runs.metrics import MetricsRow, last_rows
 from rsb_cluster.runs.run import READERS, Attempt, Run, Submission
 
 # In the order of a person's interest.
@@ -65,7 +65,7 @@ class _Folder:
     recipe: Recipe
     submissions: list[Submission]
     attempts: list[Attempt]
-    last: dict[str, Row]
+    last: dict[str, MetricsRow]
     failed_start: str
 
 
@@ -123,7 +123,7 @@ def _unfinished(folder: _Folder, seen: Sequence[backends.JobStatus]) -> Status:
         # An attempt that ended the run without a result was killed just then.
         state = last.cause if last.cause not in ("", "finished") else "killed"
     train, score = folder.last.get("train"), folder.last.get("eval")
-    start: Row = {"step": 0, "epoch": 0.0}
+    start: MetricsRow = {"step": 0, "epoch": 0.0}
     newest = max(folder.last.values(), key=lambda row: row["step"], default=start)
     speed = train["images_per_s"] if train else None
     to_go = (recipe.total_steps - newest["step"]) * recipe.train.global_batch

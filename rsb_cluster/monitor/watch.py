@@ -60,7 +60,7 @@ def follow(runs: Sequence[Run], console: Console) -> list[Status] | None:
 
     def stop(working: Sequence[Run]) -> bool:
         nonlocal stopping, left
-        if not stopping and actions.goes_on_without_us(working):
+        if not stopping and actions.outlives_terminal(working):
             left = True
             return True
         console.print("Ending at once." if stopping else "Saving and stopping; press Ctrl-C again to end at once.")

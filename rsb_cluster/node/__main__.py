@@ -23,7 +23,7 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
 from rsb_cluster.node import processes
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, together
+from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_RESTART, combine_exit_codes
 from rsb_cluster.node.node_spec import COPY_LOGS, SPEC_SHA256, SPEC_URL, NodeSpec, decode
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
@@ -49,7 +49,7 @@ def main(environment: Mapping[str, str]) -> int:
     ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        processes.tell(ranks, number)
+        processes.send_signal(ranks, number)
 
     for number in _SIGNALS:
         signal.signal(number, pass_on)
@@ -61,8 +61,8 @@ def main(environment: Mapping[str, str]) -> int:
         assert rank.stdin is not None
         with contextlib.suppress(BrokenPipeError), rank.stdin:
             rank.stdin.write(task)
-    code = together(processes.wait(ranks))
-    return EXIT_NO_ATTEMPT if code == EXIT_AGAIN and not _was_claimed(spec, shared) else code
+    code = combine_exit_codes(processes.wait_for_all(ranks))
+    return EXIT_NO_ATTEMPT if code == EXIT_RESTART and not _was_claimed(spec, shared) else code
 
 
 def _read_spec(environment: Mapping[str, str]) -> NodeSpec:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 # sysexits.h's EX_TEMPFAIL: state is saved, or a peer was lost; start this job again.
-EXIT_AGAIN = 75
+EXIT_RESTART = 75
 # A failure that another attempt would repeat. It is above EXIT_AGAIN because srun reports the highest code of all
 # tasks, and the peers of a failed rank end with EXIT_AGAIN.
 EXIT_FAILED = 100
@@ -25,9 +25,9 @@ def should_restart(code: int) -> bool:
     A rank that was killed (negative, or above 128 in a shell) says nothing of the run; the next attempt counts crashes
     and ends the run where there is no progress.
     """
-    return code == EXIT_AGAIN or code < 0 or (code > 128 and code != EXIT_STOPPED)
+    return code == EXIT_RESTART or code < 0 or (code > 128 and code != EXIT_STOPPED)
 
 
-def together(codes: Sequence[int]) -> int:
+def combine_exit_codes(codes: Sequence[int]) -> int:
     """Return the code that ranks stand for together: 0, EXIT_AGAIN, or the highest of those that end a job."""
-    return max((code for code in codes if code and not should_restart(code)), default=EXIT_AGAIN if any(codes) else 0)
+    return max((code for code in codes if code and not should_restart(code)), default=EXIT_RESTART if any(codes) else 0)

@@ -50,7 +50,7 @@ class Notice:
     text: str
 
 
-class Source(ABC):
+class NoticeSource(ABC):
     """Where one cloud announces it.
 
     Args:
@@ -105,7 +105,7 @@ class Source(ABC):
         return content.decode(errors="replace")
 
 
-class Aws(Source):
+class Aws(NoticeSource):
     """EC2's instance metadata, version 2."""
 
     name = "aws"
@@ -130,7 +130,7 @@ class Aws(Source):
         return _of_iso(said["time"]) if "time" in said else 0.0
 
 
-class Gcp(Source):
+class Gcp(NoticeSource):
     """Compute Engine's metadata server."""
 
     name = "gcp"
@@ -147,7 +147,7 @@ class Gcp(Source):
         return 0.0 if text.strip() == "TRUE" else None
 
 
-class Azure(Source):
+class Azure(NoticeSource):
     """Azure's scheduled events. The first question switches them on, which may take minutes."""
 
     name = "azure"
@@ -179,10 +179,10 @@ class Azure(Source):
         return None
 
 
-SOURCES: dict[str, type[Source]] = {source.name: source for source in (Aws, Gcp, Azure)}
+SOURCES: dict[str, type[NoticeSource]] = {source.name: source for source in (Aws, Gcp, Azure)}
 
 
-def find(name: str, url: str = "") -> Source | None:
+def find_source(name: str, url: str = "") -> NoticeSource | None:
     """Return the source of notices of this machine.
 
     Args:

@@ -57,9 +57,9 @@ class NoticeWatch(threading.Thread):
         self._flag.reclaim(left_s)
         self._on_notice(notice)
 
-    def _find(self) -> interruption.Source | None:
+    def _find(self) -> interruption.NoticeSource | None:
         for _ in range(TRIES):
-            if (source := interruption.find(self._name)) is not None:
+            if (source := interruption.find_source(self._name)) is not None:
                 return source
             time.sleep(POLL_S)
         return None

@@ -15,7 +15,7 @@ from types import FrameType
 from submitit.local.local import Controller
 
 from rsb_cluster.node import processes, starts
-from rsb_cluster.node.exit_codes import CANCELLED, EXIT_AGAIN, RUNNING, together
+from rsb_cluster.node.exit_codes import CANCELLED, EXIT_RESTART, RUNNING, combine_exit_codes
 from rsb_cluster.node.processes import Process
 
 
@@ -41,7 +41,7 @@ class RestartingController(Controller):
 
     def wait(self, freq: int = 24) -> list[int]:
         """Wait for all ranks to end."""
-        return processes.wait(self.tasks)
+        return processes.wait_for_all(self.tasks)
 
     def run(self, max_retry: int = 0) -> None:
         """Run the job to its end."""
@@ -50,7 +50,7 @@ class RestartingController(Controller):
             os.environ["RSB_LOCAL_RESTART"] = str(restart)
             try:
                 self.start_tasks()
-                code = together(self.wait())
+                code = combine_exit_codes(self.wait())
             finally:
                 self.kill_tasks()
             if code and not starts.is_noted(self.folder, self.pid, starts.CLAIMED, restart):
@@ -58,7 +58,7 @@ class RestartingController(Controller):
                 starts.list_failed(self.folder, self.pid, restart, code)
             else:
                 failed = 0
-            if code != EXIT_AGAIN or failed >= starts.LIMIT:
+            if code != EXIT_RESTART or failed >= starts.LIMIT:
                 break
             if failed:
                 self._sleep(starts.LOCAL_DELAY_S * 2 ** (failed - 1))

@@ -74,14 +74,14 @@ class Process:
         return self.host != _host() and not self.is_alive
 
 
-def tell(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+def send_signal(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
     """Send a signal to all ranks that are still there."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
             rank.send_signal(number)
 
 
-def wait(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     """Wait for all ranks to end, and return their exit codes; those that outlive a dead one for too long are killed."""
     limit = None
     while True:
@@ -90,9 +90,9 @@ def wait(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
             return [code for code in codes if code is not None]
         if limit is None and any(codes):
             limit = time.monotonic() + PATIENCE_S
-            tell(ranks, signal.SIGCONT)  # one that is stopped cannot end
+            send_signal(ranks, signal.SIGCONT)  # one that is stopped cannot end
         if limit is not None and time.monotonic() > limit:
-            tell(ranks, signal.SIGKILL)
+            send_signal(ranks, signal.SIGKILL)
         time.sleep(_LOOK_S)
 
 

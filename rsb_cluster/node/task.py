@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.node import starts
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED
+from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import SIGNAL_SLACK_S, StopFlag
 from rsb_cluster.runs.run import Run
@@ -57,4 +57,4 @@ class Task:
         starts.report(Run(Store(self.run_url), self.run_id), Ranks.from_environment(), message)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_FAILED if is_for_good else EXIT_AGAIN)
+        os._exit(EXIT_FAILED if is_for_good else EXIT_RESTART)

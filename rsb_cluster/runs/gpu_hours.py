@@ -13,7 +13,7 @@ from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.runs.run import Attempt, Run
 
 
-class SpentError(ConfigError):
+class BudgetExceededError(ConfigError):
     """A run has used up the GPU-hours that it may have."""
 
 
@@ -99,11 +99,11 @@ def check_budget(run: Run, job: Job, attempts: Sequence[Attempt] | None = None) 
         return math.inf
     used = sum(span.device_hours for span in spans(run, attempts))
     if used >= job.max_gpu_hours:
-        raise SpentError(spent_message(run, used, job))
+        raise BudgetExceededError(budget_message(run, used, job))
     return job.max_gpu_hours - used
 
 
-def spent_message(run: Run, used: float, job: Job) -> str:
+def budget_message(run: Run, used: float, job: Job) -> str:
     """Return what a user is told whose run has no GPU-hours left."""
     return (
         f"{run.run_id} has used {used:.2f} of the {job.max_gpu_hours:g} GPU-hours that it may. "

@@ -64,7 +64,7 @@ class EndedError(RsbError):
         self.cause = cause
 
 
-class Claim:
+class Lease:
     """A claimed attempt. Its heartbeat is a thread.
 
     Attributes:
@@ -164,7 +164,7 @@ def check_not_ended(run: Run, job_id: str, restart: int) -> None:
             )
 
 
-def take(run: Run, draft: Attempt) -> Claim:
+def acquire(run: Run, draft: Attempt) -> Lease:
     """Claim the next attempt of a run.
 
     Args:
@@ -187,7 +187,7 @@ def take(run: Run, draft: Attempt) -> Claim:
             }
         )
         if run.claim_attempt(record):
-            return Claim(run, record, earlier)
+            return Lease(run, record, earlier)
 
 
 def _wait_for_silence(run: Run, last: Attempt, job_id: str) -> None:
@@ -211,7 +211,7 @@ def _wait_for_silence(run: Run, last: Attempt, job_id: str) -> None:
             )
 
 
-def check_history(claim: Claim, job: Job) -> None:
+def check_history(claim: Lease, job: Job) -> None:
     """Refuse an attempt after which nothing would be better than before.
 
     Raises:

@@ -35,7 +35,7 @@ def list_runs(runs_url: str) -> list[Run]:
 
 
 @dataclass(frozen=True)
-class Named:
+class NameMatch:
     """What one name stands for.
 
     Attributes:
@@ -56,10 +56,10 @@ def find_runs(runs_url: str, names: Sequence[str], listed: Callable[[str], list[
     """
     if not names:
         return listed(runs_url)
-    return list({run.url: run for named in find_named(runs_url, names, listed) for run in named.runs}.values())
+    return list({run.url: run for named in match_names(runs_url, names, listed) for run in named.runs}.values())
 
 
-def find_named(runs_url: str, names: Sequence[str], listed: Callable[[str], list[Run]] = list_runs) -> list[Named]:
+def match_names(runs_url: str, names: Sequence[str], listed: Callable[[str], list[Run]] = list_runs) -> list[NameMatch]:
     """Return what each name stands for.
 
     A name is a run's id, glob, path, or the beginning of its id up to a '-'; or a sweep's id, or the beginning of that
@@ -75,7 +75,7 @@ def find_named(runs_url: str, names: Sequence[str], listed: Callable[[str], list
     Raises:
         ConfigError: A name matches nothing, or the runs of a sweep and others.
     """
-    found: list[Named] = []
+    found: list[NameMatch] = []
     known: list[Run] | None = None
     for name in names:
         path = name.rstrip("/")
@@ -86,7 +86,7 @@ def find_named(runs_url: str, names: Sequence[str], listed: Callable[[str], list
             run = Run.at(parent, last)
             if not run.exists():
                 raise ConfigError(f"there is no run at {path}.")
-            found.append(Named(name, (run,)))
+            found.append(NameMatch(name, (run,)))
             continue
         sweeps = sweep.sweep_ids(runs_url)
         if path not in sweeps:
@@ -95,12 +95,12 @@ def find_named(runs_url: str, names: Sequence[str], listed: Callable[[str], list
     return found
 
 
-def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> Named:
+def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> NameMatch:
     """Return what a name that is no path stands for."""
     if name in sweeps:
-        return Named(name, _members(runs_url, name), says_several=True)
+        return NameMatch(name, _members(runs_url, name), says_several=True)
     if exact := [run for run in known if run.run_id == name]:
-        return Named(name, tuple(exact))
+        return NameMatch(name, tuple(exact))
     if is_glob := any(sign in name for sign in "*?["):
         runs = [run for run in known if fnmatch.fnmatchcase(run.run_id, name)]
     else:
@@ -113,13 +113,13 @@ def _named(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> Nam
             f"{len(known)} runs are there; 'rsb-cluster status' lists them."
         )
     if not begun:
-        return Named(name, tuple(runs), says_several=is_glob)
+        return NameMatch(name, tuple(runs), says_several=is_glob)
     wanted = {run.url: run for one in begun for run in _members(runs_url, one)}
     # 'cancel deit' must not end the runs of a sweep 'deit' that has others too.
     if len(begun) > 1 or (runs and {run.url for run in runs} != wanted.keys() & {run.url for run in known}):
         also = f", and of the ids of {len(runs)} runs ('{name.rstrip('-')}-*' names those)" if runs else ""
         raise ConfigError(f"'{name}' is the beginning of {' and '.join(begun)}{also}. Say more of the one you mean.")
-    return Named(name, tuple(wanted.values()), says_several=True)
+    return NameMatch(name, tuple(wanted.values()), says_several=True)
 
 
 def _near(name: str, ids: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 # A file is rewritten as rows come, and closed at this size: object stores cannot append, and a run of days must not
 # leave a hundred thousand small objects.
@@ -34,10 +34,10 @@ class MetricsWriter:
         self._chunk = 0
         self._lock = threading.Lock()
         self._lines: list[str] = []  # of the present chunk, written ones first
-        self._new: list[Row] = []  # not written yet
-        self.forward: Callable[[list[Row]], None] | None = None
+        self._new: list[MetricsRow] = []  # not written yet
+        self.forward: Callable[[list[MetricsRow]], None] | None = None
 
-    def add(self, row: Row) -> None:
+    def add(self, row: MetricsRow) -> None:
         """Keep a row; it is written at the next flush."""
         line = json.dumps(row)
         with self._lock:
@@ -61,7 +61,7 @@ class MetricsWriter:
             del self._lines[: len(lines)]
 
 
-def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
+def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[MetricsRow]:
     """Return a run's rows in order of step, without those that a later attempt computed again.
 
     An attempt that was killed may have logged steps after its last checkpoint; the next attempt starts at that
@@ -69,12 +69,12 @@ def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
     the later one's.
     """
     attempts = run.attempts() if attempts is None else attempts
-    rows_of: dict[int, list[Row]] = {}
+    rows_of: dict[int, list[MetricsRow]] = {}
     for name in run.store.files("metrics"):
         number = int(name.removeprefix("metrics/").split("-")[0])
         lines = run.store.read_bytes(name).decode().splitlines()
         rows_of.setdefault(number, []).extend(json.loads(line) | {"attempt": number} for line in lines)
-    kept: list[Row] = []
+    kept: list[MetricsRow] = []
     limit: float = float("inf")
     seen: set[tuple[Any, int]] = set()
     for attempt in sorted(attempts, key=lambda a: -a.number):
@@ -85,13 +85,13 @@ def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Row]:
     return kept
 
 
-def last_rows(run: Run, attempts: Sequence[Attempt]) -> dict[str, Row]:
+def last_rows(run: Run, attempts: Sequence[Attempt]) -> dict[str, MetricsRow]:
     """Return the last training row and the last evaluation of what ``read_rows`` returns, by kind.
 
     It reads from the end and stops there, as the status of a thousand runs must not read all they ever logged.
     """
     names = run.store.files("metrics")
-    found: dict[str, Row] = {}
+    found: dict[str, MetricsRow] = {}
     limit: float = float("inf")
     for attempt in sorted(attempts, key=lambda a: -a.number):
         prefix = f"metrics/{attempt.number:04d}-"

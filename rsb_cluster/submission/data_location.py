@@ -20,7 +20,7 @@ from rsb_cluster.storage.store import Store
 
 
 @dataclass(frozen=True)
-class DataSource:
+class DataLocation:
     """Where the samples will come from.
 
     Attributes:
@@ -69,7 +69,7 @@ class DataSource:
                 )
 
 
-def find_data(name: str, given: str, job: Job, make: str = "") -> DataSource:
+def find_data(name: str, given: str, job: Job, make: str = "") -> DataLocation:
     """Look for the shards of a set, and read their indices. Nothing is written.
 
     Args:
@@ -88,7 +88,7 @@ def find_data(name: str, given: str, job: Job, make: str = "") -> DataSource:
     for url in candidates:
         store = Store(url)
         if store.exists(f"train/{INDEX_NAME}") and url not in begun:
-            return DataSource(url, load_index(store.child("train")), load_index(store.child("val")))
+            return DataLocation(url, load_index(store.child("train")), load_index(store.child("val")))
     looked = "\n".join(f"  {url}/train/{INDEX_NAME}" for url in candidates)
     problem = (
         f"no shards of '{name}' were found. Looked for\n{looked}\n"
@@ -98,23 +98,23 @@ def find_data(name: str, given: str, job: Job, make: str = "") -> DataSource:
         if _lacks_index(part):
             problem += f"\n{part.url} holds shards without an index: run 'rsb-cluster shards index {part.url}'."
     if not make:
-        return DataSource(candidates[0], problem=problem)
+        return DataLocation(candidates[0], problem=problem)
     url = (begun or candidates)[0]
     try:
         _plan(make, url)
     except ConfigError as error:
         advice = f"\nWith --data {url}/{name} they are made in that folder." if url != candidates[-1] else ""
-        return DataSource(url, problem=f"{problem}\nThe shards of '{make}' are not made in {url}: {error}{advice}")
-    return DataSource(url, *_made_aside(make), to_make=make)
+        return DataLocation(url, problem=f"{problem}\nThe shards of '{make}' are not made in {url}: {error}{advice}")
+    return DataLocation(url, *_made_aside(make), to_make=make)
 
 
-def require(source: DataSource) -> None:
+def require(source: DataLocation) -> None:
     """Raise DataError where there are no shards."""
     if not source.is_found:
         raise DataError(source.problem)
 
 
-def make_missing(sources: Iterable[DataSource]) -> list[str]:
+def make_missing(sources: Iterable[DataLocation]) -> list[str]:
     """Make the shards that sources count on and that are not there yet; return their folders.
 
     It is the last thing before runs are submitted: whatever may refuse them has been asked by then.
@@ -127,7 +127,7 @@ def make_missing(sources: Iterable[DataSource]) -> list[str]:
     missing = {source.url: source for source in sources if source.to_make}
     for url, source in missing.items():
         made = _plan(source.to_make, url).make()
-        if DataSource(url, made["train"], made["val"]).digest != source.digest:
+        if DataLocation(url, made["train"], made["val"]).digest != source.digest:
             raise DataError(f"the shards in {url} were made by somebody else in this moment. Try again.")
     return list(missing)
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.weights.resolve import Found
+from rsb_cluster.weights.resolve import WeightsFile
 
 # Whose versions decide the answer.
 _LIBRARIES = ("torch", "torchvision", "timm", "opencv-python-headless", "safetensors")
 
 
-def check_models(asked: Sequence[tuple[Recipe, Found | None]]) -> list[int]:
+def check_models(asked: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
     """Build the models and transforms of recipes, in one process for all that are not known to be good.
 
     Args:
@@ -46,14 +46,14 @@ def check_models(asked: Sequence[tuple[Recipe, Found | None]]) -> list[int]:
     return [known[text] for text in texts]
 
 
-def _what_is_checked(recipe: Recipe, init: Found | None) -> str:
+def _what_is_checked(recipe: Recipe, init: WeightsFile | None) -> str:
     """Name what the check looks at; numbers of the optimizer and schedule are checked by the recipe."""
     plain = recipe.model_dump(include={"model", "init", "data", "augment", "eval"}, mode="json")
     text = json.dumps([plain, recipe.optimizer.name, init.sha256 if init else ""], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _build(asked: Sequence[tuple[Recipe, Found | None]]) -> list[int]:
+def _build(asked: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
     command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
     text = json.dumps([[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in asked])
     done = subprocess.run(command, input=text, capture_output=True, text=True)

@@ -22,14 +22,14 @@ from rsb_cluster.config.sweep_file import Point, SweepFile, expand
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs import sweep
-from rsb_cluster.runs.gpu_hours import SpentError, check_budget
+from rsb_cluster.runs.gpu_hours import BudgetExceededError, check_budget
 from rsb_cluster.runs.lookup import default_runs
 from rsb_cluster.runs.run import READERS, Run, Submission, check_same
 from rsb_cluster.storage.store import Store
-from rsb_cluster.submission.data_location import DataSource, find_data, require
+from rsb_cluster.submission.data_location import DataLocation, find_data, require
 from rsb_cluster.submission.model_check import check_models
 from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
-from rsb_cluster.weights.resolve import Found, initial_weights
+from rsb_cluster.weights.resolve import WeightsFile, initial_weights
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class PlannedRun:
 
     run: Run
     point: Point
-    data: DataSource
+    data: DataLocation
     seed: int
     virtual_ranks: int
-    init: Found | None = None
+    init: WeightsFile | None = None
     state: str = "new"
     parameters: int = 0
 
@@ -247,8 +247,8 @@ def plan_runs(
 ) -> tuple[list[PlannedRun], list[str]]:
     """Return the runs of some points with all that is known of them but their models, and notes for the user."""
     notes: list[str] = []
-    sources: dict[tuple[str, ...], DataSource] = {}
-    starts: dict[tuple[str, str], Found | None] = {}
+    sources: dict[tuple[str, ...], DataLocation] = {}
+    starts: dict[tuple[str, str], WeightsFile | None] = {}
     checked: set[str] = set()
     runs: list[PlannedRun] = []
     for point in points:
@@ -291,7 +291,7 @@ def plan_runs(
     return runs, notes
 
 
-def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[Found | None, list[str]]:
+def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[WeightsFile | None, list[str]]:
     """Return the weights that a recipe starts from; what is wrong with them is a note where nothing will be sent."""
     try:
         return initial_weights(recipe, runs_url), []
@@ -301,12 +301,12 @@ def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[Found | N
         return None, [str(error)]
 
 
-def _find_data(name: str, data: str, job: Job, make: str) -> DataSource:
+def _find_data(name: str, data: str, job: Job, make: str) -> DataLocation:
     """Look for the data of a dry run, which is made without a network, too."""
     try:
         return find_data(name, data, job, make)
     except StorageError as error:
-        return DataSource(data or job.data, problem=f"the data could not be looked for: {error}")
+        return DataLocation(data or job.data, problem=f"the data could not be looked for: {error}")
 
 
 def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
@@ -346,7 +346,7 @@ def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[s
         try:
             if planned.state == "unfinished":
                 check_budget(planned.run, planned.point.job)
-        except SpentError as error:
+        except BudgetExceededError as error:
             return str(error)
         return ""
 
@@ -355,7 +355,7 @@ def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[s
     marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
     notes = [spent for spent in problems if spent]
     if notes and not any(p.is_to_submit for p in marked):
-        raise SpentError("\n".join(notes))
+        raise BudgetExceededError("\n".join(notes))
     return marked, notes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rsb_cluster.backends import backend_of
 from rsb_cluster.config.schema import flatten
-from rsb_cluster.submission.data_location import DataSource
+from rsb_cluster.submission.data_location import DataLocation
 from rsb_cluster.submission.estimate import Rates, gpu_hours, in_words, total, usd
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun
 
@@ -88,7 +88,7 @@ def describe(plan: Plan, rates: Rates) -> str:
     return text
 
 
-def _state(data: DataSource) -> str:
+def _state(data: DataLocation) -> str:
     if data.to_make:
         return "to be made"
     return "found" if data.is_found else "NOT FOUND"
@@ -105,7 +105,7 @@ def _start(planned: PlannedRun) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class SweepLine:
     """Runs of a sweep that differ in nothing but the seed."""
 
     runs: tuple[PlannedRun, ...]
@@ -121,12 +121,12 @@ class Line:
         return count(p.state for p in self.runs)
 
 
-def lines(plan: Plan) -> list[Line]:
+def lines(plan: Plan) -> list[SweepLine]:
     """Return the runs of a sweep, those that differ in nothing but the seed together."""
     found: dict[int, list[PlannedRun]] = {}
     for planned in plan.runs:
         found.setdefault(id(planned.point), []).append(planned)
-    return [Line(tuple(runs)) for runs in found.values()]
+    return [SweepLine(tuple(runs)) for runs in found.values()]
 
 
 def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:

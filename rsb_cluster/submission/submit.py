@@ -29,7 +29,7 @@ def submit(made: Plan) -> list[Submission]:
     create_runs([p for p in made.runs if p.state == "new"])
     if made.sweep is not None:
         write_sweep(made.runs_url, made.sweep)
-    return hand_over(made.arrays)
+    return submit_arrays(made.arrays)
 
 
 def create_runs(runs: Sequence[PlannedRun]) -> None:
@@ -112,7 +112,7 @@ def _copy_start(planned: PlannedRun, contents: Mapping[str, bytes]) -> InitialWe
     )
 
 
-def hand_over(arrays: Sequence[Array]) -> list[Submission]:
+def submit_arrays(arrays: Sequence[Array]) -> list[Submission]:
     """Give arrays to their back ends, and note in each run that it was sent.
 
     Raises:

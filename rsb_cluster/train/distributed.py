@@ -28,7 +28,7 @@ class DeviceError(RsbError):
     """This host does not have the GPUs that the job asks for; another one may."""
 
 
-class Group:
+class ProcessGroup:
     """The processes of one attempt.
 
     They meet through a file in the run's own folder: rank 0 listens on a free port that the system picks and writes

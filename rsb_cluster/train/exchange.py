@@ -13,14 +13,14 @@ from torch import Tensor
 
 from rsb_cluster.node.stopping import COUNTS
 from rsb_cluster.train.batchnorm import RunningStatistics
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 
 # stop flags; bad samples, seconds waited for data, bytes read; loss
 _HEADER = COUNTS + 4
 
 
 @dataclass(frozen=True)
-class Local:
+class RankReport:
     """What one rank says of a step, besides the loss.
 
     Attributes:
@@ -35,7 +35,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Summary:
+class StepReport:
     """What all ranks together say of one step.
 
     Attributes:
@@ -61,13 +61,13 @@ class StepExchange:
         statistics: BatchNorm's running statistics, averaged in the same collective.
     """
 
-    def __init__(self, group: Group, statistics: RunningStatistics) -> None:
+    def __init__(self, group: ProcessGroup, statistics: RunningStatistics) -> None:
         self._group, self._statistics = group, statistics
         self._on_gpu = group.device.type == "cuda"
         self._vector = torch.zeros(_HEADER + statistics.size, device=group.device)
         self._arrived: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-    def post(self, flags: list[float], local: Local, loss: Tensor) -> None:
+    def post(self, flags: list[float], local: RankReport, loss: Tensor) -> None:
         """Exchange the numbers of the step that has just been computed.
 
         Args:
@@ -92,15 +92,15 @@ class StepExchange:
             arrived = header.clone()
         self._arrived.append((arrived, event))
 
-    def take(self, *, all_: bool = False) -> list[Summary]:
+    def take(self, *, all_: bool = False) -> list[StepReport]:
         """Return the summaries that can be read without waiting for the step just posted, or really all of them."""
         ready = len(self._arrived) if all_ or not self._on_gpu else len(self._arrived) - 1
         taken, self._arrived = self._arrived[:ready], self._arrived[ready:]
         return [self._summary(*item) for item in taken]
 
-    def _summary(self, header: Tensor, event: torch.cuda.Event | None) -> Summary:
+    def _summary(self, header: Tensor, event: torch.cuda.Event | None) -> StepReport:
         if event is not None:
             event.synchronize()
         *flags, bad, wait, read, loss = header.tolist()
         world_size = self._group.world_size
-        return Summary(flags, int(bad), loss / world_size, wait / world_size, read)
+        return StepReport(flags, int(bad), loss / world_size, wait / world_size, read)

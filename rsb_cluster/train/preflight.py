@@ -12,13 +12,13 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
-from rsb_cluster.train.conversion.state_dict import fitted, parse
+from rsb_cluster.train.conversion.state_dict import fit_weights, parse
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
-from rsb_cluster.weights.resolve import Found
+from rsb_cluster.weights.resolve import WeightsFile
 
 
-def check(recipe: Recipe, init: Found | None = None) -> dict[str, int]:
+def check(recipe: Recipe, init: WeightsFile | None = None) -> dict[str, int]:
     """Build all that a recipe names, on torch's meta device: shapes without memory.
 
     Args:
@@ -48,7 +48,7 @@ def check(recipe: Recipe, init: Found | None = None) -> dict[str, int]:
                     f"model.name = '{recipe.model.name}' gives outputs of shape {shape}, not one logit per class."
                 )
     if init is not None:
-        fitted(model, parse(init.read(), init), recipe.model.name, init.source, recipe.init.head)
+        fit_weights(model, parse(init.read(), init), recipe.model.name, init.source, recipe.init.head)
     build_optimizer(model, recipe.optimizer)
     LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.steps_per_epoch).at(0)
     try:
@@ -68,7 +68,7 @@ def main() -> None:
     answers: list[dict[str, object]] = []
     for values, init in json.load(sys.stdin):
         try:
-            answers.append(dict(check(read_record(Recipe, values, "recipe"), Found(**init) if init else None)))
+            answers.append(dict(check(read_record(Recipe, values, "recipe"), WeightsFile(**init) if init else None)))
         except RsbError as error:
             answers.append({"error": str(error)})
     sys.stdout.write(json.dumps(answers) + "\n")

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.lease import Lease
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.input.loader import Batch
 
 
@@ -28,7 +28,7 @@ class SampleLog:
         claim: The attempt; on rank 0 only.
     """
 
-    def __init__(self, folder: Store, group: Group, claim: Claim | None) -> None:
+    def __init__(self, folder: Store, group: ProcessGroup, claim: Lease | None) -> None:
         if not folder.is_local:
             raise ConfigError(f"job.log_samples appends to files, and {folder.url} is not a folder. Leave it out.")
         attempt = group.share("samples of attempt", f"{claim.record.number:04d}" if claim is not None else "")

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from rsb_cluster.config.job import Checkpoint as CheckpointRules
+from rsb_cluster.config.job import CheckpointPolicy
 from rsb_cluster.errors import CheckpointError, StorageError
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.lease import Lease
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.state import Progress, Staging, space_of
@@ -41,7 +41,7 @@ class Saver:
         metrics: The attempt's rows; they are written ahead of a checkpoint, so that a resume misses none.
     """
 
-    def __init__(self, folder: Store, rules: CheckpointRules, claim: Claim, device: torch.device) -> None:
+    def __init__(self, folder: Store, rules: CheckpointPolicy, claim: Lease, device: torch.device) -> None:
         self._folder = folder.child("checkpoints")
         self._rules = rules
         self.metrics = MetricsWriter(folder, claim.record.number)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import flatten
-from rsb_cluster.runs.metrics import MetricsWriter, Row
+from rsb_cluster.runs.metrics import MetricsRow, MetricsWriter
 from rsb_cluster.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -138,11 +138,11 @@ class Trackers:
         self._run, self._recipe = run, recipe
         self._seen = _forwarded(run, attempt)
         # None ends a thread, after the rows before it; what it should say of the run is in _finished.
-        self._queues: list[queue.SimpleQueue[list[Row] | None]] = []
+        self._queues: list[queue.SimpleQueue[list[MetricsRow] | None]] = []
         self._threads: list[threading.Thread] = []
         self._finished = False
         for name in names:
-            rows: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
+            rows: queue.SimpleQueue[list[MetricsRow] | None] = queue.SimpleQueue()
             thread = threading.Thread(target=self._follow, args=(name, rows), name=f"tracker-{name}", daemon=True)
             thread.start()
             self._queues.append(rows)
@@ -158,12 +158,12 @@ class Trackers:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _forward(self, rows: list[Row]) -> None:
+    def _forward(self, rows: list[MetricsRow]) -> None:
         new = [row for row in rows if _key(row) not in self._seen]
         for waiting in self._queues:
             waiting.put(new)
 
-    def _follow(self, name: str, rows: queue.SimpleQueue[list[Row] | None]) -> None:
+    def _follow(self, name: str, rows: queue.SimpleQueue[list[MetricsRow] | None]) -> None:
         try:
             tracker = OPEN[name](self._run, self._recipe)
             while (batch := rows.get()) is not None:
@@ -182,7 +182,7 @@ def _forwarded(run: Run, attempt: int) -> set[tuple[str, int]]:
     return {_key(json.loads(line)) for content in contents for line in content.splitlines()}
 
 
-def _key(row: Row) -> tuple[str, int]:
+def _key(row: MetricsRow) -> tuple[str, int]:
     return row["kind"], row["step"]
 
 

@@ -31,14 +31,14 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.lease import Lease
 from rsb_cluster.runs.run import Cause, InitialWeights, Run, Spec
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
-from rsb_cluster.train.conversion.state_dict import fitted, parse
-from rsb_cluster.train.distributed import Group, lost_peers_named
-from rsb_cluster.train.exchange import Local, StepExchange, Summary
+from rsb_cluster.train.conversion.state_dict import fit_weights, parse
+from rsb_cluster.train.distributed import ProcessGroup, lost_peers_named
+from rsb_cluster.train.exchange import RankReport, StepExchange, StepReport
 from rsb_cluster.train.input.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.input.streams import EvalStream, TrainStream
@@ -49,7 +49,7 @@ from rsb_cluster.train.saver import Saver, SaveTooSlowError
 from rsb_cluster.train.state import Progress, from_files
 from rsb_cluster.train.validation.validate import Score, Stopped, add_up, logits_of
 from rsb_cluster.train.watchdog import Watchdog
-from rsb_cluster.weights.resolve import Found
+from rsb_cluster.weights.resolve import WeightsFile
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,10 @@ class Trainer:
         spec: Spec,
         recipe: Recipe,
         job: Job,
-        group: Group,
+        group: ProcessGroup,
         flag: StopFlag,
         watchdog: Watchdog,
-        claim: Claim | None,
+        claim: Lease | None,
     ) -> None:
         self.recipe, self.job, self.group, self.flag = recipe, job, group, flag
         self.spec, self.watchdog, self.message = spec, watchdog, ""
@@ -146,7 +146,7 @@ class Trainer:
         )
         self.mix = Mix(recipe, self.device)
 
-    def _load(self, run: Run, claim: Claim | None) -> None:
+    def _load(self, run: Run, claim: Lease | None) -> None:
         """Go on from the newest whole checkpoint, the same one on every rank; else start."""
         folder = run.store.child("checkpoints")
         found = checkpoint.read_latest(folder, claim.starts) if claim is not None else None
@@ -179,8 +179,10 @@ class Trainer:
 
     def _start_from(self, folder: Store, init: InitialWeights) -> None:
         """Take the initial weights; each rank reads the same file, and a new classifier is drawn from the seed."""
-        found = Found(init.source, folder.url, init.file, init.sha256, init.architecture)
-        taken = fitted(self.model, parse(found.read(), found), init.architecture, init.source, self.recipe.init.head)
+        found = WeightsFile(init.source, folder.url, init.file, init.sha256, init.architecture)
+        taken = fit_weights(
+            self.model, parse(found.read(), found), init.architecture, init.source, self.recipe.init.head
+        )
         self.model.load_state_dict(taken.tensors)
         if self.ema is not None:
             self.ema.module.load_state_dict(taken.tensors)
@@ -296,7 +298,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         read, self._bytes_seen = self._reader.bytes_read - self._bytes_seen, self._reader.bytes_read
-        self.exchange.post(self.flag.counts(), Local(bad, waited, read), loss_sum / share)
+        self.exchange.post(self.flag.counts(), RankReport(bad, waited, read), loss_sum / share)
         if self.ema is not None:
             self.ema.update(self.model)
         self.progress.step += 1
@@ -330,7 +332,7 @@ class Trainer:
             log.warning("cannot decode %s (in %s)", name, self._train_store.url)
         return len(batch.bad)
 
-    def _account(self, summaries: list[Summary]) -> Cause | None:
+    def _account(self, summaries: list[StepReport]) -> Cause | None:
         """Add up what the ranks said of some steps; return why to stop, if one of them said so."""
         cause = None
         for summary in summaries:

@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 import torch.distributed as dist
 
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _NO_ANSWER = "does not answer (killed, stopped, or its node is cut off)"
 
 
 @dataclass(frozen=True)
-class Suspect:
+class StalledRank:
     """A rank that holds the others up.
 
     Attributes:
@@ -65,7 +65,11 @@ class Watchdog(threading.Thread):
     """
 
     def __init__(
-        self, group: Group, limit_s: float, on_stuck: Callable[[list[Suspect]], None], leave: Callable[[], None]
+        self,
+        group: ProcessGroup,
+        limit_s: float,
+        on_stuck: Callable[[list[StalledRank]], None],
+        leave: Callable[[], None],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._group, self._limit_s, self._on_stuck, self._leave = group, limit_s, on_stuck, leave
@@ -111,10 +115,12 @@ class Watchdog(threading.Thread):
         self._rank_0_is_silent = False
         return self._pulses() is not None
 
-    def missing(self) -> list[Suspect]:
+    def missing(self) -> list[StalledRank]:
         """Return the ranks that give no sign of life and did not say that they leave; takes some seconds."""
         return [
-            Suspect(rank, self._group.hosts[rank], f"rank {rank} on {self._group.hosts[rank]} {self._why(rank)}", "")
+            StalledRank(
+                rank, self._group.hosts[rank], f"rank {rank} on {self._group.hosts[rank]} {self._why(rank)}", ""
+            )
             for rank in self._silent()
         ]
 
@@ -138,9 +144,9 @@ class Watchdog(threading.Thread):
             time.sleep(3 * PULSE_S)  # until the report is written, as the first rank that ends may end all
         self._leave()
 
-    def _suspect(self, rank: int, what: str, idle_s: float, stack: str) -> Suspect:
+    def _suspect(self, rank: int, what: str, idle_s: float, stack: str) -> StalledRank:
         host = self._group.hosts[rank]
-        return Suspect(rank, host, f"rank {rank} on {host} made no step for {idle_s:.0f} s: it {what}", stack)
+        return StalledRank(rank, host, f"rank {rank} on {host} made no step for {idle_s:.0f} s: it {what}", stack)
 
     def _try_tell(self) -> None:
         self._beats += 1

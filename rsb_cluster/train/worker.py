@@ -21,32 +21,32 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.node import starts
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.interruption import Notice
 from rsb_cluster.node.interruption_watch import NoticeWatch
 from rsb_cluster.node.node_spec import COPY_LOGS
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import gpu_hours, lease
-from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.lease import Lease
 from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.distributed import DeviceError, Group, LostPeerError, is_lost_peer
+from rsb_cluster.train.distributed import DeviceError, LostPeerError, ProcessGroup, is_lost_peer
 from rsb_cluster.train.logfile import LogFile, logging_to
 from rsb_cluster.train.result import write_result
 from rsb_cluster.train.trackers import Trackers
 from rsb_cluster.train.trainer import Trainer
-from rsb_cluster.train.watchdog import Suspect, Watchdog
+from rsb_cluster.train.watchdog import StalledRank, Watchdog
 
 log = logging.getLogger(__name__)
 
 EXIT_OF: dict[Cause, int] = {
-    "preempted": EXIT_AGAIN,
-    "timed out": EXIT_AGAIN,
-    "lost peer": EXIT_AGAIN,
-    "crashed": EXIT_AGAIN,
-    "stuck": EXIT_AGAIN,
+    "preempted": EXIT_RESTART,
+    "timed out": EXIT_RESTART,
+    "lost peer": EXIT_RESTART,
+    "crashed": EXIT_RESTART,
+    "stuck": EXIT_RESTART,
     "failed": EXIT_FAILED,
     "stopped": EXIT_STOPPED,
     "superseded": EXIT_STOPPED,
@@ -91,7 +91,7 @@ class _Attempt:
 
     def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile) -> None:
         self._run, self._job, self._ranks, self._flag, self._log_file = run, job, ranks, flag, log_file
-        self._claim: Claim | None = None
+        self._claim: Lease | None = None
         self._number = 0
         self._trainer: Trainer | None = None
         self._trackers: Trackers | None = None
@@ -149,9 +149,9 @@ class _Attempt:
         self._ranks = self._ranks.sharing(spec.virtual_ranks)
         if self._ranks.is_spare:
             log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
-            Group.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
+            ProcessGroup.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
             return "finished"
-        group = Group(
+        group = ProcessGroup(
             self._ranks,
             self._run.store,
             wait_s=self._job.rendezvous_s,
@@ -159,7 +159,7 @@ class _Attempt:
             gpus=self._job.gpus_per_node,
         )
         if group.rank == 0:
-            self._claim = lease.take(self._run, self._draft(group))
+            self._claim = lease.acquire(self._run, self._draft(group))
             starts.note(starts.CLAIMED, self._ranks)
         self._number = int(group.share("attempt number", str(self._claim.record.number) if self._claim else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
@@ -209,7 +209,7 @@ class _Attempt:
                 log.warning("%s Waiting for it.", error)
                 time.sleep(5.0)
 
-    def _draft(self, group: Group) -> Attempt:
+    def _draft(self, group: ProcessGroup) -> Attempt:
         """Return what is known of this attempt before it has a number."""
         return Attempt(
             number=0,
@@ -222,7 +222,7 @@ class _Attempt:
             start_step=0,
         )
 
-    def _keep_to_budget(self, claimed: Claim) -> None:
+    def _keep_to_budget(self, claimed: Lease) -> None:
         """Have this rank's flag set when the run has used up its GPU-hours.
 
         Raises:
@@ -231,7 +231,7 @@ class _Attempt:
         left_h = gpu_hours.check_budget(self._run, self._job, claimed.earlier)
         if self._job.max_gpu_hours:
             ends = claimed.record.started + left_h * 3600 / gpu_hours.devices(claimed.record)
-            reason = gpu_hours.spent_message(self._run, self._job.max_gpu_hours, self._job)
+            reason = gpu_hours.budget_message(self._run, self._job.max_gpu_hours, self._job)
             timer = threading.Timer(max(0.0, ends - time.time()), self._flag.stop, ("stopped", reason))
             timer.daemon = True
             timer.start()
@@ -322,7 +322,7 @@ class _Attempt:
             if suspect.rank == 0:
                 self._close_for_rank_0("lost peer", message)
 
-    def _report_stuck(self, suspects: list[Suspect]) -> None:
+    def _report_stuck(self, suspects: list[StalledRank]) -> None:
         """Note who stands still; called by the watchdog on its own thread."""
         with contextlib.suppress(StorageError):
             for s in suspects:
@@ -355,7 +355,7 @@ def _classify(error: BaseException) -> tuple[Cause, str]:
     text = redact(str(error)) or type(error).__name__
     if isinstance(error, lease.SupersededError):
         return "superseded", text
-    if isinstance(error, gpu_hours.SpentError):
+    if isinstance(error, gpu_hours.BudgetExceededError):
         return "stopped", text
     if isinstance(error, lease.EndedError):
         return error.cause, text

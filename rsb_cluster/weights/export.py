@@ -20,12 +20,14 @@ from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.weights.model_card import write_card
-from rsb_cluster.weights.resolve import CONFIG, Found, find_weights
+from rsb_cluster.weights.resolve import CONFIG, WeightsFile, find_weights
 
 RECIPE, CARD = "recipe.toml", "README.md"
 
 
-def export(run: Run, to: Literal["timm", "hf"], dest: str, *, which: str = "last", ema: bool | None = None) -> Found:
+def export(
+    run: Run, to: Literal["timm", "hf"], dest: str, *, which: str = "last", ema: bool | None = None
+) -> WeightsFile:
     """Write a run's weights as timm loads them; for the hub with a model card and the recipe.
 
     Args:
@@ -87,7 +89,7 @@ def _whole_or_not(target: Store) -> Iterator[Path]:
             target.write_bytes(path.name, path.read_bytes())
 
 
-def _convert(found: Found, folder: Path) -> None:
+def _convert(found: WeightsFile, folder: Path) -> None:
     """Write the weights and their description, in a process of its own: this one must stay light."""
     asked = json.dumps({"found": asdict(found), "folder": str(folder)})
     command = [sys.executable, "-m", "rsb_cluster.train.conversion.convert"]

@@ -11,10 +11,10 @@ from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.runs.gpu_hours import Cost, cost, spans
 from rsb_cluster.runs.metrics import read_rows
 from rsb_cluster.runs.run import Run, Spec
-from rsb_cluster.weights.resolve import Found
+from rsb_cluster.weights.resolve import WeightsFile
 
 
-def write_card(run: Run, found: Found) -> str:
+def write_card(run: Run, found: WeightsFile) -> str:
     """Return the model card of a run's weights: YAML for the hub, then Markdown for people."""
     recipe, spec = run.recipe(), run.spec()
     scores = scores_of(run, found)
@@ -31,7 +31,7 @@ def write_card(run: Run, found: Found) -> str:
     return f"---\n{front}---\n\n# {spec.run_id}\n\n{_summary(recipe)}\n\n{body}\n"
 
 
-def scores_of(run: Run, found: Found) -> Mapping[str, float]:
+def scores_of(run: Run, found: WeightsFile) -> Mapping[str, float]:
     """Return top-1, top-5 (percent) and the number of images of the evaluation of these very weights; empty: none."""
     prefix = "ema_" if found.is_ema else ""
     for row in reversed(read_rows(run)):
@@ -66,7 +66,7 @@ def _summary(recipe: Recipe) -> str:
     return text
 
 
-def _training(recipe: Recipe, spec: Spec, found: Found) -> dict[str, str]:
+def _training(recipe: Recipe, spec: Spec, found: WeightsFile) -> dict[str, str]:
     resolution, epochs, steps = recipe.augment.resolution, recipe.schedule.epochs, recipe.total_steps
     rows = {
         "recipe": f"`{recipe.name}`" + (f", procedure {recipe.paper} of arXiv:2110.00476" if recipe.paper else ""),
@@ -85,7 +85,7 @@ def _training(recipe: Recipe, spec: Spec, found: Found) -> dict[str, str]:
     return rows
 
 
-def _kind(found: Found) -> str:
+def _kind(found: WeightsFile) -> str:
     return "moving average (EMA) of the weights" if found.is_ema else "the weights"
 
 

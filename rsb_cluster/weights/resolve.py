@@ -36,7 +36,7 @@ _MODEL, _EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint
 
 
 @dataclass(frozen=True)
-class Found:
+class WeightsFile:
     """A file of weights.
 
     Attributes:
@@ -80,10 +80,10 @@ PROCEDURES = {
     "a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "a1h_in1k": "A1h", "fb_in1k": "DeiT", "tv_in1k": "pytorch",
 }  # fmt: skip
 
-Fetch = Callable[[str], Found]
+Fetch = Callable[[str], WeightsFile]
 
 
-def fetch_aside(name: str) -> Found:
+def fetch_aside(name: str) -> WeightsFile:
     """Fetch a timm name from the hub, in a process of its own: this one must stay light.
 
     Raises:
@@ -98,12 +98,12 @@ def fetch_aside(name: str) -> Found:
         raise RsbError(f"fetching '{name}' did not work:\n{done.stderr.strip()}") from error
     if "error" in answer:
         raise ConfigError(answer["error"])
-    return Found(**answer)
+    return WeightsFile(**answer)
 
 
 def find_weights(
     source: str, runs_url: str, *, which: str = "last", ema: bool | None = None, fetch: Fetch = fetch_aside
-) -> Found:
+) -> WeightsFile:
     """Return the file that a SOURCE stands for.
 
     Args:
@@ -148,7 +148,7 @@ def find_weights(
         ) from error
 
 
-def initial_weights(recipe: Recipe, runs_url: str) -> Found | None:
+def initial_weights(recipe: Recipe, runs_url: str) -> WeightsFile | None:
     """Return the file that a recipe starts from; None where it starts from random weights.
 
     Raises:
@@ -190,7 +190,7 @@ def _known_runs(runs_url: str, name: str) -> list[Run]:
         return []
 
 
-def _of_run(run: Run, which: str, ema: bool | None) -> Found:
+def _of_run(run: Run, which: str, ema: bool | None) -> WeightsFile:
     saved = checkpoints(run)
     if not saved:
         raise CheckpointError(f"{run.url} has no checkpoint yet.")
@@ -223,7 +223,7 @@ def _files(store: Store) -> dict[str, tuple[str, str]]:
         raise CheckpointError(f"{store.locate(checkpoint.MANIFEST)} cannot be read: {error!r}.") from error
 
 
-def _of_checkpoint(store: Store, ema: bool | None) -> Found:
+def _of_checkpoint(store: Store, ema: bool | None) -> WeightsFile:
     run_url, _, folder = store.url.rpartition("/checkpoints/")
     saved = checkpoint.Saved.of(folder)
     if not run_url or saved is None:
@@ -234,7 +234,7 @@ def _of_checkpoint(store: Store, ema: bool | None) -> Found:
     recipe = run.recipe()
     name = _MODEL if ema is False or _EMA not in files else _EMA
     file, sha256 = files[name]
-    return Found(
+    return WeightsFile(
         source=store.url,
         url=store.url,
         file=file,
@@ -247,13 +247,13 @@ def _of_checkpoint(store: Store, ema: bool | None) -> Found:
     )
 
 
-def _of_folder(store: Store) -> Found:
+def _of_folder(store: Store) -> WeightsFile:
     config = store.read_json(CONFIG)
     file = next((name for name in FOLDER_FILES if store.exists(name)), None)
     if file is None or not isinstance(config, dict) or "architecture" not in config:
         raise ConfigError(f"{store.url} needs a {CONFIG} that names an architecture, and {' or '.join(FOLDER_FILES)}.")
     tag = config.get("pretrained_cfg", {}).get("tag", "")
-    return Found(
+    return WeightsFile(
         source=store.url,
         url=store.url,
         file=file,
@@ -264,9 +264,9 @@ def _of_folder(store: Store) -> Found:
     )
 
 
-def _file(path: str) -> Found:
+def _file(path: str) -> WeightsFile:
     folder, _, name = Store(path).url.rpartition("/")
-    return Found(f"{folder}/{name}", folder, name, _sha256(Store(folder), name))
+    return WeightsFile(f"{folder}/{name}", folder, name, _sha256(Store(folder), name))
 
 
 def _sha256(store: Store, file: str) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_STOPPED
+from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, digest
 from rsb_cluster.storage.redact import redact
 
 # SkyPilot kills the others when a node has ended, and may hear of that first: 128 + SIGTERM.
-_AGAIN = [EXIT_AGAIN, 143]
+_AGAIN = [EXIT_RESTART, 143]
 
 # SkyPilot starts a job again after any code but 0, as often as max_restarts_on_errors says. A run that failed, was
 # stopped, or has used up its hours would cost new machines each time, only to say so again: its folder says it.

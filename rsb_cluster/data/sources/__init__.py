@@ -12,7 +12,7 @@ from rsb_cluster.data.sources.illusions import indl
 from rsb_cluster.data.sources.imagenet import imagenet_1k, imagenet_v2
 from rsb_cluster.data.sources.lists import inat_2019, indl_folder, vizwiz
 from rsb_cluster.data.sources.parquet import is_parquet, parquet, parquet_splits
-from rsb_cluster.data.sources.source import SPLITS, Sample, Source
+from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample
 from rsb_cluster.errors import ConfigError, did_you_mean
 
 __all__ = ["SPLITS", "Sample", "Source", "open_set"]
@@ -20,7 +20,7 @@ __all__ = ["SPLITS", "Sample", "Source", "open_set"]
 
 def open_set(
     source: str, *, root: Path | None = None, split: str | None = None, any_count: bool = False
-) -> dict[str, Source]:
+) -> dict[str, DataSource]:
     """Find what a user means by a source, and open it.
 
     Args:
@@ -60,7 +60,7 @@ def open_set(
     return _open_folder(path, split)
 
 
-def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_count: bool) -> dict[str, Source]:
+def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_count: bool) -> dict[str, DataSource]:
     missing = [] if split is None or split in data_set.samples else [split]
     if missing:
         raise ConfigError(f"{data_set.name} has no {missing[0]}: it has {', '.join(data_set.samples)} only.")
@@ -69,7 +69,7 @@ def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_cou
             f"where does {data_set.name} lie? Say so with --root FOLDER, which holds {data_set.files} "
             f"(nothing is downloaded; it is at {data_set.download})."
         )
-    opened: dict[str, Source] = {}
+    opened: dict[str, DataSource] = {}
     for name, expected in data_set.samples.items():
         if split in (None, name):
             part = replace(_open_part(data_set, root and root.expanduser(), name), data_set=data_set.name)
@@ -87,7 +87,7 @@ def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_cou
     return opened
 
 
-def _open_part(data_set: DataSet, root: Path | None, split: str) -> Source:
+def _open_part(data_set: DataSet, root: Path | None, split: str) -> DataSource:
     """Call the function that the data set's ``reader`` in datasets.toml names, with what stands behind the colon."""
     reader, _, argument = data_set.reader.partition(":")
     if reader == "digits":
@@ -107,13 +107,13 @@ def _open_part(data_set: DataSet, root: Path | None, split: str) -> Source:
 _READERS = {"imagenet": imagenet_1k, "imagenet-v2": imagenet_v2, "inat-2019": inat_2019, "vizwiz": vizwiz}
 
 
-def _two_folders(root: Path, folders: list[str], split: str) -> Source:
+def _two_folders(root: Path, folders: list[str], split: str) -> DataSource:
     train, val = folders
     classes = class_folders(root / train) if (root / train).is_dir() else ()
     return image_folder(root / (train if split == "train" else val), classes=classes)
 
 
-def _open_folder(path: Path, split: str | None) -> dict[str, Source]:
+def _open_folder(path: Path, split: str | None) -> dict[str, DataSource]:
     splits = (split,) if split else SPLITS
     parts = {name: path / name for name in SPLITS}
     if is_parquet(path):

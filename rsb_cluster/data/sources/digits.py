@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from rsb_cluster.data.order import permutation
-from rsb_cluster.data.sources.source import SHUFFLE_SEED, SPLITS, Sample, Source, as_png
+from rsb_cluster.data.sources.source import SHUFFLE_SEED, SPLITS, DataSource, Sample, as_png
 from rsb_cluster.errors import ConfigError
 
 DIGITS_VAL_SAMPLES = 359  # of 1,797: a fifth
 
 
-def digits(split: str) -> Source:
+def digits(split: str) -> DataSource:
     """Open scikit-learn's digits: 1,797 grey images of 8 × 8 pixels, 10 classes, from inside the package.
 
     Values 0 to 16 become 0 to 255. A fixed fifth of each class is val: 359 images; 1,438 are train.
@@ -32,7 +32,7 @@ def digits(split: str) -> Source:
     is_val[order[2::5]] = True
     assert is_val.sum() == DIGITS_VAL_SAMPLES
     numbers = np.flatnonzero(is_val if split == "val" else ~is_val).tolist()
-    return Source(f"scikit-learn's digits, {split}", tuple("0123456789"), numbers, _read)
+    return DataSource(f"scikit-learn's digits, {split}", tuple("0123456789"), numbers, _read)
 
 
 def _read(number: int) -> Sample:

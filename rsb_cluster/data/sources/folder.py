@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
-from rsb_cluster.data.sources.source import Sample, Source, extension_of, safe_keys
+from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ class _ReadFile:
 
 def listed_files(
     description: str, classes: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], sizes: Sequence[int] = ()
-) -> Source:
+) -> DataSource:
     """Return the source of files that are named, below a folder, with their classes; they are kept as they are.
 
     Args:
@@ -48,7 +48,7 @@ def listed_files(
     keys = safe_keys([file for file, _ in files])
     entries = [(key, file, label) for key, (file, label) in zip(keys, files, strict=True)]
     known = array("q", sizes or (_size(folder / file) for file, _ in files))
-    return Source(description, tuple(classes), entries, _ReadFile(folder), sizes=known, show=itemgetter(1))
+    return DataSource(description, tuple(classes), entries, _ReadFile(folder), sizes=known, show=itemgetter(1))
 
 
 def class_folders(path: Path) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def class_folders(path: Path) -> tuple[str, ...]:
     return classes
 
 
-def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str] = ()) -> Source:
+def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str] = ()) -> DataSource:
     """Open a folder of images with one sub-folder per class, as torchvision's ``ImageFolder`` does.
 
     Image files are kept as they are. Folders may be nested below the class. Files without an image's extension and

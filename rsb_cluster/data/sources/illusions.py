@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsb_cluster.data.sources.lists import INDL_CLASSES
-from rsb_cluster.data.sources.source import SHUFFLE_SEED, Sample, Source, as_png
+from rsb_cluster.data.sources.source import SHUFFLE_SEED, DataSource, Sample, as_png
 from rsb_cluster.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ _SIDE_PX = 128
 _FINER = 4  # lines are drawn so much larger, then scaled down
 
 
-def indl(name: str, split: str) -> Source:
+def indl(name: str, split: str) -> DataSource:
     """Return one of the five sets of illusions, drawn as they are read."""
     if split not in SAMPLES:
         raise ConfigError(f"InDL has no split '{split}'. It has: {', '.join(SAMPLES)}.")
     number = SETS.index(name)
     start = 0 if split == "train" else SAMPLES["train"]
     entries = [(number, i) for i in range(start, start + SAMPLES[split])]
-    return Source(f"InDL's {name}, {split}, drawn here", INDL_CLASSES, entries, _draw)
+    return DataSource(f"InDL's {name}, {split}, drawn here", INDL_CLASSES, entries, _draw)
 
 
 def _draw(entry: tuple[int, int]) -> Sample:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from rsb_cluster.data.labels import REAL, real_labels, timm_info
 from rsb_cluster.data.sources.folder import class_folders, image_folder, images, listed_files
-from rsb_cluster.data.sources.source import Sample, Source, extension_of, safe_keys
+from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -30,7 +30,7 @@ _VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _V2_FOLDER = "imagenetv2-"
 
 
-def imagenet_1k(root: Path, split: str) -> Source:
+def imagenet_1k(root: Path, split: str) -> DataSource:
     """Open ImageNet-1k, from folders where they are there, else from the tars. ReaL's labels come with val.
 
     Args:
@@ -47,7 +47,7 @@ def imagenet_1k(root: Path, split: str) -> Source:
     return source
 
 
-def imagenet_v2(root: Path, split: str) -> Source:
+def imagenet_v2(root: Path, split: str) -> DataSource:
     """Open a variant of ImageNet-V2: 1,000 folders that are named by the number of the class.
 
     Sorted as text, as torchvision's ``ImageFolder`` would, "10" comes before "2" and nearly all labels are wrong.
@@ -74,7 +74,7 @@ def imagenet_synsets() -> tuple[str, ...]:
     return tuple(timm_info("imagenet_synsets.txt").read_text().split())
 
 
-def _train(root: Path) -> Source:
+def _train(root: Path) -> DataSource:
     if (root / "train").is_dir():
         return image_folder(root / "train")
     tar = _existing(root / TRAIN_TAR, f"{root / 'train'} with a folder per class")
@@ -88,7 +88,7 @@ def _train(root: Path) -> Source:
     return _in_tar(tar, classes, found)
 
 
-def _val(root: Path) -> Source:
+def _val(root: Path) -> DataSource:
     folder = root / "val"
     if folder.is_dir():
         if any(path.is_dir() for path in folder.iterdir()):
@@ -175,7 +175,7 @@ class _ReadMember:
         return key, content, extension, label
 
 
-def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int, int]]) -> Source:
+def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int, int]]) -> DataSource:
     label = {wnid: i for i, wnid in enumerate(classes)}
     keys = safe_keys([name for name, *_ in found])
     entries = [
@@ -183,7 +183,7 @@ def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int
         for key, (name, wnid, offset, size) in zip(keys, found, strict=True)
     ]
     sizes = array("q", (size for *_, size in found))
-    return Source(f"images in {tar}", classes, entries, _ReadMember(tar), sizes=sizes)
+    return DataSource(f"images in {tar}", classes, entries, _ReadMember(tar), sizes=sizes)
 
 
 def _members(file: BinaryIO, start: int) -> Iterator[tuple[str, int, int]]:

@@ -16,14 +16,14 @@ from rsb_cluster.data.labels import LabelFile
 from rsb_cluster.data.order import permutation
 from rsb_cluster.data.sources.folder import listed_files
 from rsb_cluster.data.sources.imagenet import imagenet_synsets
-from rsb_cluster.data.sources.source import SHUFFLE_SEED, Source
+from rsb_cluster.data.sources.source import SHUFFLE_SEED, DataSource
 from rsb_cluster.errors import ConfigError
 
 VIZWIZ_LABELS = "vizwiz"
 INDL_CLASSES = ("different", "same")  # are the two lines of one length (parallel, in one line), or not
 
 
-def inat_2019(root: Path, split: str) -> Source:
+def inat_2019(root: Path, split: str) -> DataSource:
     """Open iNaturalist 2019: ``train2019.json`` and ``val2019.json`` in COCO's form, beside ``train_val2019/``.
 
     torchvision's ``INaturalist`` reads the images of 2019 without these files, and so without train and val.
@@ -43,7 +43,7 @@ def inat_2019(root: Path, split: str) -> Source:
     return listed_files(f"iNaturalist 2019 in {root}, {split}", names, root, sorted(files))
 
 
-def vizwiz(root: Path, split: str) -> Source:
+def vizwiz(root: Path, split: str) -> DataSource:
     """Open VizWiz-Classification: ``annotations.json`` beside ``images/``.
 
     Its labels are not public; predictions are scored by EvalAI. What is public, and kept as the label sets `vizwiz`,
@@ -84,7 +84,7 @@ def vizwiz(root: Path, split: str) -> Source:
     return replace(listed, labels={VIZWIZ_LABELS: sets})
 
 
-def indl_folder(root: Path, split: str) -> Source:
+def indl_folder(root: Path, split: str) -> DataSource:
     """Open a set of InDL as its authors' script leaves it: images, and a ``label.csv`` with ``name`` and ``label``.
 
     A fifth of it, chosen by a fixed seed, is val.

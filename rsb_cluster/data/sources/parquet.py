@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
-from rsb_cluster.data.sources.source import Sample, Source, extension_of, safe_keys
+from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
 
 # What a file, or a folder above it, is called for each of our splits; the first that is there is taken.
@@ -36,7 +36,7 @@ def parquet_splits(root: Path) -> list[str]:
     return [split for split in _SPLIT_NAMES if _files(root, split)]
 
 
-def parquet(root: Path, split: str) -> Source:
+def parquet(root: Path, split: str) -> DataSource:
     """Open a split of a parquet image data set, as ``datasets`` writes it: an image and a label column.
 
     The images are structs of ``bytes`` and ``path``, or bytes alone; labels are whole numbers, or names. The names of
@@ -75,7 +75,7 @@ def parquet(root: Path, split: str) -> Source:
     entries = [(key, number, *row) for key, number, row in zip(keys, numbers, rows, strict=True)]
     packed = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
     read = _ReadRow(root, image)
-    return Source(f"parquet files in {root}, {split}", classes, entries, read, tuple(blocks), packed=packed)
+    return DataSource(f"parquet files in {root}, {split}", classes, entries, read, tuple(blocks), packed=packed)
 
 
 @dataclass(frozen=True)

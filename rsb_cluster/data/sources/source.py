@@ -37,7 +37,7 @@ def _key_or_number(entry: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Samples that can be read one by one; iterating gives them shuffled, in the same order each time.
 
     Args:

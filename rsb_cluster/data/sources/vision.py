@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rsb_cluster.data.scan import IMAGE_EXTENSIONS
-from rsb_cluster.data.sources.source import Sample, Source, as_png, extension_of
+from rsb_cluster.data.sources.source import DataSource, Sample, as_png, extension_of
 from rsb_cluster.errors import ConfigError, did_you_mean
 
 # Where Debian's package dataset-fashion-mnist puts it.
@@ -43,7 +43,7 @@ def data_set_names() -> list[str]:
     )
 
 
-def torchvision_dataset(name: str, root: Path | None, split: str) -> Source:
+def torchvision_dataset(name: str, root: Path | None, split: str) -> DataSource:
     """Open a data set of torchvision that lies on disk.
 
     Image files are kept as they are where torchvision reads files one by one through a ``loader``; else the images
@@ -66,7 +66,7 @@ def torchvision_dataset(name: str, root: Path | None, split: str) -> Source:
         raise ConfigError(f"where does {name} lie? Say so with --root FOLDER (nothing is downloaded).")
     parts = _parts(name, root.expanduser(), split)
     _check_sample(name, parts[0])
-    return Source(
+    return DataSource(
         f"torchvision's {name} in {root}, {split}",
         _class_names(parts[0]),
         range(sum(len(part) for part in parts)),

@@ -19,22 +19,22 @@ not public and the recipe's are our guess, so that even an equal number reproduc
 of the results counts; ``no result`` where there is none yet.
 """
 
-from rsb_cluster.results.collect.collection import Collection, Evaluated, Group
+from rsb_cluster.results.collect.collection import Collection, EvaluationRow, Group
 from rsb_cluster.results.collect.evaluations import collect
 from rsb_cluster.results.collect.groups import judge
 from rsb_cluster.results.collect.render import FORMATS, Format, render
-from rsb_cluster.results.collect.rows import Result, Row, Science, Unfinished
+from rsb_cluster.results.collect.rows import FinishedRun, Result, Science, UnfinishedRun
 
 __all__ = [
     "FORMATS",
     "Collection",
-    "Evaluated",
+    "EvaluationRow",
+    "FinishedRun",
     "Format",
     "Group",
     "Result",
-    "Row",
     "Science",
-    "Unfinished",
+    "UnfinishedRun",
     "collect",
     "judge",
     "render",

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rsb_cluster.evaluation.record import Evaluation
-from rsb_cluster.results.collect.rows import Changes, Row, Unfinished
+from rsb_cluster.results.collect.rows import Changes, FinishedRun, UnfinishedRun
 from rsb_cluster.results.references import Reference
 
 Verdict = Literal[
@@ -37,8 +37,8 @@ class Group:
     verdict: Verdict
     changes: Changes = field(default_factory=dict)
     virtual_ranks: int = 0
-    rows: tuple[Row, ...] = ()
-    open: tuple[Unfinished, ...] = ()
+    rows: tuple[FinishedRun, ...] = ()
+    open: tuple[UnfinishedRun, ...] = ()
     n: int = 0
     mean: float | None = None
     std: float | None = None
@@ -68,7 +68,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationRow:
     """A line of the table of evaluations.
 
     Attributes:
@@ -116,6 +116,6 @@ class Collection:
     """
 
     groups: tuple[Group, ...]
-    unfinished: tuple[Unfinished, ...]
-    evaluations: tuple[Evaluated, ...] = ()
+    unfinished: tuple[UnfinishedRun, ...]
+    evaluations: tuple[EvaluationRow, ...] = ()
     unreadable: tuple[str, ...] = ()

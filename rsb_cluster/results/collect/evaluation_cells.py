@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rsb_cluster.results.collect.cells import published_text
-from rsb_cluster.results.collect.collection import Collection, Evaluated
+from rsb_cluster.results.collect.collection import Collection, EvaluationRow
 
 EVALUATION_COLUMNS = (
     *("weights", "model", "data", "labels", "px", "crop", "metric", "n", "%", "others", "published", "delta"),
@@ -12,7 +12,7 @@ EVALUATION_COLUMNS = (
 EVALUATION_WORDS = ("weights", "model", "data", "labels", "metric", "others", "verdict")  # aligned to the left
 
 
-def evaluation_cells(line: Evaluated) -> dict[str, str]:
+def evaluation_cells(line: EvaluationRow) -> dict[str, str]:
     """Return the text of a line's cells by column. ``others`` are the other metrics, and groups of images."""
     what, std = line.what, line.std
     mean = "" if line.mean is None else f"{line.mean:.2f}" + ("" if std is None else f" ± {std:.2f}")

@@ -18,10 +18,10 @@ from typing import Any
 
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.evaluation.record import Evaluation, read_evaluations
-from rsb_cluster.results.collect.collection import Collection, Evaluated, EvaluationVerdict, Group
+from rsb_cluster.results.collect.collection import Collection, EvaluationRow, EvaluationVerdict, Group
 from rsb_cluster.results.collect.groups import collect_runs, judge
 from rsb_cluster.results.collect.rows import Science
-from rsb_cluster.results.references.other_data import Published, doubt, not_public, published_on
+from rsb_cluster.results.references.other_data import PublishedValue, doubt, not_public, published_on
 from rsb_cluster.runs.run import Run
 from rsb_cluster.runs.sweep import Sweep
 
@@ -46,10 +46,12 @@ def collect(
         read, problems = read_evaluations(url)
         found += [one for one in read if one.run_id or url == weights_in]
         unreadable += problems
-    return replace(collection, evaluations=tuple(evaluated(found, collection.groups)), unreadable=tuple(unreadable))
+    return replace(
+        collection, evaluations=tuple(evaluation_rows(found, collection.groups)), unreadable=tuple(unreadable)
+    )
 
 
-def evaluated(found: Iterable[Evaluation], groups: Sequence[Group]) -> list[Evaluated]:
+def evaluation_rows(found: Iterable[Evaluation], groups: Sequence[Group]) -> list[EvaluationRow]:
     """Return the lines for all evaluations, of runs first.
 
     Args:
@@ -77,7 +79,7 @@ def evaluated(found: Iterable[Evaluation], groups: Sequence[Group]) -> list[Eval
     ]
 
 
-def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
+def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> EvaluationRow:
     known: list[Science | None] = [*(row.science for row in group.rows), *(run.science for run in group.open)]
     science = next(one for one in known if one is not None)
     recipe, what = science.recipe, rows[0]
@@ -96,7 +98,7 @@ def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
             verdict = "reconstruction"
     if group.changes:
         verdict = "modified"
-    return Evaluated(
+    return EvaluationRow(
         name=group.label + (" (EMA)" if what.ema else ""),
         model=group.model,
         rows=rows,
@@ -110,7 +112,7 @@ def _of_group(group: Group, rows: tuple[Evaluation, ...]) -> Evaluated:
     )
 
 
-def _of_weights(row: Evaluation) -> Evaluated:
+def _of_weights(row: Evaluation) -> EvaluationRow:
     """Return the line of weights that are no run's."""
     problem = _problem(row, row.step)
     candidates = published_on(row.data_set, row.labels, row.procedure, row.model)
@@ -123,7 +125,7 @@ def _of_weights(row: Evaluation) -> Evaluated:
         verdict = "reconstruction"
         if chosen[0].is_same:
             verdict = "agrees" if abs(delta) <= AGREES_POINTS + 1e-9 else "differs"
-    return Evaluated(
+    return EvaluationRow(
         name=row.weights,
         model=row.model,
         rows=(row,),
@@ -138,8 +140,8 @@ def _of_weights(row: Evaluation) -> Evaluated:
 
 
 def _comparable(
-    candidates: Sequence[Published], what: Evaluation, procedure: str
-) -> tuple[list[Published], tuple[str, ...]]:
+    candidates: Sequence[PublishedValue], what: Evaluation, procedure: str
+) -> tuple[list[PublishedValue], tuple[str, ...]]:
     """Return what to compare with, and what one should know of it."""
     notes = [said] if (said := not_public(what.data_set)) else []
     of_metric = [one for one in candidates if one.metric == _comparison(what)]

@@ -16,10 +16,10 @@ from rsb_cluster.results.collect.collection import Collection, Group, Verdict
 from rsb_cluster.results.collect.rows import (
     RESOLUTIONS,
     Changes,
+    FinishedRun,
     Reader,
-    Row,
     Science,
-    Unfinished,
+    UnfinishedRun,
     describe,
     published,
     resolutions,
@@ -45,23 +45,23 @@ def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: floa
     members = {member.run_id: member for sweep in sweeps for member in sweep.members}
     reader = Reader(time.time() if now is None else now, members)
     found = {run.url: item for run, item in reader.read(unique)}
-    groups: dict[str, list[Row]] = {}
-    unfinished: list[Unfinished] = []
+    groups: dict[str, list[FinishedRun]] = {}
+    unfinished: list[UnfinishedRun] = []
     seen: dict[str, str] = {}
     for run in unique:
         item = found[run.url]
         if item is None:
             continue
-        if isinstance(item, Unfinished):
+        if isinstance(item, UnfinishedRun):
             unfinished.append(item)
         elif item.science.spec.run_id in seen:
             reason = f"the same run as {seen[item.science.spec.run_id]}, which is in the table"
-            unfinished.append(Unfinished(run.run_id, run.url, "duplicate", reason))
+            unfinished.append(UnfinishedRun(run.run_id, run.url, "duplicate", reason))
         else:
             seen[item.science.spec.run_id] = run.url
             groups.setdefault(item.science.key, []).append(item)
     unfinished.sort(key=lambda item: (_natural(item.run_id), item.url))
-    open_: dict[str, list[Unfinished]] = {}
+    open_: dict[str, list[UnfinishedRun]] = {}
     # Those whose folder says what they train come first, so that the missing find their group.
     for item in sorted(unfinished, key=lambda item: item.science is None):
         if item.science is not None and item.run_id not in seen:  # an unfinished copy of a finished run is no run more
@@ -90,7 +90,7 @@ def judge(top1: Sequence[float], reference: Reference) -> tuple[float, float, Ve
 
 
 def _key_of_missing(
-    member: Member, groups: Mapping[str, Sequence[Row]], open_: Mapping[str, Sequence[Unfinished]]
+    member: Member, groups: Mapping[str, Sequence[FinishedRun]], open_: Mapping[str, Sequence[UnfinishedRun]]
 ) -> str:
     """Return the group of a run without a folder: the first of its names whose recipe was not changed."""
     for key in (*groups, *open_):
@@ -104,7 +104,7 @@ def _names(member: Member) -> tuple[str, str]:
     return member.recipe, member.model
 
 
-def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
+def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Group:
     rows = sorted(finished, key=lambda row: (row.science.spec.seed, row.science.spec.run_id))
     science = _science([*rows, *unfinished])
     if science is None:
@@ -152,7 +152,7 @@ def _group(finished: list[Row], unfinished: list[Unfinished]) -> Group:
     )
 
 
-def _missing(unfinished: list[Unfinished]) -> Group:
+def _missing(unfinished: list[UnfinishedRun]) -> Group:
     """Return a group none of whose runs has a folder: all that is known are names."""
     member = unfinished[0].member
     assert member is not None
@@ -165,7 +165,7 @@ def _missing(unfinished: list[Unfinished]) -> Group:
     )
 
 
-def _goodput(rows: Sequence[Row]) -> float | None:
+def _goodput(rows: Sequence[FinishedRun]) -> float | None:
     """Return useful time / all time over runs of unlike length."""
     useful = math.fsum(row.result.train_s for row in rows)
     return useful / math.fsum(row.result.train_s / max(row.result.goodput, 1e-9) for row in rows) if useful else None
@@ -197,9 +197,9 @@ def _start(science: Science) -> tuple[str, ...]:
     return (f"starts from {init.source} (SHA-256 {init.sha256[:12]})",) if init else ()
 
 
-def _unlike(counted: Sequence[Row]) -> list[str]:
+def _unlike(counted: Sequence[FinishedRun]) -> list[str]:
     """Return what differs between the counted runs of a group, besides the seed."""
-    parts: dict[str, Callable[[Row], object]] = {
+    parts: dict[str, Callable[[FinishedRun], object]] = {
         "copies of the data (their indexes differ)": lambda row: (
             row.science.spec.train_digest,
             row.science.spec.val_digest,
@@ -235,7 +235,7 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
     return result
 
 
-def _science(items: Sequence[Row | Unfinished]) -> Science | None:
+def _science(items: Sequence[FinishedRun | UnfinishedRun]) -> Science | None:
     """Return what the runs of a group train; None where no folder says."""
     return next((item.science for item in items if item.science is not None), None)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 from rsb_cluster.evaluation.record import Evaluation
-from rsb_cluster.results.collect.collection import Collection, Evaluated
+from rsb_cluster.results.collect.collection import Collection, EvaluationRow
 
 Format = Literal["table", "csv", "json", "md", "latex", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -88,7 +88,7 @@ def _csv(collection: Collection) -> str:
     return text.getvalue()
 
 
-def _evaluation_row(line: Evaluated, row: Evaluation) -> dict[str, Any]:
+def _evaluation_row(line: EvaluationRow, row: Evaluation) -> dict[str, Any]:
     """Return what the columns for runs and those for evaluations say of an evaluation."""
     columns = (*(name for name in RUN_COLUMNS if name != "code"), *EVALUATION_COLUMNS)
     known = {key: value for key, value in row.model_dump().items() if key in columns}

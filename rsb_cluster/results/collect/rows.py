@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.errors import MissingError, RsbError, StorageError
-from rsb_cluster.results.references import Known, lookup
+from rsb_cluster.results.references import PublishedModel, lookup
 from rsb_cluster.runs.gpu_hours import Cost, Span, cost, spans
 from rsb_cluster.runs.run import Run, Spec
 from rsb_cluster.runs.sweep import Member
@@ -34,7 +34,7 @@ SILENT_S = 300.0  # an attempt says that it is alive every ten seconds or so; cl
 RUN_FILES = ("spec.json", "recipe.json", "result.json", "attempts", "checkpoints", "metrics")
 
 
-class Evaluation(Section):
+class Accuracy(Section):
     """Accuracy on val/. ``loss`` may be NaN: a run that diverged has a result too."""
 
     # A later version may say more; what it says here must still be readable.
@@ -45,7 +45,7 @@ class Evaluation(Section):
     loss: float
 
 
-class Result(Evaluation):
+class Result(Accuracy):
     """What a run writes when it has finished. Older versions did not write what has a default."""
 
     run_id: str
@@ -66,7 +66,7 @@ class Result(Evaluation):
     images_per_s: float
     goodput: float = Field(description="useful time / all time")
     finished: float = Field(description="unix time")
-    ema: Evaluation | None = None
+    ema: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Science:
 
 
 @dataclass(frozen=True)
-class Row:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -126,7 +126,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedRun:
     """A run without a result that can be used, and why.
 
     Attributes:
@@ -166,7 +166,7 @@ class Reader:
     members: Mapping[str, Member] = field(default_factory=dict)
     _recipes: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
 
-    def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Row | Unfinished | None]]:
+    def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, FinishedRun | UnfinishedRun | None]]:
         """Yield what is known of each run; None for something else that lies among runs.
 
         What cannot be read is named, not raised. Runs of one folder are read together, so the order may change.
@@ -178,7 +178,7 @@ class Reader:
                     batch = [(run, next(results)) for run in members[start : start + READERS * 16]]
                     yield from zip((run for run, _ in batch), pool.map(self._read, batch), strict=True)
 
-    def _read(self, run_and_result: tuple[Run, bytes | StorageError]) -> Row | Unfinished | None:
+    def _read(self, run_and_result: tuple[Run, bytes | StorageError]) -> FinishedRun | UnfinishedRun | None:
         run, content = run_and_result
         science: Science | None = None
         try:
@@ -196,17 +196,17 @@ class Reader:
             if science is None:
                 with contextlib.suppress(RsbError):
                     science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
-            return Unfinished(run.run_id, run.url, "unreadable", str(error), science)
+            return UnfinishedRun(run.run_id, run.url, "unreadable", str(error), science)
         if result.modified:
             science = self._changed(science, science.spec.modified | result.modified)
-        return Row(run, science, result, _flags(science, result))
+        return FinishedRun(run, science, result, _flags(science, result))
 
-    def _absent(self, run: Run, error: RsbError) -> Unfinished | None:
+    def _absent(self, run: Run, error: RsbError) -> UnfinishedRun | None:
         if run.store.exists():
             return None
         member = self.members.get(run.run_id)
         reason = "a sweep wants it, and it was never sent" if member else str(error)
-        return Unfinished(run.run_id, run.url, "missing", reason, member=member)
+        return UnfinishedRun(run.run_id, run.url, "missing", reason, member=member)
 
     def _science_of(self, run: Run, values: dict[str, Any]) -> Science:
         """Take what was trained from the result, where that says so and is this run's; else from the run's folder."""
@@ -237,11 +237,11 @@ class Reader:
         unlike = json.dumps([recipe.name, recipe.paper, {k: list(c) for k, c in changes.items()}], sort_keys=True)
         return Science(recipe, spec, changes, f"{digest} {spec.virtual_ranks} {unlike}")
 
-    def _unfinished(self, run: Run, science: Science) -> Unfinished:
+    def _unfinished(self, run: Run, science: Science) -> UnfinishedRun:
         """Say the state of a run without a result, and the reason, from what its folder says."""
         found = spans(run)
         spent, step = cost(found), max((span.end_step for span in found), default=0)
-        return Unfinished(run.run_id, run.url, *self._why(run, found), science, spent, step)
+        return UnfinishedRun(run.run_id, run.url, *self._why(run, found), science, spent, step)
 
     def _why(self, run: Run, found: list[Span]) -> tuple[str, str]:
         if not found:
@@ -264,7 +264,7 @@ class Reader:
         return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
 
 
-def published(recipe: Recipe, spec: Spec) -> Known | None:
+def published(recipe: Recipe, spec: Spec) -> PublishedModel | None:
     """Return what is published for a recipe's procedure and model, and the procedure of the weights it starts from."""
     return lookup(recipe.paper, recipe.model.name, spec.init.procedure if spec.init else "")
 

@@ -36,7 +36,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Known:
+class PublishedModel:
     """What is published about one model under one procedure.
 
     Attributes:
@@ -62,7 +62,7 @@ FINE_TUNED = {
 }
 
 
-def lookup(procedure: str, model: str, start: str = "") -> Known | None:
+def lookup(procedure: str, model: str, start: str = "") -> PublishedModel | None:
     """Return what is published about a model under a procedure.
 
     Args:
@@ -74,12 +74,12 @@ def lookup(procedure: str, model: str, start: str = "") -> Known | None:
         row = read(PAPER)["table5"][FINE_TUNED[procedure]]
         if model != "resnet50" or not isinstance(row.get(start), float):
             return None
-        return Known((Reference(row[start], f"Table 5, from {start}"),), (224, 224))
+        return PublishedModel((Reference(row[start], f"Table 5, from {start}"),), (224, 224))
     return _known().get((procedure, model))
 
 
 @cache
-def _known() -> dict[tuple[str, str], Known]:
+def _known() -> dict[tuple[str, str], PublishedModel]:
     paper, timm = read(PAPER), read(TIMM)
     measured = timm["a1_a2_a3"] | timm["deit"]
 
@@ -87,7 +87,7 @@ def _known() -> dict[tuple[str, str], Known]:
         top1 = measured.get(model, {}).get(procedure)
         return [] if top1 is None else [Reference(top1, "timm's evaluation of the released weights", released=True)]
 
-    known: dict[tuple[str, str], Known] = {}
+    known: dict[tuple[str, str], PublishedModel] = {}
     aliases = {model: row["same_as"] for model, row in paper["table3"].items() if "same_as" in row}
     for model, row in paper["table3"].items():
         for procedure in ("A1", "A2", "A3"):
@@ -96,17 +96,17 @@ def _known() -> dict[tuple[str, str], Known]:
             one = Reference(row[procedure]["top1"], "Table 3")
             references = (*several, one, *timms(procedure, model))
             hours = row[procedure]["hours"] * row[procedure]["gpus"]
-            known[procedure, model] = Known(references, _px(row[procedure]), row.get("doubt", ""), hours)
+            known[procedure, model] = PublishedModel(references, _px(row[procedure]), row.get("doubt", ""), hours)
     for model, row in paper["deit"].items():
         also = [paper["deit_repository"][model]] if model in paper["deit_repository"] else []
         published = [Reference(r["top1"], r["source"]) for r in (row, *also)]
-        known["DeiT", model] = Known((*published, *timms("DeiT", model)), _px(row))
+        known["DeiT", model] = PublishedModel((*published, *timms("DeiT", model)), _px(row))
     for procedure, rows in paper["reconstructed"].items():
         for model, row in rows.items():
-            known[procedure, model] = Known((Reference(row["top1"], row["source"]),), _px(row))
+            known[procedure, model] = PublishedModel((Reference(row["top1"], row["source"]),), _px(row))
     for model, top1 in timm["a1h"].items():
         source = "timm's evaluation of the released weights"
-        known["A1h", model] = Known((Reference(top1["A1h"], source, released=True),), (224, 224))
+        known["A1h", model] = PublishedModel((Reference(top1["A1h"], source, released=True),), (224, 224))
     return known | {(p, aliases[model]): value for (p, model), value in known.items() if model in aliases}
 
 

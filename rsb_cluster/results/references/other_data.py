@@ -13,7 +13,7 @@ V2_DOUBT = "timm measures 0.1 to 0.4 less on V2 than the paper prints, for the s
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedValue:
     """A published value, and how the images were prepared for it.
 
     Attributes:
@@ -31,7 +31,7 @@ class Published:
     is_same: bool = True
 
 
-def published_on(data_set: str, labels: str, procedure: str, model: str, start: str = "") -> list[Published]:
+def published_on(data_set: str, labels: str, procedure: str, model: str, start: str = "") -> list[PublishedValue]:
     """Return what is published of a model, the best to compare with first.
 
     Args:
@@ -48,7 +48,7 @@ def published_on(data_set: str, labels: str, procedure: str, model: str, start: 
     elif FINE_TUNED.get(procedure) == data_set:
         known = lookup(procedure, model, start)
         # How the paper fine-tuned is not public.
-        found = iter([Published(one, px=known.px[1], is_same=False) for one in known.references] if known else [])
+        found = iter([PublishedValue(one, px=known.px[1], is_same=False) for one in known.references] if known else [])
     else:
         found = _others(data_set, model)
     return list(found)
@@ -66,44 +66,46 @@ def doubt(data_set: str, procedure: str, model: str) -> str:
     return V2_DOUBT if data_set == "imagenet-v2" else (known.doubt if known else "")
 
 
-def _imagenet(procedure: str, model: str) -> Iterator[Published]:
+def _imagenet(procedure: str, model: str) -> Iterator[PublishedValue]:
     known = lookup(procedure, model)
     if known is None:
         return
     px = known.px[1]
     for reference in known.references:
-        yield Published(reference, px=px, crop=_crop(procedure, reference.released))
+        yield PublishedValue(reference, px=px, crop=_crop(procedure, reference.released))
     other = read(TIMM)["other_px"].get(model, {}).get(procedure)
     if other is not None:
         at = (160, 0.95) if procedure == "A3" else (288, 1.0)
-        yield Published(_timms(other), px=at[0], crop=at[1])
+        yield PublishedValue(_timms(other), px=at[0], crop=at[1])
     for crop, values in read(PAPER)["other_crops"].get(model, {}).items():
         if procedure in values:
             mean, std, _ = values[procedure]
-            yield Published(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(crop))
+            yield PublishedValue(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(crop))
 
 
-def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[Published]:
+def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[PublishedValue]:
     """Yield values on ReaL's labels, or on V2."""
     paper, known = read(PAPER), lookup(procedure, model)
     px = known.px[1] if known else 224
     seeds = paper["more_labels"].get(model, {}).get(labels) if procedure == "A2" else None
     if seeds:  # Figure 1
-        yield Published(Reference(seeds["mean"], "Figure 1, 100 seeds", seeds["n"], seeds["std"]), px=px, crop=0.95)
+        yield PublishedValue(
+            Reference(seeds["mean"], "Figure 1, 100 seeds", seeds["n"], seeds["std"]), px=px, crop=0.95
+        )
     if model == TABLE1_MODEL and procedure in paper["table1"]:
-        yield Published(Reference(paper["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
+        yield PublishedValue(Reference(paper["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
     elif procedure == "A1" and model in paper["table4"]:
-        yield Published(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
+        yield PublishedValue(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
     timm = read(TIMM)[labels].get(model, {}).get(procedure)
     if timm is not None:
-        yield Published(_timms(timm), px=px, crop=0.95)
+        yield PublishedValue(_timms(timm), px=px, crop=0.95)
 
 
-def _others(data_set: str, model: str) -> Iterator[Published]:
+def _others(data_set: str, model: str) -> Iterator[PublishedValue]:
     content = read("other_data.toml")
     source = content["sources"]["indl" if data_set.startswith("indl") else "nct"]
     for metric, value in content.get(data_set, {}).get(model, {}).items():
-        yield Published(Reference(value, source), metric=metric, is_same=False)
+        yield PublishedValue(Reference(value, source), metric=metric, is_same=False)
 
 
 def _timms(value: float) -> Reference:

@@ -12,7 +12,7 @@ from typing import Any
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import RsbError
 from rsb_cluster.runs.gpu_hours import Span, spans
-from rsb_cluster.runs.metrics import Row, read_rows
+from rsb_cluster.runs.metrics import MetricsRow, read_rows
 from rsb_cluster.runs.run import Run, Submission
 
 DIGITS = 5
@@ -72,7 +72,7 @@ def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> Histor
     )
 
 
-def thinned(rows: Sequence[Row], key: str, points: int) -> tuple[list[float], list[float]]:
+def thinned(rows: Sequence[MetricsRow], key: str, points: int) -> tuple[list[float], list[float]]:
     """Return epochs and values of a curve, as means over equal parts of it; its last point stays as it is."""
     finite = [row for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
     if len(finite) > points:

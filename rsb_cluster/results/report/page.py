@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from rsb_cluster.config.schema import flatten
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.results.collect import Collection, Group, Row, Unfinished
+from rsb_cluster.results.collect import Collection, FinishedRun, Group, UnfinishedRun
 from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
 from rsb_cluster.results.collect.rows import describe, published
 from rsb_cluster.results.report.history import History, read_history, short
@@ -96,9 +96,9 @@ def report(collection: Collection, *, title: str, output: Path) -> str:
     return _render(collection, data, title)
 
 
-def _lines(collection: Collection) -> list[tuple[Row | Unfinished, int | None]]:
+def _lines(collection: Collection) -> list[tuple[FinishedRun | UnfinishedRun, int | None]]:
     """Return all runs with the place of their group; those of no group last."""
-    lines: list[tuple[Row | Unfinished, int | None]] = []
+    lines: list[tuple[FinishedRun | UnfinishedRun, int | None]] = []
     for place, group in enumerate(collection.groups):
         lines += [(row, place) for row in group.rows]
         lines += [(run, place) for run in group.open]
@@ -106,13 +106,13 @@ def _lines(collection: Collection) -> list[tuple[Row | Unfinished, int | None]]:
     return lines + [(item, None) for item in collection.unfinished if id(item) not in grouped]
 
 
-def _histories(items: Sequence[Row | Unfinished]) -> list[History]:
+def _histories(items: Sequence[FinishedRun | UnfinishedRun]) -> list[History]:
     points = max(40, min(MOST_POINTS, ALL_POINTS // max(1, len(items))))
 
-    def read(item: Row | Unfinished) -> History:
+    def read(item: FinishedRun | UnfinishedRun) -> History:
         if item.science is None:
             return History()
-        if isinstance(item, Row):
+        if isinstance(item, FinishedRun):
             return read_history(item.run, item.science.recipe, "finished", points=points)
         return read_history(_run_at(item.url), item.science.recipe, item.state, points=points)
 
@@ -125,7 +125,9 @@ def _run_at(url: str) -> Run:
     return Run.at(parent, name)
 
 
-def _run(item: Row | Unfinished, group: int | None, history: History, output: Path, *, on_gpus: bool) -> dict[str, Any]:
+def _run(
+    item: FinishedRun | UnfinishedRun, group: int | None, history: History, output: Path, *, on_gpus: bool
+) -> dict[str, Any]:
     """Return what the page says of a run."""
     known = item.to_json()
     hours = known.get("gpu_hours" if on_gpus else "rank_hours")

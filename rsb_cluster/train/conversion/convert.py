@@ -12,7 +12,7 @@ import safetensors.torch
 
 from rsb_cluster.errors import RsbError
 from rsb_cluster.train.conversion.state_dict import Weights, read_weights
-from rsb_cluster.weights.resolve import CONFIG, FOLDER_FILES, Found
+from rsb_cluster.weights.resolve import CONFIG, FOLDER_FILES, WeightsFile
 
 
 def write_timm_folder(folder: Path, weights: Weights) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     answer: dict[str, str] = {}
     try:
-        write_timm_folder(Path(asked["folder"]), read_weights(Found(**asked["found"])))
+        write_timm_folder(Path(asked["folder"]), read_weights(WeightsFile(**asked["found"])))
     except RsbError as error:
         answer["error"] = str(error)
     sys.stdout.write(json.dumps(answer) + "\n")

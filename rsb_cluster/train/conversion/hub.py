@@ -17,10 +17,10 @@ from timm.models import get_pretrained_cfg, load_model_config_from_hf
 from timm.models._hub import download_cached_file, hf_split
 
 from rsb_cluster.errors import ConfigError, RsbError, did_you_mean
-from rsb_cluster.weights.resolve import FOLDER_FILES, PROCEDURES, Found
+from rsb_cluster.weights.resolve import FOLDER_FILES, PROCEDURES, WeightsFile
 
 
-def fetch(name: str) -> Found:
+def fetch(name: str) -> WeightsFile:
     """Return the file of a timm name (``resnet50.a1_in1k``) or of a repository (``hf-hub:owner/model``).
 
     Raises:
@@ -36,7 +36,7 @@ def fetch(name: str) -> Found:
         ) from error
 
 
-def _of_timm(name: str) -> Found:
+def _of_timm(name: str) -> WeightsFile:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise ConfigError(f"timm has no such model.{did_you_mean(architecture, timm.list_models())}")
@@ -50,7 +50,7 @@ def _of_timm(name: str) -> Found:
     return _found(f"{architecture}.{cfg.tag}" if cfg.tag else architecture, path, config)
 
 
-def _of_repository(name: str) -> Found:
+def _of_repository(name: str) -> WeightsFile:
     repository = name.partition(":")[2]
     pretrained, architecture, arguments = load_model_config_from_hf(repository)
     config = {"architecture": architecture, "num_classes": pretrained.get("num_classes"), "model_args": arguments}
@@ -73,12 +73,12 @@ def _download(repository: str, file: str | None) -> Path:
     raise ConfigError(f"{repository} holds none of {', '.join(names)}.")
 
 
-def _found(source: str, path: Path, config: dict[str, Any]) -> Found:
+def _found(source: str, path: Path, config: dict[str, Any]) -> WeightsFile:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     plain: dict[str, Any] = json.loads(json.dumps(config))  # tuples become lists, as they are in a config.json
     tag = plain["pretrained_cfg"].get("tag", "")
-    return Found(
+    return WeightsFile(
         source, str(path.parent), path.name, sha256, plain["architecture"], plain, procedure=PROCEDURES.get(tag, "")
     )
 

@@ -24,7 +24,7 @@ from rsb_cluster.errors import CheckpointError, ConfigError, RsbError, did_you_m
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.conversion.hub import fetch
-from rsb_cluster.weights.resolve import Found, find_weights
+from rsb_cluster.weights.resolve import WeightsFile, find_weights
 
 Head = Literal["auto", "replace"]
 
@@ -51,7 +51,7 @@ class Weights:
         recipe: Its recipe.
     """
 
-    found: Found
+    found: WeightsFile
     architecture: str
     tensors: Mapping[str, Tensor]
     num_classes: int
@@ -91,12 +91,12 @@ class Weights:
             ConfigError: They are not those of the architecture.
         """
         model: nn.Module = _create(self.architecture, {**self.kwargs, "num_classes": self.num_classes})
-        model.load_state_dict(fitted(model, self.tensors, self.architecture, self.url).tensors)
+        model.load_state_dict(fit_weights(model, self.tensors, self.architecture, self.url).tensors)
         return model.eval()
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class FittedWeights:
     """What a model takes, made of weights and of what it has itself.
 
     Attributes:
@@ -130,7 +130,7 @@ def load_weights(
     return read_weights(find_weights(source, runs, which=which, ema=ema, fetch=fetch), model)
 
 
-def read_weights(found: Found, model: str = "") -> Weights:
+def read_weights(found: WeightsFile, model: str = "") -> Weights:
     """Read a file of weights, and put together what is known of them.
 
     Args:
@@ -148,7 +148,7 @@ def read_weights(found: Found, model: str = "") -> Weights:
     return _of_run(found, tensors) if found.run_url else _of_timm(found, name, tensors)
 
 
-def parse(content: bytes, found: Found) -> dict[str, Tensor]:
+def parse(content: bytes, found: WeightsFile) -> dict[str, Tensor]:
     """Return the tensors in a file of weights, by name.
 
     Raises:
@@ -174,9 +174,9 @@ def parse(content: bytes, found: Found) -> dict[str, Tensor]:
     return tensors
 
 
-def fitted(
+def fit_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, source: str, head: Head = "auto"
-) -> Fitted:
+) -> FittedWeights:
     """Return weights as a model takes them: converted by timm, and resized for another resolution.
 
     Args:
@@ -212,7 +212,7 @@ def fitted(
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigError(f"{source} does not fit {architecture}: {'; '.join(wrong[:5])}{more}.")
     resized = tuple(key for key in given if key in tensors and tensors[key].shape != given[key].shape)
-    return Fitted({key: own[key] if key in new else given[key] for key in own}, tuple(sorted(new)), resized)
+    return FittedWeights({key: own[key] if key in new else given[key] for key in own}, tuple(sorted(new)), resized)
 
 
 def _create(architecture: str, kwargs: Mapping[str, Any]) -> Any:
@@ -235,7 +235,7 @@ def _converted(tensors: Mapping[str, Tensor], model: nn.Module, architecture: st
     return dict(tensors) if convert is None else convert(dict(tensors), model)
 
 
-def _of_run(found: Found, tensors: Mapping[str, Tensor]) -> Weights:
+def _of_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
     run = Run.at(*found.run_url.rsplit("/", 1))
     recipe = run.recipe()
     return Weights(
@@ -263,7 +263,7 @@ def _classes_of(run: Run) -> tuple[str, ...]:
     return index.classes if index.digest == spec.train_digest else ()
 
 
-def _of_timm(found: Found, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:
+def _of_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:
     """Return weights with what their config.json says, or timm by default says, of the architecture."""
     kwargs = dict(found.config.get("model_args") or {})
     with torch.device("meta"):

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rsb_cluster.errors import DataError
-from rsb_cluster.train.input.pixels.decode import BadImageError, Source
+from rsb_cluster.train.input.pixels.decode import BadImageError, EncodedImage
 from rsb_cluster.train.input.pixels.transforms import Transform
-from rsb_cluster.train.input.streams import Encoded, EvalStream, TrainStream
+from rsb_cluster.train.input.streams import EncodedSample, EvalStream, TrainStream
 
 # Batches that are ready or being filled beyond the one in use: bounded memory, whatever the step takes. (And the few
 # more that share images with the last of them.)
@@ -64,7 +64,7 @@ class Batch:
         return self
 
 
-def _batch(samples: list[Encoded], images: Tensor, reasons: list[str]) -> Batch:
+def _batch(samples: list[EncodedSample], images: Tensor, reasons: list[str]) -> Batch:
     """Assemble a batch. The place of a bad image is taken by the next good one, so that the batch keeps its size."""
     good = [not reason for reason in reasons]
     if not any(good):
@@ -91,7 +91,7 @@ def _batch(samples: list[Encoded], images: Tensor, reasons: list[str]) -> Batch:
 class _Filling:
     """A batch whose images are being decoded."""
 
-    def __init__(self, samples: list[Encoded], side: int, pin: bool) -> None:
+    def __init__(self, samples: list[EncodedSample], side: int, pin: bool) -> None:
         self.samples = samples
         self.parts: list[Future[None]] = []  # what has to be done before it is whole
         # Height, width, channel: what decoders give, and what channels_last wants.
@@ -127,7 +127,7 @@ def _fill(transform: Transform, images: list[_Copies]) -> None:
         first, at = copies[0]
         sample = first.samples[at]
         try:
-            source = Source(sample.image)
+            source = EncodedImage(sample.image)
             if len(copies) > 1:
                 source.rows(source.height)  # each copy will ask for other rows
             for filling, i in copies:
@@ -181,7 +181,7 @@ class ThreadedBatches:
                     handed.get_nowait()  # makes room for the feeder to see that it is over
             feeder.join(timeout=5.0)
 
-    def _fillings(self, micro_batches: list[list[Encoded]]) -> tuple[list[_Filling], list[_Copies]]:
+    def _fillings(self, micro_batches: list[list[EncodedSample]]) -> tuple[list[_Filling], list[_Copies]]:
         """Return batches to be filled, and what each of their images goes to."""
         fillings = [_Filling(samples, self._side, self._pin) for samples in micro_batches]
         images: dict[int, _Copies] = {}
@@ -208,7 +208,7 @@ class ThreadedBatches:
         if not ended.is_set():
             handed.put(last)
 
-    def _started(self, source: Iterator[list[list[Encoded]]], executor: ThreadPoolExecutor) -> Iterator[_Filling]:
+    def _started(self, source: Iterator[list[list[EncodedSample]]], executor: ThreadPoolExecutor) -> Iterator[_Filling]:
         """Yield batches that threads are filling. Those that share images are begun together."""
         for micro_batches in source:
             fillings, images = self._fillings(micro_batches)
@@ -230,7 +230,7 @@ class _Decoder(Dataset[Any]):
     def __init__(self, transform: Callable[[Image.Image, int], Tensor]) -> None:
         self._transform = transform
 
-    def __getitem__(self, sample: Encoded) -> tuple[Encoded, Tensor | None, str]:
+    def __getitem__(self, sample: EncodedSample) -> tuple[EncodedSample, Tensor | None, str]:
         light = replace(sample, image=b"")
         try:
             with Image.open(io.BytesIO(sample.image)) as image:
@@ -239,7 +239,7 @@ class _Decoder(Dataset[Any]):
             return light, None, f"{type(error).__name__}: {error}"
 
 
-def _collate(decoded: list[tuple[Encoded, Tensor | None, str]]) -> Batch:
+def _collate(decoded: list[tuple[EncodedSample, Tensor | None, str]]) -> Batch:
     shape = next((image.shape for _, image, _ in decoded if image is not None), (3, 1, 1))
     blank = torch.zeros(shape, dtype=torch.uint8)
     images = torch.stack([blank if image is None else image for _, image, _ in decoded])
@@ -252,7 +252,7 @@ class _AsSampler:
     def __init__(self, stream: TrainStream | EvalStream) -> None:
         self._stream = stream
 
-    def __iter__(self) -> Iterator[list[Encoded]]:
+    def __iter__(self) -> Iterator[list[EncodedSample]]:
         for samples in itertools.chain.from_iterable(self._stream):
             # Bytes of its own: a view of the block it was read in cannot travel to another process.
             yield [replace(sample, image=bytes(sample.image)) for sample in samples]

@@ -23,7 +23,7 @@ BlockKey = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """A sample as it goes to a decoder.
 
     Attributes:
@@ -87,7 +87,7 @@ class TrainStream:
             piece=self._recipe.data.shuffle_piece,
         )
 
-    def __iter__(self) -> Iterator[list[list[Encoded]]]:
+    def __iter__(self) -> Iterator[list[list[EncodedSample]]]:
         # One block of each of this process's streams beyond those in use: they all end at about the same step.
         depth = len(set(map(self.order_of(0).group_of, self._mine)))
         with ReadAhead(self._reader, self._blocks(), depth) as ahead:
@@ -124,10 +124,10 @@ class TrainStream:
 
     def _encode(
         self, epoch: int, order: EpochOrder, step: int, virtual_rank: int, images: Mapping[int, memoryview]
-    ) -> list[Encoded]:
+    ) -> list[EncodedSample]:
         draw = order.draw(step, virtual_rank)
         return [
-            Encoded(
+            EncodedSample(
                 number=number,
                 key=self._index.key(number),
                 image=images[number],
@@ -158,13 +158,13 @@ class EvalStream:
         largest = max(total * (r + 1) // world_size - total * r // world_size for r in range(world_size))
         self.rounds = -(-largest // batch)
 
-    def __iter__(self) -> Iterator[list[list[Encoded]]]:
+    def __iter__(self) -> Iterator[list[list[EncodedSample]]]:
         with ReadAhead(self._reader, self._blocks(), depth=2) as ahead:
             for start, numbers in self._blocks():
                 images = ahead.get(start)
                 yield [
                     [
-                        Encoded(i, self._index.key(i), images[i], int(self._index.labels[i]), 0, 0)
+                        EncodedSample(i, self._index.key(i), images[i], int(self._index.labels[i]), 0, 0)
                         for i in numbers.tolist()
                     ]
                 ]

@@ -25,7 +25,7 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scoring import UNDECODABLE, Scores, score_classes, score_sets
 from rsb_cluster.errors import RsbError
 from rsb_cluster.evaluation import record
-from rsb_cluster.evaluation.record import Evaluation, Request
+from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import Target, check_classes, open_target
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.provenance import brief_code, describe_code, describe_packages
@@ -34,7 +34,7 @@ from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.conversion.state_dict import Weights, load_weights
-from rsb_cluster.train.distributed import Group, lost_peers_named
+from rsb_cluster.train.distributed import ProcessGroup, lost_peers_named
 from rsb_cluster.train.input.loader import ThreadedBatches
 from rsb_cluster.train.input.pixels.transforms import FastEval
 from rsb_cluster.train.input.streams import EvalStream
@@ -48,8 +48,8 @@ Progress = Callable[[int, int], None]  # (images done, images in all), of this p
 
 
 def evaluate_sources(
-    request: Request,
-    group: Group,
+    request: EvaluationRequest,
+    group: ProcessGroup,
     *,
     progress: Progress = lambda done, total: None,
     agree: Callable[[], Cause | None] = lambda: None,
@@ -97,7 +97,7 @@ def evaluate_sources(
             amp=amp,
             metric=target.metrics[0],
             values=dict(scores.values) if scores.scored else {},
-            groups={name: record.Group(value=v, scored=n) for name, (v, n) in scores.groups.items()},
+            groups={name: record.ImageGroup(value=v, scored=n) for name, (v, n) in scores.groups.items()},
             loss=None if target.sets is not None else predictions.loss,
             samples=target.index.num_samples,
             scored=scores.scored,
@@ -116,7 +116,7 @@ def evaluate_sources(
         yield found
 
 
-def _input(request: Request, weights: Weights) -> tuple[Eval, record.Amp]:
+def _input(request: EvaluationRequest, weights: Weights) -> tuple[Eval, record.Amp]:
     """Return how images are prepared, and the precision: as the weights' run has it, where the request says nothing."""
     recipe = weights.recipe
     own = weights.eval.model_dump()
@@ -129,12 +129,12 @@ def _input(request: Request, weights: Weights) -> tuple[Eval, record.Amp]:
 
 
 def _predict(
-    request: Request,
+    request: EvaluationRequest,
     target: Target,
     weights: Weights,
     spec: Eval,
     amp: record.Amp,
-    group: Group,
+    group: ProcessGroup,
     progress: Progress,
     agree: Callable[[], Cause | None],
 ) -> Predictions:
@@ -223,8 +223,8 @@ def main() -> None:
             say(done=done, total=total)
 
     try:
-        request = validate(Request, asked["request"], "the request")
-        group = Group(ranks, Store(asked["folder"]), wait_s=300, collective_s=600, gpus=asked["gpus"])
+        request = validate(EvaluationRequest, asked["request"], "the request")
+        group = ProcessGroup(ranks, Store(asked["folder"]), wait_s=300, collective_s=600, gpus=asked["gpus"])
         for found in evaluate_sources(request, group, progress=progress):
             if rank == 0:
                 say(evaluation=found.model_dump(mode="json"))

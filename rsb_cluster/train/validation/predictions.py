@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsb_cluster.data.scoring import BEST, UNDECODABLE, Classes
 from rsb_cluster.errors import DataError
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.input.loader import Batch
 
 
@@ -37,7 +37,7 @@ def gather(
     *,
     total: int,
     among: Classes | None,
-    group: Group,
+    group: ProcessGroup,
     progress: Callable[[int], None],
 ) -> Predictions:
     """Put the predictions of all processes together.

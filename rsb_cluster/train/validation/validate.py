@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rsb_cluster.errors import DataError
 from rsb_cluster.runs.run import Cause
 from rsb_cluster.train.augment import Normalise
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.input.loader import Batch
 from rsb_cluster.train.input.streams import EvalStream
 
@@ -84,7 +84,7 @@ def logits_of(
             raise Stopped(cause)
 
 
-def add_up(answers: Iterable[tuple[Batch, Tensor]], *, total: int, group: Group) -> Score:
+def add_up(answers: Iterable[tuple[Batch, Tensor]], *, total: int, group: ProcessGroup) -> Score:
     """Add up the answers of all processes.
 
     Args:

@@ -32,7 +32,7 @@ def max_pixels() -> float:
     return Image.MAX_IMAGE_PIXELS or math.inf
 
 
-class Source:
+class EncodedImage:
     """An encoded image: its size is known at once, its pixels are decoded as far down as they are asked for.
 
     For one thread.

@@ -14,11 +14,11 @@ from rsb_cluster.config.recipe import Eval, Recipe
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.train.augment import EvalTransform
 from rsb_cluster.train.input.pixels.crop import eval_crop, random_box, resize
-from rsb_cluster.train.input.pixels.decode import Pixels, Source, open_with_pil
+from rsb_cluster.train.input.pixels.decode import EncodedImage, Pixels, open_with_pil
 from rsb_cluster.train.input.pixels.draws import draws_of
 from rsb_cluster.train.input.pixels.randaugment import RandAugment
 
-Transform = Callable[[Source, int, Pixels], None]
+Transform = Callable[[EncodedImage, int, Pixels], None]
 
 _INTERPOLATIONS = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
 
@@ -43,7 +43,7 @@ class FastTrain:
         self._interpolations = _INTERPOLATIONS[a.interpolation]
         self._rand_augment = RandAugment(recipe) if a.rand_augment else None
 
-    def __call__(self, source: Source, seed: int, out: Pixels) -> None:
+    def __call__(self, source: EncodedImage, seed: int, out: Pixels) -> None:
         """Write the augmented image of a seed.
 
         Args:
@@ -79,7 +79,7 @@ class FastEval:
         self._eval = spec
         self._stock = EvalTransform(spec) if spec.exact else None
 
-    def __call__(self, source: Source, seed: int, out: Pixels) -> None:
+    def __call__(self, source: EncodedImage, seed: int, out: Pixels) -> None:
         """Write the image; ``seed`` is not used. See ``FastTrain`` for the rest.
 
         Raises:

@@ -25,11 +25,11 @@ from rsb_cluster.runs.run import Attempt, Cause, Heartbeat, Run
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 # So long an attempt of another job must be silent before it is held for dead. Should it live, its number gives it away.
-SILENCE_S = 40.0
+STALE_S = 40.0
 # Older signs of life than this are not waited for; clocks of two machines may differ by less.
-FORGOTTEN_S = 600.0
+OLD_S = 600.0
 
 # Ends of an attempt that come again where nothing is mended.
 CRASHES: tuple[Cause | Literal[""], ...] = ("crashed", "stuck")
@@ -40,7 +40,7 @@ KILLS: tuple[Cause | Literal[""], ...] = ("", "lost peer", "finished")
 KILLS_IN_A_ROW = 5
 
 
-class TakenError(RsbError):
+class LeaseHeldError(RsbError):
     """Another job is at work on the run."""
 
 
@@ -106,7 +106,7 @@ class Lease:
         """Give no more signs of life."""
         self._ended.set()
         if self._thread is not None:
-            self._thread.join(timeout=BEAT_S)
+            self._thread.join(timeout=HEARTBEAT_S)
 
     def _beat(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
         beats, asked = 0, False
@@ -115,7 +115,7 @@ class Lease:
                 self.check()
                 beats += 1
                 self._run.write_heartbeat(self.record.number, Heartbeat(beats=beats, step=step(), time=time.time()))
-                if not asked and self._run.is_asked_to_end(self.record.number):
+                if not asked and self._run.is_stop_requested(self.record.number):
                     asked = True
                     log.info("the user asks this attempt to save and end")
                     os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler says it, where there is one on the node
@@ -125,7 +125,7 @@ class Lease:
                 return
             except StorageError as error:
                 log.warning("no sign of life could be written: %s", error)
-            if self._ended.wait(BEAT_S):
+            if self._ended.wait(HEARTBEAT_S):
                 return
 
 
@@ -172,7 +172,7 @@ def acquire(run: Run, draft: Attempt) -> Lease:
         draft: The attempt's record; its number and first step are set here.
 
     Raises:
-        TakenError: Another job is at work on the run.
+        LeaseHeldError: Another job is at work on the run.
     """
     while True:
         earlier = run.attempts()
@@ -195,17 +195,17 @@ def _wait_for_silence(run: Run, last: Attempt, job_id: str) -> None:
     if last.cause or last.job_id == job_id:
         return
     first = run.heartbeat(last.number)
-    if time.time() - (first.time if first else last.started) > FORGOTTEN_S:
+    if time.time() - (first.time if first else last.started) > OLD_S:
         return
     log.info("attempt %d (job %s) has not said that it ended; listening for it", last.number, last.job_id)
-    deadline = time.monotonic() + SILENCE_S
+    deadline = time.monotonic() + STALE_S
     while time.monotonic() < deadline:
-        time.sleep(BEAT_S / 4)
+        time.sleep(HEARTBEAT_S / 4)
         if run.attempt(last.number).cause:
             return
         now = run.heartbeat(last.number)
         if now is not None and now != first:
-            raise TakenError(
+            raise LeaseHeldError(
                 f"job {last.job_id} is at work on this run (attempt {last.number} on {', '.join(last.hosts)}, "
                 f"step {now.step}). This job ends and changes nothing; 'rsb-cluster cancel' ends the other."
             )

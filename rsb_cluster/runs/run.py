@@ -249,11 +249,11 @@ class Run:
         except MissingError:
             return None
 
-    def ask_to_end(self, number: int) -> None:
+    def request_stop(self, number: int) -> None:
         """Ask an attempt to save and end, where no signal reaches its ranks; they look with each sign of life."""
         self.store.write_json(f"attempts/{number:04d}-asked.json", {"time": time.time()})
 
-    def is_asked_to_end(self, number: int) -> bool:
+    def is_stop_requested(self, number: int) -> bool:
         """Whether an attempt was asked to end."""
         return self.store.exists(f"attempts/{number:04d}-asked.json")
 

@@ -25,13 +25,13 @@ class SampleLog:
     Args:
         folder: The run's folder; it must be local, as an object store cannot append.
         group: The processes.
-        claim: The attempt; on rank 0 only.
+        lease: The attempt; on rank 0 only.
     """
 
-    def __init__(self, folder: Store, group: ProcessGroup, claim: Lease | None) -> None:
+    def __init__(self, folder: Store, group: ProcessGroup, lease: Lease | None) -> None:
         if not folder.is_local:
             raise ConfigError(f"job.log_samples appends to files, and {folder.url} is not a folder. Leave it out.")
-        attempt = group.share("samples of attempt", f"{claim.record.number:04d}" if claim is not None else "")
+        attempt = group.share("samples of attempt", f"{lease.record.number:04d}" if lease is not None else "")
         self._path = Path(folder.locate(f"samples/{attempt}-rank{group.rank:05d}.jsonl"))
         self._path.parent.mkdir(exist_ok=True)
 

@@ -34,25 +34,25 @@ class Saver:
     Args:
         folder: The run's folder.
         rules: When to save and how many to keep.
-        claim: The attempt; once another has taken its place, nothing more is saved.
+        lease: The attempt; once another has taken its place, nothing more is saved.
         device: Where the state is that is saved.
 
     Attributes:
         metrics: The attempt's rows; they are written ahead of a checkpoint, so that a resume misses none.
     """
 
-    def __init__(self, folder: Store, rules: CheckpointPolicy, claim: Lease, device: torch.device) -> None:
+    def __init__(self, folder: Store, rules: CheckpointPolicy, lease: Lease, device: torch.device) -> None:
         self._folder = folder.child("checkpoints")
         self._rules = rules
-        self.metrics = MetricsWriter(folder, claim.record.number)
-        self._claim = claim
+        self.metrics = MetricsWriter(folder, lease.record.number)
+        self._lease = lease
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: list[Future[None]] = []
         self._staging = Staging(device)
         self._last_save = time.monotonic()
         self._last_flush = time.monotonic()
         self._is_closed = False
-        self._copied_step = self._saved_step = claim.record.start_step
+        self._copied_step = self._saved_step = lease.record.start_step
 
     def is_due(self, step: int) -> bool:
         """Whether a save is due after a step that was not saved yet."""
@@ -119,11 +119,11 @@ class Saver:
     def _write(self, step: int, best_step: int, files: Mapping[str, memoryview]) -> None:
         start = time.monotonic()
         self.metrics.flush()
-        saved = checkpoint.Saved(step, self._claim.record.number)
-        checkpoint.write(self._folder, saved, files, before_manifest=self._claim.check)
+        saved = checkpoint.Saved(step, self._lease.record.number)
+        checkpoint.write(self._folder, saved, files, before_manifest=self._lease.check)
         self._saved_step = step
         try:
-            checkpoint.prune(self._folder, self._claim.starts, keep=self._rules.keep, best_step=best_step)
+            checkpoint.prune(self._folder, self._lease.starts, keep=self._rules.keep, best_step=best_step)
         except StorageError as error:
             log.warning("older checkpoints could not be removed: %s", error)
         log.info("saved step %d in %.1f s", step, time.monotonic() - start)

@@ -75,7 +75,7 @@ class Trainer:
         group: The processes of this attempt.
         flag: Set by signals.
         watchdog: Is told of progress.
-        claim: The attempt; on rank 0 only.
+        lease: The attempt; on rank 0 only.
 
     Attributes:
         message: What is to be said of the end, besides its cause.
@@ -90,7 +90,7 @@ class Trainer:
         group: ProcessGroup,
         flag: StopFlag,
         watchdog: Watchdog,
-        claim: Lease | None,
+        lease: Lease | None,
     ) -> None:
         self.recipe, self.job, self.group, self.flag = recipe, job, group, flag
         self.spec, self.watchdog, self.message = spec, watchdog, ""
@@ -100,9 +100,9 @@ class Trainer:
         self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
         self._open_data()
         self._build()
-        self.saver = Saver(run.store, job.checkpoint, claim, self.device) if claim is not None else None
-        self._load(run, claim)
-        self._samples = SampleLog(run.store, group, claim) if job.log_samples else None
+        self.saver = Saver(run.store, job.checkpoint, lease, self.device) if lease is not None else None
+        self._load(run, lease)
+        self._samples = SampleLog(run.store, group, lease) if job.log_samples else None
         self.exchange = StepExchange(group, self.statistics)
         self._interval_started, self._interval_steps = time.monotonic(), 0
 
@@ -146,10 +146,10 @@ class Trainer:
         )
         self.mix = Mix(recipe, self.device)
 
-    def _load(self, run: Run, claim: Lease | None) -> None:
+    def _load(self, run: Run, lease: Lease | None) -> None:
         """Go on from the newest whole checkpoint, the same one on every rank; else start."""
         folder = run.store.child("checkpoints")
-        found = checkpoint.read_latest(folder, claim.starts) if claim is not None else None
+        found = checkpoint.read_latest(folder, lease.starts) if lease is not None else None
         name = self.group.share("resume", found.saved.folder if found else "")
         if saved := checkpoint.Saved.of(name):
             found = found or checkpoint.read(folder, saved)

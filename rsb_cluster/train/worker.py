@@ -91,7 +91,7 @@ class _Attempt:
 
     def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile) -> None:
         self._run, self._job, self._ranks, self._flag, self._log_file = run, job, ranks, flag, log_file
-        self._claim: Lease | None = None
+        self._lease: Lease | None = None
         self._number = 0
         self._trainer: Trainer | None = None
         self._trackers: Trackers | None = None
@@ -159,27 +159,27 @@ class _Attempt:
             gpus=self._job.gpus_per_node,
         )
         if group.rank == 0:
-            self._claim = lease.acquire(self._run, self._draft(group))
+            self._lease = lease.acquire(self._run, self._draft(group))
             starts.note(starts.CLAIMED, self._ranks)
-        self._number = int(group.share("attempt number", str(self._claim.record.number) if self._claim else ""))
+        self._number = int(group.share("attempt number", str(self._lease.record.number) if self._lease else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
         log.info(
             "attempt %d, rank %d of %d on %s (%s)", self._number, group.rank, group.world_size, group.host, group.device
         )
         if self._job.notice and self._ranks.local_rank == 0:
             NoticeWatch(self._job.notice, self._flag, self._on_notice).start()
-        if self._claim is not None:
-            lease.check_history(self._claim, self._job)
-            self._keep_to_budget(self._claim)
-            self._claim.keep_alive(self._step, self._flag.supersede)
+        if self._lease is not None:
+            lease.check_history(self._lease, self._job)
+            self._keep_to_budget(self._lease)
+            self._lease.keep_alive(self._step, self._flag.supersede)
         self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._leave_stuck)
         self._watchdog.start()
         trainer = self._trainer = Trainer(
-            self._run, spec, recipe, self._job, group, self._flag, self._watchdog, self._claim
+            self._run, spec, recipe, self._job, group, self._flag, self._watchdog, self._lease
         )
         if trainer.saver is not None and self._job.trackers:
             self._trackers = Trackers(self._job.trackers, self._run, recipe, trainer.saver.metrics, self._number)
-        if self._claim is not None and trainer.progress.step != self._claim.record.start_step:
+        if self._lease is not None and trainer.progress.step != self._lease.record.start_step:
             self._write_record(start_step=trainer.progress.step)  # the newest checkpoint was damaged
         cause = trainer.train()
         if cause == "preempted" and self._run.is_cancelled(self._ranks.job_id):
@@ -222,15 +222,15 @@ class _Attempt:
             start_step=0,
         )
 
-    def _keep_to_budget(self, claimed: Lease) -> None:
+    def _keep_to_budget(self, held: Lease) -> None:
         """Have this rank's flag set when the run has used up its GPU-hours.
 
         Raises:
             SpentError: It has already.
         """
-        left_h = gpu_hours.check_budget(self._run, self._job, claimed.earlier)
+        left_h = gpu_hours.check_budget(self._run, self._job, held.earlier)
         if self._job.max_gpu_hours:
-            ends = claimed.record.started + left_h * 3600 / gpu_hours.devices(claimed.record)
+            ends = held.record.started + left_h * 3600 / gpu_hours.devices(held.record)
             reason = gpu_hours.budget_message(self._run, self._job.max_gpu_hours, self._job)
             timer = threading.Timer(max(0.0, ends - time.time()), self._flag.stop, ("stopped", reason))
             timer.daemon = True
@@ -246,13 +246,13 @@ class _Attempt:
     def _step(self) -> int:
         if self._trainer is not None:
             return self._trainer.progress.step
-        return self._claim.record.start_step if self._claim else 0
+        return self._lease.record.start_step if self._lease else 0
 
     def _close(self, cause: Cause, message: str) -> None:
         """Note the end of the attempt, on rank 0."""
-        if self._claim is None or self._claim.record.cause not in ("", "finished") or self._claim.record.cause == cause:
+        if self._lease is None or self._lease.record.cause not in ("", "finished") or self._lease.record.cause == cause:
             return  # "finished" was too early where result.json could not be written
-        self._claim.release()
+        self._lease.release()
         if cause in ("lost peer", "stuck", "superseded") and self._run.attempt(self._number).cause:
             return  # a peer has noted it meanwhile, and this rank, which was cut off or suspended, knows less
         if cause == "lost peer":
@@ -273,9 +273,9 @@ class _Attempt:
         return ("preempted" if told else cause), "; ".join([*told, *filter(None, [message])])
 
     def _write_record(self, **update: Any) -> None:
-        assert self._claim is not None
-        self._claim.record = self._claim.record.model_copy(update=update)
-        self._run.write_attempt(self._claim.record)
+        assert self._lease is not None
+        self._lease.record = self._lease.record.model_copy(update=update)
+        self._run.write_attempt(self._lease.record)
 
     def _close_for_rank_0(self, cause: Cause, message: str) -> None:
         """Note the end of the attempt in place of rank 0, which cannot do it any more."""
@@ -329,7 +329,7 @@ class _Attempt:
                 failure = {"cause": "stuck", "message": s.message, "host": s.host, "traceback": redact(s.stack)}
                 self._run.write_rank_failure(self._number, s.rank, failure)
             message = "; ".join(s.message for s in suspects)
-            if self._claim is not None:
+            if self._lease is not None:
                 self._close("stuck", message)
             else:
                 self._close_for_rank_0("stuck", message)
@@ -345,7 +345,7 @@ class _Attempt:
         said = f"rank {self._ranks.rank}: {message}"
         failure = {"cause": cause, "message": said, "host": socket.gethostname(), "traceback": redact(text)}
         self._run.write_rank_failure(self._number, self._ranks.rank, failure)
-        if self._claim is None:
+        if self._lease is None:
             # Rank 0 may never learn of it: under NCCL it waits for this rank until somebody kills it.
             self._close_for_rank_0(cause, said)
 

@@ -166,7 +166,7 @@ def _ask_to_end(submission: Submission) -> tuple[Run, int] | None:
     last = run.attempts()[-1:]
     if not last or last[0].cause or last[0].job_id != submission.job_id:
         return None
-    run.ask_to_end(last[0].number)
+    run.request_stop(last[0].number)
     return run, last[0].number
 
 

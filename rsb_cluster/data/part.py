@@ -12,17 +12,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from rsb_cluster.config.schema import read_record
+from rsb_cluster.config.schema import newer_version, read_record
 from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, SHARD_SUFFIX, load_index
 from rsb_cluster.data.labels import label_files, label_kind
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 
 SOURCE_NAME = "source.json"
+RECORD_FORMAT = 1
 
 _SHARD = re.compile(rf"shard-(\d{{6,}}){re.escape(SHARD_SUFFIX)}")
 _SHOWN = 3
@@ -33,7 +34,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    format: Literal[1]
+    format: int
     data_set: str
     samples: int  # in the part
     classes: int
@@ -66,6 +67,8 @@ def source_of(store: Store) -> dict[str, Any]:
         record = read_record(_Record, store.read_bytes(SOURCE_NAME), store.locate(SOURCE_NAME))
     except ConfigError:
         return {}
+    if record.format != RECORD_FORMAT:
+        raise newer_version(store.locate(SOURCE_NAME), f"format {record.format}")
     return record.model_dump(exclude_unset=True)
 
 

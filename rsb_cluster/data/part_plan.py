@@ -14,7 +14,7 @@ import numpy as np
 
 from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, ShardIndex, load_index, write_index
 from rsb_cluster.data.labels import label_file_name, pack_labels
-from rsb_cluster.data.part import SOURCE_NAME, Part, Removal, shard_name, shown
+from rsb_cluster.data.part import RECORD_FORMAT, SOURCE_NAME, Part, Removal, shard_name, shown
 from rsb_cluster.data.pool import each
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import ShardScan, scan_shard
@@ -288,7 +288,7 @@ def _facts_of(
     import PIL
 
     facts = {
-        "format": 1,
+        "format": RECORD_FORMAT,
         "data_set": source.data_set,
         "samples": len(source),
         "classes": len(source.classes),

@@ -161,7 +161,9 @@ def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progr
             if name.endswith(_SUFFIX)
         }
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint of step {read.step} is not one of this package: {error!r}") from error
+        raise CheckpointError(
+            f"the checkpoint of step {read.step} was not written by this version of the package: {error}"
+        ) from error
     return progress, states
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.metrics import Row, read_rows
+from rsb_cluster.runs.metrics import MetricsRow, read_rows
 from rsb_cluster.runs.run import Run
 from rsb_cluster.train.state import from_files
 
@@ -16,7 +16,7 @@ from rsb_cluster.train.state import from_files
 CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt")
 
 
-def rows_of(run: Run) -> list[Row]:
+def rows_of(run: Run) -> list[MetricsRow]:
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run)]
 
 

@@ -16,7 +16,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rsb_cluster.runs.run import Run, list_folders
+from rsb_cluster.runs.lookup import list_folders
+from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from tests.made_runs import make_runs
 from tests.servers.s3 import S3Server

@@ -22,6 +22,7 @@ import webdataset
 from torchvision.transforms import v2
 
 from rsb_cluster.config.catalog import load_recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.storage.s3 import endpoint_url
@@ -144,10 +145,10 @@ def ours(task: Task, repeats: int = 1) -> Iterator[Any]:
     virtual_ranks = repeats
     recipe = load_recipe(
         "a2",
-        assignments=[
+        overrides=parse_overrides([
             f"augment.resolution={task.side}", f"eval.resolution={task.side}", f"augment.repeats={repeats}",
             f"train.global_batch={BATCH * virtual_ranks}", f"data.train_samples={index.num_samples}",
-        ],
+        ]),
     ).recipe  # fmt: skip
     reader = ShardReader(store, index)
     if not task.training:

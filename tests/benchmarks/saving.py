@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from rsb_cluster.config.catalog import load_recipe
-from rsb_cluster.config.job import Checkpoint
+from rsb_cluster.config.job import CheckpointPolicy
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.runs.lease import Claim
+from rsb_cluster.runs.lease import Lease
 from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.model import build_model, build_optimizer
@@ -102,7 +102,7 @@ def still(url: str, where: str, rounds: int) -> None:
         record = Attempt(number=1, job_id="", world_size=1, hosts=(), started=0.0, start_step=0)
         run = Run(store.child(model), model)
         run.claim_attempt(record)
-        saver = Saver(run.store, Checkpoint(), Claim(run, record, []), DEVICE)
+        saver = Saver(run.store, CheckpointPolicy(), Lease(run, record, []), DEVICE)
         theirs, ours, behind, burnt, peaks = [], [], [], [], []
         before = resident()
         saver.prepare(state)

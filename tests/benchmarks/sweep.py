@@ -27,15 +27,17 @@ import submitit
 from rich.console import Console
 from rich.table import Table
 
-from rsb_cluster.backends import slurm
+from rsb_cluster.backends.slurm import _parameters
 from rsb_cluster.config.catalog import load_job
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.monitor.status import read_status
 from rsb_cluster.node.task import Task
+from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.metrics import MetricsWriter
-from rsb_cluster.runs.run import Attempt, Run, find_runs
+from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.plan import Plan, Request, plan
 from rsb_cluster.submission.submit import submit
@@ -56,7 +58,7 @@ def make_plan(runs_url: str, data: Path, count: int) -> Plan:
     """Plan a sweep of ten recipes (learning rates) of so many runs in all, in one resource class."""
     rates = [round(1e-3 * (i + 1), 6) for i in range(10)]
     grid = Grid(recipes=("digits",), models=("test_resnet",), vary={"optimizer.lr": rates}, seeds=count // 10)
-    request = Request(job="slurm-cpu", data=str(data), runs=runs_url, assignments=HOLD)
+    request = Request(job="slurm-cpu", data=str(data), runs=runs_url, overrides=parse_overrides(HOLD))
     return plan(SweepFile(name="many", grid=(grid,)), None, request, is_sweep=True)
 
 
@@ -64,7 +66,7 @@ def bare(folder: Path, count: int) -> None:
     """Hand over as many tasks by submitit alone."""
     job = load_job("slurm-cpu")[0]
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(**slurm._parameters(job, "bare") | {"additional_parameters": {"hold": True}})
+    executor.update_parameters(**_parameters(job, folder, "bare") | {"additional_parameters": {"hold": True}})
     executor.map_array(Task.__call__, [Task("/nowhere", f"r{i}", job.model_dump(mode="json")) for i in range(count)])
 
 

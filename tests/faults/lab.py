@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from rsb_cluster.config.catalog import load_job, load_recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.index import load_index
-from rsb_cluster.data.sources import Source, open_set
+from rsb_cluster.data.sources import DataSource, open_set
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
@@ -31,7 +32,7 @@ STEPS = 18
 PACE = ("log_every_steps=1", "checkpoint.every_steps=3")
 
 
-def few_digits() -> dict[str, Source]:
+def few_digits() -> dict[str, DataSource]:
     """As many of scikit-learn's digits as are needed."""
     return {name: dataclasses.replace(s, entries=s.entries[: SAMPLES[name]]) for name, s in open_set("digits").items()}
 
@@ -88,7 +89,7 @@ def new_run(folder: str | Path, data: str | Path, *assignments: str, recipe: str
         train_digest=digests["train"], val_digest=digests["val"],
     )  # fmt: skip
     run = Run(store, spec.run_id)
-    run.create(load_recipe(recipe, assignments=assignments).recipe, spec)
+    run.create(load_recipe(recipe, overrides=parse_overrides(assignments)).recipe, spec)
     return run
 
 
@@ -113,7 +114,7 @@ class Lab:
 
     def _train(self, run: Run) -> None:
         self.run, self.store = run, run.store
-        self.job, _ = load_job("local", assignments=list(PACE))
+        self.job, _ = load_job("local", overrides=parse_overrides(list(PACE)))
         self._job_id, self._starts = 0, -1
 
     def resubmit(self) -> None:
@@ -137,8 +138,8 @@ class Lab:
             except Killed as killed:
                 # Its threads would go with it: those of the loader end with the frames that hold it.
                 traceback.clear_frames(killed.__traceback__)
-                assert attempt._claim is not None and attempt._watchdog is not None
-                attempt._claim.release()
+                assert attempt._lease is not None and attempt._watchdog is not None
+                attempt._lease.release()
                 attempt._watchdog.close()
                 raise
 

@@ -12,7 +12,7 @@ import pytest
 
 from rsb_cluster.errors import StorageError
 from rsb_cluster.monitor.status import read_status
-from rsb_cluster.node.exit_codes import EXIT_AGAIN
+from rsb_cluster.node.exit_codes import EXIT_RESTART
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
@@ -165,7 +165,7 @@ def test_a_result_that_cannot_be_written_is_a_crash_and_is_not_tried_for_ever(
         patched.setattr(Store, "write_bytes", refuse)
         for _ in range(3):  # the first of them got on: it saved the last step
             cause = lab.start()
-            assert (cause, EXIT_OF[cause]) == ("crashed", EXIT_AGAIN)
+            assert (cause, EXIT_OF[cause]) == ("crashed", EXIT_RESTART)
             (status,) = read_status([lab.run])
             assert (status.state, "No space left on device" in status.cause) == ("crashed", True)
         assert "at the end of the attempt" not in capfd.readouterr().err, "what was closed is closed"

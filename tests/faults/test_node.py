@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.config.catalog import load_job
-from rsb_cluster.node.exit_codes import EXIT_AGAIN, EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_STOPPED
+from rsb_cluster.config.schema import parse_overrides
+from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, Wheel, digest
 from rsb_cluster.runs.metrics import read_rows
 from rsb_cluster.runs.run import Run
@@ -55,7 +56,7 @@ class Nodes:
 
     def environment(self, node: int, *assignments: str) -> dict[str, str]:
         """What SkyPilot and the submission set; all nodes are this machine."""
-        job, _ = load_job("slurm-cpu", assignments=[*PACE, "notice=auto", "nodes=2", *assignments])
+        job, _ = load_job("slurm-cpu", overrides=parse_overrides([*PACE, "notice=auto", "nodes=2", *assignments]))
         spec = NodeSpec(
             submission_id=self.submission_id, run_url=self.run.url, run_id=self.run.run_id,
             job=job.model_dump(mode="json"),
@@ -94,7 +95,7 @@ def test_a_notice_on_one_node_stops_both_after_the_same_step(nodes: Nodes) -> No
     """It is there when they start, as on a machine that a scheduler chose again; they make one step, and save it."""
     nodes._metadata[1].announce("TRUE")
     codes, said = nodes.attempt()
-    assert codes == [EXIT_AGAIN, EXIT_AGAIN], said
+    assert codes == [EXIT_RESTART, EXIT_RESTART], said
     (attempt,) = nodes.run.attempts()
     assert attempt.cause == "preempted" and 1 <= attempt.end_step < STEPS, said
     assert attempt.message.startswith("gcp takes ") and attempt.world_size == 2

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from rsb_cluster.config.job import Checkpoint
+from rsb_cluster.config.job import CheckpointPolicy
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.metrics import Row
+from rsb_cluster.runs.metrics import MetricsRow
 from rsb_cluster.train.distributed import LostPeerError
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab, StopAfter
@@ -36,7 +36,7 @@ stops = st.lists(st.integers(1, STEPS), min_size=1, max_size=3)
 @pytest.fixture(scope="module")
 def unbroken(tiny_digits: Path):  # type: ignore[no-untyped-def]
     @cache
-    def result(chosen: tuple[str, ...]) -> tuple[dict[str, Any], list[Row]]:
+    def result(chosen: tuple[str, ...]) -> tuple[dict[str, Any], list[MetricsRow]]:
         with tempfile.TemporaryDirectory() as folder:
             lab = Lab(Path(folder, "run"), tiny_digits, *chosen)
             assert lab.attempt().cause == "finished"
@@ -48,7 +48,7 @@ def unbroken(tiny_digits: Path):  # type: ignore[no-untyped-def]
 def test_a_save_that_is_due_at_the_end_of_an_epoch_is_made(tmp_path: Path, tiny_digits: Path) -> None:
     """With and without an evaluation there; and not twice at the very end."""
     lab = Lab(tmp_path / "run", tiny_digits, "eval.every_epochs=3")
-    lab.job = lab.job.model_copy(update={"checkpoint": Checkpoint(every_steps=STEPS // 3, keep=9)})
+    lab.job = lab.job.model_copy(update={"checkpoint": CheckpointPolicy(every_steps=STEPS // 3, keep=9)})
     assert lab.attempt().cause == "finished"
     saved = checkpoint.listed(lab.checkpoints, {})
     assert [s.step for s in saved] == [STEPS // 3, 2 * STEPS // 3, STEPS]

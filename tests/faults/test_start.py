@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.monitor.status import read_status
-from rsb_cluster.node.exit_codes import EXIT_AGAIN
+from rsb_cluster.node.exit_codes import EXIT_RESTART
 from rsb_cluster.runs.run import Submission
 from rsb_cluster.train.worker import EXIT_OF
 from tests.command import ROOT
@@ -61,7 +61,7 @@ def test_a_preemption_while_torch_is_imported_saves_and_comes_again(
 ) -> None:
     lab = Lab(tmp_path / "run", tiny_digits)
     codes, said = ended(started(lab, tmp_path, f"os.kill(os.getpid(), {int(number)})"))
-    assert codes == [EXIT_AGAIN], said
+    assert codes == [EXIT_RESTART], said
     (attempt,) = lab.run.attempts()
     assert (attempt.cause, attempt.end_step) == ("preempted", 1)
     assert (tmp_path / "lab_claimed").read_text() == "0\n"
@@ -91,7 +91,7 @@ def why(lab: Lab, scripts: Path, job_id: str) -> str:
 def test_a_host_that_cannot_import_torch(tmp_path: Path, tiny_digits: Path, scripts: Path) -> None:
     lab = Lab(tmp_path / "run", tiny_digits)
     codes, said = ended(started(lab, scripts, "raise ImportError('libcudart.so.13: cannot open shared object file')"))
-    assert codes == [EXIT_AGAIN] and "Traceback" in said
+    assert codes == [EXIT_RESTART] and "Traceback" in said
     assert "failed before training: ImportError: libcudart.so.13" in why(lab, scripts, "lab")
 
 
@@ -99,7 +99,7 @@ def test_an_interface_that_is_not_there(tmp_path: Path, tiny_digits: Path, scrip
     """The ranks have met by then, and fail when they connect to each other."""
     lab = Lab(tmp_path / "run", tiny_digits)
     codes, said = ended(started(lab, scripts, ranks=2, GLOO_SOCKET_IFNAME="nonexistent0"))
-    assert codes == [EXIT_AGAIN, EXIT_AGAIN], said
+    assert codes == [EXIT_RESTART, EXIT_RESTART], said
     assert "nonexistent0" in why(lab, scripts, "lab")
 
 
@@ -107,7 +107,7 @@ def test_gpus_that_are_not_there(tmp_path: Path, tiny_digits: Path, scripts: Pat
     """Another host may have them; to train on the CPU instead is never what was meant."""
     lab = Lab(tmp_path / "run", tiny_digits)
     lab.job = lab.job.model_copy(update={"gpus_per_node": 2})
-    assert EXIT_OF[lab.start()] == EXIT_AGAIN
+    assert EXIT_OF[lab.start()] == EXIT_RESTART
     reason = why(lab, scripts, "lab0")
     assert "2 GPUs are asked for on this node, and CUDA sees none. torch " in reason
     assert "NVIDIA driver: " in reason and "--gpus-per-node 0" in reason
@@ -123,7 +123,7 @@ def test_a_runs_folder_that_cannot_be_used(small_disk: Path, tiny_digits: Path, 
         fill(small_disk)
     else:
         (small_disk / "run").rename(small_disk / "elsewhere")
-    assert EXIT_OF[lab.start()] == EXIT_AGAIN
+    assert EXIT_OF[lab.start()] == EXIT_RESTART
     assert (scripts / "lab0_start.json").exists()
     if problem == "read-only":
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)

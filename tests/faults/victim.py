@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from rsb_cluster import backends
+from rsb_cluster.backends import backend_of
 from rsb_cluster.runs.metrics import read_rows
 from rsb_cluster.runs.run import Attempt, Run
 from tests.command import RsbCluster
@@ -55,7 +55,8 @@ class Victim:
 
     def log(self) -> str:
         """What rank 0 says, all attempts of the last submission together."""
-        return (backends.read_log(self.run, self.run.submissions()[-1], 0, 0) or b"").decode(errors="replace")
+        last = self.run.submissions()[-1]
+        return (backend_of(last).read_log(self.run, last, 0, 0) or b"").decode(errors="replace")
 
     def progress(self) -> tuple[int, int]:
         """Number of the attempt that rank 0 last began, and the last step that it logged since; 0 where none."""

@@ -19,7 +19,7 @@ import fsspec
 import pytest
 from click.testing import CliRunner
 
-from rsb_cluster.backends import skypilot
+from rsb_cluster.backends.skypilot import backend as skypilot
 from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.backends.skypilot.engine import EngineJob
 from rsb_cluster.cli import main

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import backends
+from rsb_cluster.backends.slurm import Slurm
 from rsb_cluster.config.job import Job
 from rsb_cluster.runs.run import Submission
 from rsb_cluster.runs.sweep import Member, Sweep, write_sweep
@@ -33,7 +33,7 @@ def test_results_are_written_when_all_jobs_have_ended_even_by_a_failure(
     ]
     job = Job(name="x", backend="slurm", slurm={"partition": "main"}, setup=(f"cd {ROOT}",))
     command = [sys.executable, "-m", "rsb_cluster", "collect", "deep-1", "--publish", "--runs", str(tmp_path)]
-    job_id = backends.launch_after(job, sent, command, tmp_path / "logs", "collect-deep-1")
+    job_id = Slurm().run_after(job, sent, command, tmp_path / "logs", "collect-deep-1")
     assert slurm.run("squeue", "-h", "-j", job_id, "-o", "%T").strip() == "PENDING"
     assert not (tmp_path / "sweeps" / "deep-1").exists()
     gate.touch()

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
-from rsb_cluster.runs.metrics import Row
+from rsb_cluster.runs.metrics import MetricsRow
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
@@ -46,7 +46,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Run:
     return Run.at(rsb.cwd / "runs", run_id)
 
 
-def rows(run: Run, kind: str) -> list[Row]:
+def rows(run: Run, kind: str) -> list[MetricsRow]:
     return [row for row in rows_of(run) if row["kind"] == kind]
 
 

@@ -128,7 +128,8 @@ import inspect, sky, sky.jobs, sky.exceptions
 from sky.schemas.api.responses import ManagedJobRecord
 from sky.server import common
 from sky.client import sdk
-from rsb_cluster.backends.skypilot import _STATES, engine
+from rsb_cluster.backends.skypilot import engine
+from rsb_cluster.backends.skypilot.backend import _STATES
 from sky.jobs import ManagedJobStatus
 inspect.signature(sky.jobs.launch).bind("task", name="x", pool=None)
 inspect.signature(sky.jobs.queue_v2).bind(refresh=False, name_match="rsb-", fields=engine._FIELDS)

@@ -5,6 +5,7 @@ from pathlib import Path
 from rsb_cluster.config import catalog
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import parse_overrides
 
 FINE_TUNING = ("ft-cars", "ft-cifar10", "ft-cifar100", "ft-flowers102", "ft-inat2019")
 RECIPES = catalog.bundled_dir("recipes")
@@ -15,11 +16,15 @@ JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
 
 
 def load_job(name: str, *assignments: str) -> Job:
-    return catalog.load_job(str(catalog.bundled_dir("jobs") / f"{name}.toml"), assignments=assignments)[0]
+    """Load a bundled job, whatever jobs the current folder has."""
+    path = catalog.bundled_dir("jobs") / f"{name}.toml"
+    return catalog.load_job(str(path), overrides=parse_overrides(assignments))[0]
 
 
 def load_recipe(name: str, *assignments: str) -> Recipe:
-    return catalog.load_recipe(str(catalog.bundled_dir("recipes") / f"{name}.toml"), assignments=assignments).recipe
+    """Load a bundled recipe, whatever recipes the current folder has."""
+    path = catalog.bundled_dir("recipes") / f"{name}.toml"
+    return catalog.load_recipe(str(path), overrides=parse_overrides(assignments)).recipe
 
 
 # What Table 2 leaves open, as the fact sheet settles it.

@@ -11,11 +11,16 @@ import pytest
 from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.data.labels import real_labels
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.sources import Source
+from rsb_cluster.data.sources import DataSource
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from tests.unit.formats import picture
 from tests.unit.sky_jobs import Engine
+
+# What is compared in these is told apart as in a test.
+pytest.register_assert_rewrite(
+    "tests.unit.results.collect.made", "tests.unit.train.input.part", "tests.unit.train.input.pixels.images"
+)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +30,7 @@ def validation_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = [f"n01/ILSVRC2012_val_{number:08d}" for number in range(1, 13)]
     names = tuple(f"n{i:08d}" for i in range(1000))
     read = lambda key: (key, picture(int(key[-2:]), px=40), "jpg", int(key[-2:]))  # noqa: E731
-    source = Source("val", names, keys, read, labels={"real": real_labels(keys)}, data_set="imagenet-1k")
+    source = DataSource("val", names, keys, read, labels={"real": real_labels(keys)}, data_set="imagenet-1k")
     make_set({"val": source}, Store(folder), shard_samples=5)
     return folder
 

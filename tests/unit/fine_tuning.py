@@ -9,6 +9,7 @@ import safetensors.torch
 import timm
 import torch
 
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
 from rsb_cluster.submission.plan import PlannedRun, plan_runs
 
@@ -24,15 +25,17 @@ def plan_short(recipe: str, data: Path, runs: Path, *assignments: str, seeds: in
     for_jobs = [a.removeprefix("job.") for a in assignments if a.startswith("job.")]
     for_recipes = [a for a in assignments if not a.startswith("job.")]
     file = SweepFile(name="test", grid=(Grid(recipes=(recipe,), seeds=tuple(range(seeds))),))
-    points = expand(file, job="local", for_recipes=for_recipes, for_jobs=for_jobs)
+    points = expand(file, job="local", for_recipes=parse_overrides(for_recipes), for_jobs=parse_overrides(for_jobs))
     return plan_runs(points, str(runs), str(data), dry_run=False)[0]
 
 
 def from_(source: str | Path) -> str:
+    """What sets a recipe's initial weights."""
     return f'init.weights="{source}"'
 
 
 def write_weights(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """Write random weights, some of them changed, and return them."""
     state = {**timm.create_model("test_resnet", num_classes=10).state_dict(), **changes}
     safetensors.torch.save_file(state, path)
     return state

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from rsb_cluster.data.sources import Source
+from rsb_cluster.data.sources import DataSource
 from rsb_cluster.errors import DataError
 from tests.unit import formats
 
@@ -24,21 +24,24 @@ class Numbered:
 
 
 def some(n=10, size=100, **how):
-    return Source(f"{n} samples", ("a", "b", "c"), range(n), Numbered(size, **how))
+    """A source of so many numbered samples."""
+    return DataSource(f"{n} samples", ("a", "b", "c"), range(n), Numbered(size, **how))
 
 
 def source_with(samples, **how):
     """A source of the samples that are given."""
-    return Source("given", (), range(len(samples)), samples.__getitem__, **how)
+    return DataSource("given", (), range(len(samples)), samples.__getitem__, **how)
 
 
 def contents(folder):
+    """All files below a folder, by their paths."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 
 def put(folder, **files):
+    """Write files into a folder, and return what is in it."""
     for name, content in files.items():
         formats.write(folder / name, content)
     return contents(folder)

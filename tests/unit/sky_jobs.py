@@ -3,7 +3,7 @@
 import sys
 import time
 
-from rsb_cluster import backends
+from rsb_cluster.backends.skypilot.backend import SkyPilot
 from rsb_cluster.backends.skypilot.engine import EngineJob
 from rsb_cluster.backends.skypilot.sky_task import sky_task
 from rsb_cluster.config.job import Job
@@ -41,15 +41,20 @@ class Engine:
 
 
 def task_of(run: Run, *assignments: str) -> Task:
+    """What a run's job is to do."""
     return Task(run.url, run.run_id, load_job("cloud-spot", *assignments).model_dump(mode="json"))
 
 
 def launch(run: Run, tmp_path, *assignments: str):
-    (sent,) = backends.launch(load_job("cloud-spot", *assignments), [task_of(run, *assignments)], tmp_path / "x", "a1")
+    """Hand a run to the back end."""
+    (sent,) = SkyPilot().submit(
+        load_job("cloud-spot", *assignments), [task_of(run, *assignments)], tmp_path / "x", "a1"
+    )
     return sent
 
 
 def attempt(run: Run, job_id: str, number: int, cause="", message=""):
+    """Note an attempt of a run; one without a cause is under way."""
     run.write_attempt(
         Attempt(
             number=number, job_id=job_id, world_size=1, hosts=("n1",), started=time.time(), start_step=0,
@@ -64,6 +69,7 @@ CPU = ("gpus_per_node=0", "cloud.accelerators=''")
 
 
 def spec_of(job: Job, run_url: str = RUN, **changes: object) -> NodeSpec:
+    """What the nodes of a run are told."""
     fields = {
         "submission_id": "rsb-20260101-000000-abc123",
         "run_url": run_url,
@@ -93,5 +99,6 @@ TASKS = {
 
 
 def task(name: str) -> dict:
+    """The task of one of `TASKS`."""
     job, environment = TASKS[name]
     return sky_task(spec_of(load_job(*job), python="3.11"), environment)

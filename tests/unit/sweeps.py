@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.recipe import validate
+from rsb_cluster.config.schema import parse_overrides, validate
 from rsb_cluster.config.sweep_file import SweepFile, expand
 from rsb_cluster.runs.run import Run, Spec, Submission
 from rsb_cluster.submission.plan import plan_runs
 
 
 def file(**values: object) -> SweepFile:
+    """A sweep file of these values."""
     return validate(SweepFile, {"name": "x"} | values, "x.toml")
 
 
@@ -17,15 +18,18 @@ DIGITS = {"recipes": ["digits"], "models": ["resnet10t", "test_resnet"], "seeds"
 
 
 def planned(runs: Path, digits: Path, *for_jobs: str):
+    """Plan the runs of the grid `DIGITS`."""
     return planned_with_notes(runs, digits, *for_jobs)[0]
 
 
 def planned_with_notes(runs: Path, digits: Path, *for_jobs: str):
-    points = expand(file(grid=[DIGITS]), job="slurm-cpu", for_jobs=for_jobs)
+    """The same, with what is said beside it."""
+    points = expand(file(grid=[DIGITS]), job="slurm-cpu", for_jobs=parse_overrides(for_jobs))
     return plan_runs(points, str(runs), str(digits), dry_run=False)
 
 
 def make(one, job: Job | None = None) -> Run:
+    """Make a planned run's folder, as sent with a job if there is one."""
     spec = Spec(run_id=one.run.run_id, seed=one.seed, virtual_ranks=2, data="", train_digest="", val_digest="")
     one.run.create(one.recipe, spec)
     if job:
@@ -36,4 +40,5 @@ def make(one, job: Job | None = None) -> Run:
 
 
 def finish(run: Run) -> None:
+    """Give a run its result."""
     run.store.write_json("result.json", {"top1": 90, "attempts": 1, "epochs": 25, "steps": 550, "images_per_s": 9.5})

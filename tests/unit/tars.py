@@ -14,6 +14,7 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarf
 
 
 def tar_of(members, format=tarfile.GNU_FORMAT, **kw):
+    """A tar of (name, content) pairs; None is the content of a folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format, **kw) as tar:
         for name, content in members:
@@ -26,6 +27,7 @@ def tar_of(members, format=tarfile.GNU_FORMAT, **kw):
 
 
 def store_of(folder, **shards):
+    """A store of shards by their names."""
     store = Store(folder)
     for name, content in shards.items():
         store.write_bytes(f"{name}.tar", content)
@@ -33,6 +35,7 @@ def store_of(folder, **shards):
 
 
 def pair(key, image, label):
+    """The members of a sample: image and class."""
     return [(f"{key}.jpg", image), (f"{key}.cls", str(label).encode())]
 
 
@@ -48,6 +51,7 @@ def read_by_webdataset(store, shards):
 
 
 def image_slice(store, index, i):
+    """The bytes of an image by the index."""
     shard = index.shards[int(index.shard_of(np.array(i)))]
     start = int(index.image_offsets[i])
     return store.read_range(shard, start, start + int(index.image_sizes[i]))
@@ -71,11 +75,13 @@ def read_back(store):
 
 
 def image(seed, size=None):
+    """Bytes in the place of an image, by their seed."""
     rng = np.random.default_rng(seed)
     return rng.bytes(int(rng.integers(1, 3000)) if size is None else size)
 
 
 def samples_of(count, start=0, prefix="n01/n01_"):
+    """The members of so many samples."""
     return [member for i in range(start, start + count) for member in pair(f"{prefix}{i:04d}", image(i), i % 7)]
 
 

@@ -1,4 +1,4 @@
-"""Each module can be imported alone, and the command line answers without loading what it does not need."""
+"""Each module can be imported alone, the command line loads what it needs, and tests stand where their module does."""
 
 import json
 import os
@@ -42,6 +42,15 @@ def python(*args: str, cwd: object = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def test_each_file_of_unit_tests_stands_where_its_module_does():
+    """The tests of rsb_cluster/a/b.py, or of all of a package b, are in tests/unit/a/test_b.py."""
+    unit = ROOT / "tests" / "unit"
+    files = [path.relative_to(unit) for path in unit.rglob("test_*.py") if path.name != "test_layers.py"]
+    places = {".".join(("rsb_cluster", *path.parent.parts, path.stem.removeprefix("test_"))) for path in files}
+    assert len(places) > 60
+    assert sorted(places - set(MODULES)) == []
 
 
 def test_the_package_has_modules():

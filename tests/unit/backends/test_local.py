@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 
 from rsb_cluster import backends
-from rsb_cluster.backends import local
+from rsb_cluster.backends.local import Local, _gpus
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.monitor.watch import follow
 from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
-from rsb_cluster.node.process import Process
+from rsb_cluster.node.processes import Process
 from rsb_cluster.runs.run import Submission
 from tests.servers.daemons import GUARD_S, poll
 from tests.unit.bundled import load_job
@@ -39,7 +39,7 @@ def launch(tmp_path):
     started: list[int] = []
 
     def launch(count, *assignments) -> list[Submission]:
-        sent = local.launch(
+        sent = Local().submit(
             load_job("local", "tasks_per_node=0", *assignments), [RANK] * count, tmp_path / "queue", "x"
         )
         started.append(Process.parse(sent[0].job_id).pid)
@@ -52,11 +52,11 @@ def launch(tmp_path):
 
 
 def state(submission: Submission) -> str:
-    return local.look([submission])[0].state
+    return Local().query([submission])[0].state
 
 
 def log(submission: Submission) -> list[str]:
-    return (local.read_log(None, submission, 0, 0) or b"").decode().splitlines()
+    return (Local().read_log(None, submission, 0, 0) or b"").decode().splitlines()
 
 
 def submission(job_id: str, folder: Path) -> Submission:
@@ -76,26 +76,26 @@ def test_a_queue_keeps_one_id_from_the_submit_to_the_ranks(launch):
     assert said["SUBMITIT_LOCAL_JOB_ID"] == one.job_id
     assert said["CUDA_VISIBLE_DEVICES"] == "", "no GPU is touched"
     assert [state(one), state(other)] == ["running", "queued"]
-    assert not local.has_ended(None, one)
-    assert local.cancel([other]) == [""] and state(other) == "gone"
+    assert not Local().has_ended(None, one)
+    assert Local().cancel([other]) == [""] and state(other) == "gone"
     assert state(one) == "running"
-    assert local.cancel([one]) == [""]
-    assert poll(lambda: state(one) == "gone") and local.has_ended(None, one)
-    assert local.cancel([one, other]) == ["", ""], "what has ended is no failure"
+    assert Local().cancel([one]) == [""]
+    assert poll(lambda: state(one) == "gone") and Local().has_ended(None, one)
+    assert Local().cancel([one, other]) == ["", ""], "what has ended is no failure"
 
 
 def test_a_job_that_sets_up_waits_in_the_queue(launch):
     (sent,) = launch(1, "setup=['sleep 60']")
     assert state(sent) == "queued"
-    assert local.cancel([sent]) == [""] and state(sent) == "gone"
+    assert Local().cancel([sent]) == [""] and state(sent) == "gone"
 
 
 def test_a_later_process_of_the_number_is_neither_seen_nor_told(tmp_path, sleeper):
     later = submission(str(dataclasses.replace(Process.of(sleeper.pid), start=1)), tmp_path / "job")
     (tmp_path / "job" / RUNNING).touch()
     assert state(later) == "gone"
-    assert local.cancel([later]) == [""]
-    local.preempt([later])
+    assert Local().cancel([later]) == [""]
+    Local().preempt([later])
     assert sleeper.poll() is None
 
 
@@ -103,17 +103,17 @@ def test_what_runs_on_another_machine_must_be_ended_there(tmp_path, sleeper):
     far = str(dataclasses.replace(Process.of(sleeper.pid), host="login2", boot="00000000"))
     running, queued = submission(far, tmp_path / "running"), submission(far, tmp_path / "queued")
     (tmp_path / "running" / RUNNING).touch()
-    seen = local.look([running, queued])
+    seen = Local().query([running, queued])
     assert [(s.state, s.engine) for s in seen] == [("running", "on login2"), ("queued", "on login2")]
-    assert not local.ends_with_terminal(running)
-    refused, told = local.cancel([running, queued])
+    assert not Local().ends_with_terminal(running)
+    refused, told = Local().cancel([running, queued])
     assert told == "" and state(queued) == "gone", "a file takes it out of the queue, wherever that is"
     assert f"job {far} runs on login2, and can be told nothing from here. Do it on login2" in refused
     assert not (tmp_path / "running" / CANCELLED).exists()
     with pytest.raises(
         SubmitError, match=r"Do it on login2; if that machine is gone for good, remove .*/running first"
     ):
-        local.preempt([running])
+        Local().preempt([running])
     assert sleeper.poll() is None and state(running) == "running"
 
 
@@ -121,7 +121,7 @@ def test_of_a_job_of_another_machine_without_a_common_folder_nothing_is_known(tm
     unseen = submission(f"login2-{UNSEEN_PID}-5-00000000", tmp_path / "job")
     assert state(unseen) == "queued"
     (tmp_path / "job").rmdir()
-    assert local.look([unseen]) == [backends.Seen("gone")]
+    assert Local().query([unseen]) == [backends.JobStatus("gone")]
 
 
 def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path):
@@ -131,12 +131,12 @@ def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path)
         try:
             old = submission(str(process.pid), folder)
             assert poll(lambda: state(old) == "queued"), "the kernel shows its words a moment after the start"
-            assert local.ends_with_terminal(old)
+            assert Local().ends_with_terminal(old)
             assert state(submission(str(process.pid), tmp_path / "another")) == "gone"
             (folder / RUNNING).touch()
             (folder / f"{process.pid}_0_log.out").write_text("step 1\n")
             assert state(old) == "running" and log(old) == ["step 1"]
-            assert local.cancel([old]) == [""]
+            assert Local().cancel([old]) == [""]
             assert process.wait(GUARD_S) and state(old) == "gone"
         finally:
             process.kill()
@@ -145,7 +145,7 @@ def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path)
 def test_the_command_for_jobs_that_are_not_on_record_ends_them(launch):
     one, other = launch(2)
     assert poll(lambda: log(one))
-    subprocess.run(["bash", "-c", local.ending([one, other])], check=True)
+    subprocess.run(["bash", "-c", Local().cancel_command([one, other])], check=True)
     assert poll(lambda: [state(one), state(other)] == ["gone", "gone"])
     assert not log(other)
 
@@ -173,7 +173,7 @@ def test_ctrl_c_of_who_waits_for_a_run_on_another_machine_ends_the_waiting(tmp_p
 
 
 def gpus(number: int) -> list[str]:
-    return local._gpus(load_job("local", "tasks_per_node=0", f"gpus_per_node={number}"))
+    return _gpus(load_job("local", "tasks_per_node=0", f"gpus_per_node={number}"))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_more_gpus_than_the_shell_may_use_are_refused_before_anything_starts(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     job: Job = load_job("local", "tasks_per_node=0", f"gpus_per_node={number}")
     message = f"gpus_per_node = {number}, but CUDA_VISIBLE_DEVICES='{said}' lets this shell use {visible}\\."
-    for ask in (local.script, local.launch):  # the dry run says it, too
+    for ask in (Local().script, Local().submit):  # the dry run says it, too
         with pytest.raises(ConfigError, match=message):
             ask(job, [RANK], tmp_path / "queue", "x")
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster import backends
-from rsb_cluster.backends import slurm
+from rsb_cluster.backends.slurm import Slurm
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node import starts
@@ -31,7 +31,7 @@ FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
 
 
 def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1, folder: Path = FOLDER) -> str:
-    return slurm.script(job, [Task("/runs/a", "a", {})] * count, folder, name)
+    return Slurm().script(job, [Task("/runs/a", "a", {})] * count, folder, name)
 
 
 def options(text: str) -> dict[str, str]:
@@ -118,9 +118,9 @@ def test_an_option_that_the_job_decides_is_refused(option, hint):
 def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SubmitError, match="there is no 'sbatch' on this machine"):
-        slurm.check_available(load_job("slurm"))
-    assert backends.default_backend_job(1) == "local"
-    assert backends.default_backend_job(2) == "slurm"
+        Slurm().check_available(load_job("slurm"))
+    assert backends.default_job(1) == "local"
+    assert backends.default_job(2) == "slurm"
 
 
 # --- the script, run by bash, with programs in Slurm's place that note how they were called ------------------------
@@ -296,4 +296,4 @@ def test_a_job_that_slurm_took_before_the_disk_was_full_is_looked_for(tmp_path, 
     (tmp_path / "bin" / "srun").symlink_to(sbatch)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     with pytest.raises(SubmitError, match=r"Slurm may have taken the job all the same: .*'squeue --me --name=a1-x'"):
-        slurm.launch(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")
+        Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")

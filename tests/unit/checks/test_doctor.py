@@ -6,6 +6,7 @@ import pytest
 
 from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.checks.doctor import examine
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.storage.store import Store
 
@@ -22,11 +23,11 @@ def test_doctor_finds_nothing_amiss_with_this_machine(tmp_path, digits):
 
 
 def test_doctor_says_what_a_cloud_run_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsb_cluster.checks.doctor._answers", lambda url: False)
+    monkeypatch.setattr("rsb_cluster.backends.skypilot.checks._answers", lambda url: False)
     monkeypatch.setattr(
         engine, "check_installed", lambda: (_ for _ in ()).throw(SubmitError("it is not here. Get it."))
     )
-    found = findings("cloud-spot", runs=str(tmp_path), assignments=("cloud.secrets=['NOT_SET']",))
+    found = findings("cloud-spot", runs=str(tmp_path), overrides=parse_overrides(("cloud.secrets=['NOT_SET']",)))
     wrong = {what for what, finding in found.items() if not finding.is_ok}
     assert wrong == {f"runs in {tmp_path}", "secrets", "SkyPilot", "API server", "clouds", "network"}
     assert found["SkyPilot"].advice == "Get it."

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from rsb_cluster.cli import main
 from rsb_cluster.config import catalog
-from rsb_cluster.config.recipe import Recipe, validate
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import validate
 from tests.unit.bundled import OPEN_IN_TABLE_2, PARTLY_OPEN, RECIPES, load_recipe, put_recipe
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rsb_cluster.config import catalog
 from rsb_cluster.config.catalog import load_recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import ConfigError
 from tests.unit.bundled import RECIPES, put_recipe
 
@@ -69,16 +70,22 @@ def test_a_bundled_recipe_is_not_modified(name):
 
 
 def test_set_modifies_with_both_values():
-    assert catalog.load_recipe("a1", assignments=["optimizer.lr=4e-3"]).modified == {"optimizer.lr": (5e-3, 4e-3)}
-    assert catalog.load_recipe("a1", assignments=["optimizer.lr=5e-3"]).modified == {}
-    assert catalog.load_recipe("digits", assignments=["schedule.epochs=3"]).modified == {"schedule.epochs": (25, 3)}
+    assert catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=4e-3"])).modified == {
+        "optimizer.lr": (5e-3, 4e-3)
+    }
+    assert catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=5e-3"])).modified == {}
+    assert catalog.load_recipe("digits", overrides=parse_overrides(["schedule.epochs=3"])).modified == {
+        "schedule.epochs": (25, 3)
+    }
 
 
 def test_the_model_and_how_a_batch_is_computed_are_no_modification():
     resolved = catalog.load_recipe(
         "a1",
         model="resnet18",
-        assignments=["train.virtual_ranks=4", "train.channels_last=false", "train.compile=true", "name=x"],
+        overrides=parse_overrides(
+            ["train.virtual_ranks=4", "train.channels_last=false", "train.compile=true", "name=x"]
+        ),
     )
     assert resolved.modified == {}
     assert resolved.recipe.model.name == "resnet18"
@@ -92,7 +99,7 @@ def test_a_models_name_is_taken_as_it_is(model):
 
 def test_a_users_copy_with_another_rate_is_a_modified_a1(here):
     put_recipe(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('name = "a1"', 'name = "mine"'))
-    resolved = catalog.load_recipe("mine", assignments=["schedule.epochs=300"])
+    resolved = catalog.load_recipe("mine", overrides=parse_overrides(["schedule.epochs=300"]))
     assert resolved.modified == {"optimizer.lr": (5e-3, 1e-3), "schedule.epochs": (600, 300)}
     assert resolved.recipe.name == "mine"
 
@@ -105,7 +112,9 @@ def test_a_users_a1_in_place_of_the_bundled_one_is_compared_with_the_bundled_one
 def test_a_copy_that_does_not_claim_the_paper_is_compared_with_its_own_file(here):
     put_recipe(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('paper = "A1"', 'paper = ""'))
     assert catalog.load_recipe("mine").modified == {}
-    assert catalog.load_recipe("mine", assignments=["optimizer.lr=2e-3"]).modified == {"optimizer.lr": (1e-3, 2e-3)}
+    assert catalog.load_recipe("mine", overrides=parse_overrides(["optimizer.lr=2e-3"])).modified == {
+        "optimizer.lr": (1e-3, 2e-3)
+    }
 
 
 def test_a_copy_that_claims_another_procedure_is_compared_with_that_one(here):
@@ -119,11 +128,13 @@ def test_a_copy_that_claims_another_procedure_is_compared_with_that_one(here):
 
 
 def test_a_job_takes_assignments(here):
-    job, path = catalog.load_job("slurm", assignments=["nodes=4", "slurm.partition=gpu", "checkpoint.keep=3"])
+    job, path = catalog.load_job(
+        "slurm", overrides=parse_overrides(["nodes=4", "slurm.partition=gpu", "checkpoint.keep=3"])
+    )
     assert (job.nodes, job.slurm, job.checkpoint.keep) == (4, {"partition": "gpu"}, 3)
     assert path == catalog.bundled_dir("jobs") / "slurm.toml"
     with pytest.raises(ConfigError, match=r"slurm\.toml: unknown key 'node'\. Did you mean 'nodes'\?"):
-        catalog.load_job("slurm", assignments=["node=4"])
+        catalog.load_job("slurm", overrides=parse_overrides(["node=4"]))
 
 
 def test_notes_are_the_comments_behind_values(tmp_path):
@@ -135,5 +146,7 @@ def test_notes_are_the_comments_behind_values(tmp_path):
 
 
 def test_a_procedure_from_other_weights_is_modified_unless_it_is_fine_tuning() -> None:
-    assert load_recipe("a1", assignments=['init.weights="w.pth"']).modified == {"init.weights": ("", "w.pth")}
-    assert load_recipe("ft-cars", assignments=['init.weights="w.pth"']).modified == {}
+    assert load_recipe("a1", overrides=parse_overrides(['init.weights="w.pth"'])).modified == {
+        "init.weights": ("", "w.pth")
+    }
+    assert load_recipe("ft-cars", overrides=parse_overrides(['init.weights="w.pth"'])).modified == {}

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from rsb_cluster.config import catalog
-from rsb_cluster.config.recipe import Recipe, Section, flatten, parse_toml, validate
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import Section, flatten, parse_toml, validate
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.results import references

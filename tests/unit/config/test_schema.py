@@ -1,13 +1,17 @@
 """Mistakes in a file or in --set are named with file and key, all at once."""
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rsb_cluster.config import catalog
-from rsb_cluster.config.recipe import override
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import override, parse_overrides, read_record
+from rsb_cluster.errors import ConfigError, NewerVersionError
 from tests.unit.bundled import RECIPES, load_recipe
 
 
@@ -77,12 +81,12 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 )  # fmt: skip
 def test_set_reads_toml_and_else_a_plain_string(text, value):
     before = {"a": {"b": 0, "c": 1}}
-    assert override(before, [f"a.b={text}"]) == {"a": {"b": value, "c": 1}}
+    assert override(before, parse_overrides([f"a.b={text}"])) == {"a": {"b": value, "c": 1}}
     assert before == {"a": {"b": 0, "c": 1}}
 
 
 def test_set_makes_tables_and_the_last_one_wins():
-    assert override({}, ["a.b.c=1", "a.b.d=2", "a.b.c=3"]) == {"a": {"b": {"c": 3, "d": 2}}}
+    assert override({}, parse_overrides(["a.b.c=1", "a.b.d=2", "a.b.c=3"])) == {"a": {"b": {"c": 3, "d": 2}}}
 
 
 @pytest.mark.parametrize("bad", ["optimizer.lr", "=1", " =1", "", "optimizer.lr:4e-3"])
@@ -107,3 +111,34 @@ def test_a_mistake_in_set_is_explained(bad, message):
     with pytest.raises(ConfigError) as caught:
         load_recipe("a1", bad)
     assert message in str(caught.value)
+
+
+def nested(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    values = load_recipe("a1").model_dump(mode="json")
+    change(values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "unknown"),
+    [
+        (lambda v: v.update(later=1), "later"),
+        (lambda v: v["augment"].update(later=1), "augment.later"),
+        (lambda v: v["optimizer"].update(name="muon"), "optimizer.name"),
+        (lambda v: v.update(later=1, name="A 1"), "later"),
+    ],
+)
+@pytest.mark.parametrize("form", [dict, lambda values: json.dumps(values).encode()], ids=["values", "bytes"])
+def test_a_record_that_says_what_is_not_known_was_written_by_a_newer_version(form, change, unknown):
+    with pytest.raises(NewerVersionError) as caught:
+        read_record(Recipe, form(nested(change)), "runs/x/recipe.json")
+    message = f"runs/x/recipe.json was written by a newer version of rsb-cluster: '{unknown}' in it is not known to "
+    assert str(caught.value).startswith(message) and "pip install --upgrade rsb-cluster" in str(caught.value)
+    assert "unknown key" not in str(caught.value)
+
+
+def test_a_record_that_lacks_something_is_damaged_and_not_newer():
+    with pytest.raises(ConfigError, match=r"recipe\.json: 'augment' is missing"):
+        read_record(Recipe, nested(lambda v: v.pop("augment")), "recipe.json")
+    with pytest.raises(ConfigError, match=r"recipe\.json: "):
+        read_record(Recipe, b"{", "recipe.json")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsb_cluster.config import catalog
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, Point, expand, leaves, load_sweep, parse_vary
 from rsb_cluster.errors import ConfigError
 from tests.unit.sweeps import file
@@ -44,7 +45,12 @@ def test_deeper_networks_get_more_nodes():
 
 
 def test_the_command_line_comes_after_the_file():
-    points = expand(load_sweep("resnet-depths")[0], job="slurm", for_jobs=["nodes=1"], for_recipes=["optimizer.lr=1"])
+    points = expand(
+        load_sweep("resnet-depths")[0],
+        job="slurm",
+        for_jobs=parse_overrides(["nodes=1"]),
+        for_recipes=parse_overrides(["optimizer.lr=1"]),
+    )
     assert {point.job.nodes for point in points} == {1}
     assert {point.resolved.recipe.optimizer.lr for point in points} == {1}
 

@@ -6,7 +6,7 @@ import pytest
 
 from rsb_cluster.data.labels import LabelFile, load_label_sets, real_labels, write_labels
 from rsb_cluster.data.make import make_shards
-from rsb_cluster.data.sources import Source
+from rsb_cluster.data.sources import DataSource
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 
@@ -15,7 +15,7 @@ KEYS = [f"n01/ILSVRC2012_val_{number:08d}" for number in (3, 1, 7, 50_000)]
 
 @pytest.fixture
 def part(tmp_path):
-    source = Source("val", ("",) * 1000, KEYS, lambda key: (key, b"x", "jpg", 0))
+    source = DataSource("val", ("",) * 1000, KEYS, lambda key: (key, b"x", "jpg", 0))
     store = Store(tmp_path)
     return store, make_shards(source, store, shard_samples=2)
 

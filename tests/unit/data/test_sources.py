@@ -15,7 +15,6 @@ from rsb_cluster.data.verify import stats, verify
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 from tests.unit import formats
-from tests.unit.formats import folder_of
 from tests.unit.tars import read_back
 
 
@@ -82,21 +81,23 @@ def test_nct_is_numbered_by_the_folders_of_train(tmp_path):
 
 
 def test_val_is_numbered_by_the_classes_of_train(tmp_path):
-    folder_of(tmp_path / "in", ["train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/c/1.jpg", "val/a/1.jpg"])
+    formats.folder_of(
+        tmp_path / "in", ["train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/c/1.jpg", "val/a/1.jpg"]
+    )
     sources = open_set(f"{tmp_path}/in")
     assert list(sources) == ["train", "val"]
     indices = make_set(sources, Store(tmp_path / "out"))
     assert {(indices["val"].key(i), int(indices["val"].labels[i])) for i in range(2)} == {("a/1", 0), ("c/1", 2)}
     assert indices["val"].classes == indices["train"].classes == ("a", "b", "c")
     assert list(open_set(f"{tmp_path}/in", split="val")) == ["val"]
-    folder_of(tmp_path / "in", ["val/d/1.jpg"])
+    formats.folder_of(tmp_path / "in", ["val/d/1.jpg"])
     with pytest.raises(ConfigError, match="class folders that train lacks: d"):
         open_set(f"{tmp_path}/in")
 
 
 def test_one_part_needs_to_be_told_which_and_must_fit_the_other(tmp_path):
-    folder_of(tmp_path / "in", ["a/1.jpg", "b/1.jpg"])
-    folder_of(tmp_path / "less", ["b/1.jpg"])
+    formats.folder_of(tmp_path / "in", ["a/1.jpg", "b/1.jpg"])
+    formats.folder_of(tmp_path / "less", ["b/1.jpg"])
     with pytest.raises(ConfigError, match="--split train or --split val"):
         open_set(f"{tmp_path}/in")
     with pytest.raises(ConfigError, match="'test' is none of: train, val"):
@@ -122,8 +123,8 @@ def test_an_unknown_data_set_gets_a_suggestion(tmp_path, monkeypatch):
 
 def test_a_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder_of(tmp_path / "digits", ["train/a/1.jpg", "val/a/1.jpg"])
-    folder_of(tmp_path / "mine", ["train/a/1.jpg", "val/a/1.jpg"])
+    formats.folder_of(tmp_path / "digits", ["train/a/1.jpg", "val/a/1.jpg"])
+    formats.folder_of(tmp_path / "mine", ["train/a/1.jpg", "val/a/1.jpg"])
     assert len(open_set("digits")["train"]) == 1438
     assert len(open_set("./digits")["train"]) == 1
     assert len(open_set("mine")["train"]) == 1

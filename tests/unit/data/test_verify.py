@@ -10,9 +10,9 @@ from PIL import Image
 
 from rsb_cluster.data.index import INDEX_NAME, build_index, load_index
 from rsb_cluster.data.make import make_shards
-from rsb_cluster.data.sources import Source
+from rsb_cluster.data.sources import DataSource
 from rsb_cluster.data.sources.source import as_png
-from rsb_cluster.data.verify import Stats, shared_images, stats, verify
+from rsb_cluster.data.verify import DataSetStats, shared_images, stats, verify
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
 from tests.unit.tars import pair, tar_of
@@ -25,7 +25,7 @@ def images(n=9):
 
 def made_of(samples, folder, classes=(), **how):
     store = Store(folder)
-    make_shards(Source("given", tuple(classes), range(len(samples)), samples.__getitem__), store, **how)
+    make_shards(DataSource("given", tuple(classes), range(len(samples)), samples.__getitem__), store, **how)
     return store
 
 
@@ -158,7 +158,7 @@ def test_stats_count_what_is_there(tmp_path):
         content = tar_of([m for i, label in enumerate(labels) for m in pair(f"{number}{i}", b"x" * 30, label)])
         store.write_bytes(f"shard-00000{number}.tar", content)
     build_index(store, classes=["a", "b", "named only"])
-    assert stats(store) == Stats(
+    assert stats(store) == DataSetStats(
         data_set="",
         label_sets=(),
         shards=3,

@@ -46,7 +46,7 @@ def test_a_notice_is_seen_when_it_comes_and_says_when_the_machine_goes(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody there
     metadata = service(cloud)
-    source = interruption.find(cloud if asked == "named" else "auto", metadata.url)
+    source = interruption.find_source(cloud if asked == "named" else "auto", metadata.url)
     assert source is not None and source.name == cloud
     assert source.poll() is None
     goes = time.time() + (30 if cloud == "gcp" else 90)  # Google does not say, so it is the least that it leaves
@@ -60,11 +60,11 @@ def test_a_notice_is_seen_when_it_comes_and_says_when_the_machine_goes(
 @pytest.mark.parametrize("cloud", SOURCES)
 def test_a_machine_of_another_cloud_is_told_apart(cloud: str, service: Callable[[str], Metadata]) -> None:
     url = service(cloud).url
-    assert [name for name in SOURCES if interruption.find(name, url)] == [cloud]
+    assert [name for name in SOURCES if interruption.find_source(name, url)] == [cloud]
 
 
 def test_no_metadata_service_is_no_cloud() -> None:
-    assert interruption.find("auto", "http://127.0.0.1:1") is None
+    assert interruption.find_source("auto", "http://127.0.0.1:1") is None
     assert SOURCES["aws"]("http://127.0.0.1:1").poll() is None
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rsb_cluster.backends.skypilot.sky_task import sky_task
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, NewerVersionError
 from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, Wheel, decode, digest
 from tests.unit.bundled import load_job
 from tests.unit.sky_jobs import HERE, RUN, spec_of
@@ -39,5 +39,5 @@ def test_a_spec_that_points_elsewhere_is_refused(changes, url, message):
 
 def test_a_spec_of_another_format_is_refused():
     content = json.dumps(spec_of(load_job("cloud")).model_dump(mode="json") | {"format": 2}).encode()
-    with pytest.raises(ConfigError, match="format"):
+    with pytest.raises(NewerVersionError, match="'format' in it is not known"):
         decode(content, f"{RUN}/spec.json", digest(content))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from rsb_cluster.node.process import Process
+from rsb_cluster.node.processes import Process
 from tests.servers.daemons import poll
 
 
@@ -22,7 +22,7 @@ def test_a_process_is_named_and_found_again(sleeper):
 
 
 def test_a_process_finds_the_name_that_its_parent_gave_it():
-    code = "from rsb_cluster.node.process import Process; import os; print(Process.of(os.getpid()))"
+    code = "from rsb_cluster.node.processes import Process; import os; print(Process.of(os.getpid()))"
     # The shell is replaced by the program, as with a job's setup.
     with subprocess.Popen(["bash", "-c", f'exec {sys.executable} -c "{code}"'], stdout=subprocess.PIPE) as child:
         name = str(Process.of(child.pid))

@@ -8,7 +8,7 @@ import pytest
 
 from rsb_cluster.monitor.status import read_status
 from rsb_cluster.node import starts
-from rsb_cluster.node.exit_codes import EXIT_AGAIN
+from rsb_cluster.node.exit_codes import EXIT_RESTART
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.run import Attempt, Run, Submission
 from tests.unit.new_runs import make_run
@@ -39,7 +39,7 @@ def test_status_says_why_a_run_never_started(run: Run, folder: Path) -> None:
     assert state == "never started"
     assert cause.startswith("the last start failed before training: ImportError: libcudart.so.13 (")
     for number in range(3):
-        starts.list_failed(folder, "7", number, EXIT_AGAIN)
+        starts.list_failed(folder, "7", number, EXIT_RESTART)
     assert last_end(run)[1].startswith("3 starts in a row failed before training: ImportError")
 
 
@@ -59,7 +59,7 @@ def test_without_any_word_the_exit_code_is_told(run: Run, folder: Path) -> None:
 
 def test_an_attempt_ends_the_count_and_the_reason_is_no_longer_told(run: Run, folder: Path) -> None:
     starts.report(run, start(0), "no GPU")
-    starts.list_failed(folder, "7", 0, EXIT_AGAIN)
+    starts.list_failed(folder, "7", 0, EXIT_RESTART)
     starts.note(starts.CLAIMED, start(1))
     assert starts.is_noted(folder, "7", starts.CLAIMED, 1)
     assert not starts.is_noted(folder, "7", starts.CLAIMED, 2) and not starts.is_noted(folder, "7", starts.ENDED, 1)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from rsb_cluster.results.collect import Collection, collect, render
-from rsb_cluster.runs.run import Run, list_folders
+from rsb_cluster.runs.lookup import list_folders
+from rsb_cluster.runs.run import Run
 from rsb_cluster.runs.sweep import Member, Sweep
 from rsb_cluster.storage.store import Store
 from tests.unit.results.collect.made import attempt, finish, finished, make_run, only

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsb_cluster.config.catalog import load_job
-from rsb_cluster.runs.gpu_hours import SpentError, check_budget, cost, spans
+from rsb_cluster.config.schema import parse_overrides
+from rsb_cluster.runs.gpu_hours import BudgetExceededError, check_budget, cost, spans
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.runs.run import Attempt, Run
 
@@ -75,7 +76,7 @@ def test_repeated_steps_are_those_that_were_computed_more_than_once(moves):
 
 
 def test_a_budget_counts_the_gpus_of_all_attempts_and_on_cpus_processes(tmp_path):
-    run, (job, _) = Run.at(tmp_path, "r"), load_job("slurm", assignments=["max_gpu_hours=10"])
+    run, (job, _) = Run.at(tmp_path, "r"), load_job("slurm", overrides=parse_overrides(["max_gpu_hours=10"]))
     assert check_budget(run, job) == 10
     add(run, 1, 0, 1000.0, ended=4600.0, end_step=9, gpus=4, world_size=3)  # one GPU was spare, and paid for
     assert check_budget(run, job) == 6
@@ -84,6 +85,8 @@ def test_a_budget_counts_the_gpus_of_all_attempts_and_on_cpus_processes(tmp_path
     assert check_budget(run, job) == 4
     assert check_budget(run, job, run.attempts()[:1]) == 6
     add(run, 3, 20, 7000.0, ended=10600.0, end_step=30, gpus=4)
-    with pytest.raises(SpentError, match=r"^r has used 10\.00 of the 10 GPU-hours .* with a larger --max-gpu-hours"):
+    with pytest.raises(
+        BudgetExceededError, match=r"^r has used 10\.00 of the 10 GPU-hours .* with a larger --max-gpu-hours"
+    ):
         check_budget(run, job)
     assert check_budget(run, load_job("slurm")[0]) == math.inf

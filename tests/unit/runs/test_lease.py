@@ -10,21 +10,23 @@ import pytest
 from rsb_cluster.config.job import Job
 from rsb_cluster.runs import lease
 from rsb_cluster.runs.checkpoint import Saved, write
-from rsb_cluster.runs.lease import EndedError, HistoryError, SupersededError, TakenError
+from rsb_cluster.runs.lease import EndedError, HistoryError, LeaseHeldError, SupersededError
 from rsb_cluster.runs.run import Attempt, Heartbeat, Run
 
 
 def test_rank_0_hears_of_it_with_its_next_sign_of_life_and_once(tmp_path, monkeypatch):
     run = Run.at(tmp_path, "run")
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    held = lease.take(run, Attempt(number=0, job_id="7", world_size=1, hosts=("n",), started=time.time(), start_step=0))
+    held = lease.acquire(
+        run, Attempt(number=0, job_id="7", world_size=1, hosts=("n",), started=time.time(), start_step=0)
+    )
     try:
         held.keep_alive(lambda: 1, lambda: None)
         time.sleep(0.3)
         assert not heard
-        run.ask_to_end(1)
+        run.request_stop(1)
         deadline = time.monotonic() + 10
         while not heard and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -53,66 +55,66 @@ def run(anywhere):
 
 @pytest.fixture
 def fast(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT_S", 0.2)
-    monkeypatch.setattr(lease, "SILENCE_S", 2.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(lease, "STALE_S", 2.0)
 
 
 def test_attempts_are_numbered_and_start_at_the_newest_checkpoint(run):
-    first = lease.take(run, draft())
+    first = lease.acquire(run, draft())
     assert (first.record.number, first.record.start_step, first.starts) == (1, 0, {})
     write(run.store.child("checkpoints"), Saved(12, 1), {"x": b"x"}, before_manifest=first.check)
     end(run, first)
-    second = lease.take(run, draft())
+    second = lease.acquire(run, draft())
     assert (second.record.number, second.record.start_step, second.starts) == (2, 12, {1: 0})
     # What the first saved after the second began is not the run's.
     write(run.store.child("checkpoints"), Saved(20, 1), {"x": b"x"}, before_manifest=lambda: None)
-    assert lease.take(run, draft()).record.start_step == 12
+    assert lease.acquire(run, draft()).record.start_step == 12
 
 
 def test_of_many_that_claim_at_once_each_gets_a_number_of_its_own(run):
     with ThreadPoolExecutor(8) as pool:
-        taken = [c.record.number for c in pool.map(lambda _: lease.take(run, draft()), range(8))]
+        taken = [c.record.number for c in pool.map(lambda _: lease.acquire(run, draft()), range(8))]
     assert sorted(taken) == list(range(1, 9))
     assert run.attempt_numbers() == list(range(1, 9))
 
 
 def test_another_job_gives_up_where_the_holder_is_alive(run, fast):
-    first = lease.take(run, draft("7"))
+    first = lease.acquire(run, draft("7"))
     first.keep_alive(lambda: 41, lambda: None)
     try:
-        with pytest.raises(TakenError, match=r"job 7 is at work on this run \(attempt 1 on n1, step 41\)"):
-            lease.take(run, draft("8"))
+        with pytest.raises(LeaseHeldError, match=r"job 7 is at work on this run \(attempt 1 on n1, step 41\)"):
+            lease.acquire(run, draft("8"))
     finally:
         first.release()
     assert run.attempt_numbers() == [1]
 
 
 def test_another_job_takes_over_from_one_that_is_silent(run, fast):
-    first = lease.take(run, draft("7"))
+    first = lease.acquire(run, draft("7"))
     first.keep_alive(lambda: 41, lambda: None)
     first.release()
     started = time.monotonic()
-    assert lease.take(run, draft("8")).record.number == 2
+    assert lease.acquire(run, draft("8")).record.number == 2
     assert time.monotonic() - started >= 2.0
 
 
 def test_what_was_silent_for_long_or_has_ended_is_not_waited_for(run, monkeypatch):
     monkeypatch.setattr(lease.time, "sleep", lambda seconds: pytest.fail("waits"))
-    first = lease.take(run, draft("7"))
+    first = lease.acquire(run, draft("7"))
     run.write_heartbeat(1, Heartbeat(beats=3, step=5, time=time.time() - 3600))
-    second = lease.take(run, draft("8"))
+    second = lease.acquire(run, draft("8"))
     run.write_heartbeat(2, Heartbeat(beats=3, step=5, time=time.time()))
     end(run, second)
-    assert lease.take(run, draft("9")).record.number == 3
+    assert lease.acquire(run, draft("9")).record.number == 3
     assert first.record.number == 1
 
 
 def test_a_job_that_is_started_again_takes_over_at_once_and_the_old_one_gives_way(run, fast):
     told = threading.Event()
-    first = lease.take(run, draft("7"))
+    first = lease.acquire(run, draft("7"))
     first.keep_alive(lambda: 41, told.set)
     first.check()
-    second = lease.take(run, draft("7"))
+    second = lease.acquire(run, draft("7"))
     assert second.record.number == 2
     assert told.wait(5.0)
     with pytest.raises(SupersededError, match="attempt 2 has taken this run over"):
@@ -126,7 +128,7 @@ def history(run, *causes, steps=(0,), job_id="7"):
         step = steps[min(number, len(steps)) - 1]
         attempt = draft(job_id).model_copy(update={"number": number, "start_step": step, "cause": cause})
         assert run.claim_attempt(attempt.model_copy(update={"message": f"attempt {number}"}))
-    return lease.take(run, draft("7"))
+    return lease.acquire(run, draft("7"))
 
 
 @pytest.mark.parametrize(
@@ -183,23 +185,23 @@ def test_preemptions_of_earlier_jobs_do_not_count(tmp_path):
 @pytest.mark.parametrize("cause", ["failed", "stopped"])
 def test_a_job_does_not_train_again_after_an_attempt_that_ended_for_good(run, cause):
     """Whatever its ranks' exit codes made of it; another job may."""
-    end(run, lease.take(run, draft()), "preempted")
+    end(run, lease.acquire(run, draft()), "preempted")
     lease.check_not_ended(run, "7", 1)
-    end(run, lease.take(run, draft()), cause, message="a shard was replaced")
+    end(run, lease.acquire(run, draft()), cause, message="a shard was replaced")
     with pytest.raises(
         EndedError, match=f"attempt 2 of this job ended the run .{cause}: a shard was replaced"
     ) as caught:
         lease.check_not_ended(run, "7", 2)
     assert caught.value.cause == cause
     lease.check_not_ended(run, "8", 0)
-    end(run, lease.take(run, draft("8")), "preempted")
+    end(run, lease.acquire(run, draft("8")), "preempted")
     lease.check_not_ended(run, "8", 1)
     with pytest.raises(EndedError):
         lease.check_not_ended(run, "7", 3)
 
 
 def test_what_a_rank_said_counts_where_rank_0_was_killed(run):
-    lease.take(run, draft())
+    lease.acquire(run, draft())
     run.write_rank_failure(1, 2, {"cause": "stuck", "message": "rank 2 is slow", "host": "n1"})
     lease.check_not_ended(run, "7", 1)
     run.write_rank_failure(1, 3, {"cause": "failed", "message": "rank 3: a shard was replaced", "host": "n1"})
@@ -210,8 +212,8 @@ def test_what_a_rank_said_counts_where_rank_0_was_killed(run):
 def test_attempts_that_finish_without_a_result_are_not_made_for_ever(run):
     """Killed between the attempt's record and result.json, some times in a row."""
     for _ in range(lease.KILLS_IN_A_ROW):
-        last = lease.take(run, draft())
+        last = lease.acquire(run, draft())
         lease.check_history(last, JOB)
         end(run, last, "finished")
     with pytest.raises(HistoryError, match="the last 5 attempts were killed"):
-        lease.check_history(lease.take(run, draft()), JOB)
+        lease.check_history(lease.acquire(run, draft()), JOB)

@@ -3,7 +3,7 @@
 import pytest
 
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.runs.run import find_named, find_runs
+from rsb_cluster.runs.lookup import find_runs, match_names
 from tests.unit.runs.made import IDS, add_sweep, make
 
 
@@ -98,12 +98,12 @@ def test_a_beginning_ends_where_a_word_ends(runs):
     [("a1", False), ("a1-resnet50", False), (IDS[0], False), ("a1-*", True), ("*", True), ("a1-resnet50-s[0]*", True)],
 )
 def test_a_glob_or_a_sweep_says_that_several_are_meant(runs, name, says_several):
-    (named,) = find_named(str(runs), (name,))
+    (named,) = match_names(str(runs), (name,))
     assert (named.name, named.says_several) == (name, says_several)
-    (by_path,) = find_named(str(runs), (f"{runs}/{IDS[0]}",))
+    (by_path,) = match_names(str(runs), (f"{runs}/{IDS[0]}",))
     assert not by_path.says_several
     sweep = add_sweep(runs, "depths", *IDS)
-    assert [named.says_several for named in find_named(str(runs), ("depths", sweep.sweep_id))] == [True, True]
+    assert [named.says_several for named in match_names(str(runs), ("depths", sweep.sweep_id))] == [True, True]
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(runs):

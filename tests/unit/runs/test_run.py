@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.config import catalog
-from rsb_cluster.errors import ConfigError, MissingError, StorageError
-from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same, find_runs, list_runs
+from rsb_cluster.config.schema import parse_overrides
+from rsb_cluster.errors import MissingError, NewerVersionError, StorageError
+from rsb_cluster.runs.lookup import find_runs, list_runs
+from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same
 from tests.unit.runs.made import IDS, make
 
 
@@ -25,7 +27,10 @@ def test_a_run_is_read_as_it_was_written(anywhere):
     assert run.exists() and not Run.at(anywhere.url, "x").exists()
     assert run.url == f"{anywhere.url}/{IDS[0]}"
     assert run.spec() == spec
-    assert run.recipe() == catalog.load_recipe("a1", assignments=["optimizer.lr=4e-3", "model.kwargs.x=[1, 2]"]).recipe
+    assert (
+        run.recipe()
+        == catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=4e-3", "model.kwargs.x=[1, 2]"])).recipe
+    )
     assert run.result() is None
     assert run.submissions() == run.attempts() == []
     run.store.write_json("result.json", {"top1": 80.4})
@@ -47,7 +52,7 @@ def test_a_run_is_created_once(anywhere):
     again = spec.model_copy(update={"virtual_ranks": 8, "created": 99.0})
     assert run.create(catalog.load_recipe("a1").recipe, again) is False
     assert run.store.read_bytes("spec.json") == before
-    other = catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe
+    other = catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe
     with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
         run.create(other, again)
     assert run.recipe().optimizer.lr == 5e-3
@@ -72,7 +77,7 @@ def test_a_folder_that_a_killed_submit_left_becomes_a_run(tmp_path):
     run, spec = make(tmp_path, IDS[0])
     (tmp_path / IDS[0] / "spec.json").unlink()
     with pytest.raises(StorageError, match="is not the recipe"):
-        run.create(catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe, spec)
+        run.create(catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe, spec)
     assert not run.exists()
     assert run.create(catalog.load_recipe("a1").recipe, spec) and run.spec() == spec
 
@@ -122,13 +127,13 @@ def test_failures_of_ranks_are_not_attempts(anywhere):
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "spec.json"])
-def test_a_file_that_was_edited_by_hand_is_named(tmp_path, name):
+def test_a_file_of_a_newer_version_or_a_damaged_one_is_named(tmp_path, name):
     run, _ = make(tmp_path, IDS[0])
     path = tmp_path / IDS[0] / name
     value = json.loads(path.read_text())
     path.write_text(json.dumps(value | {"x": 1}))
     read = {"recipe.json": run.recipe, "spec.json": run.spec}[name]
-    with pytest.raises(ConfigError, match=f"{name}: unknown key 'x'"):
+    with pytest.raises(NewerVersionError, match=f"{name} was written by a newer version of rsb-cluster: 'x' in it"):
         read()
     path.write_text("{")
     with pytest.raises(StorageError, match=f"{name} is not JSON"):
@@ -138,9 +143,9 @@ def test_a_file_that_was_edited_by_hand_is_named(tmp_path, name):
 def test_another_science_in_a_runs_folder_is_refused(tmp_path):
     run, _ = make(tmp_path, IDS[0])
     check_same(run, catalog.load_recipe("a1").recipe)
-    check_same(run, catalog.load_recipe("a1", assignments=["description=other", "paper="]).recipe)
+    check_same(run, catalog.load_recipe("a1", overrides=parse_overrides(["description=other", "paper="])).recipe)
     with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
-        check_same(run, catalog.load_recipe("a1", assignments=["optimizer.lr=1"]).recipe)
+        check_same(run, catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe)
 
 
 def test_a_run_is_readable_by_its_owner_alone(tmp_path):

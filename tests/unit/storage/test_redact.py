@@ -1,6 +1,6 @@
 """Credentials are taken out of messages."""
 
-from rsb_cluster.storage.store import redact
+from rsb_cluster.storage.redact import redact
 
 
 def test_signatures_are_taken_out_of_messages():

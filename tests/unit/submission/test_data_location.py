@@ -6,6 +6,7 @@ import pytest
 
 from rsb_cluster.cli import main
 from rsb_cluster.config.catalog import bundled_dir, load_job, load_recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.index import INDEX_NAME, build_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
@@ -54,7 +55,7 @@ def refused(folder, capsys):
 
 
 def found(folder, given="", make="digits", job="local", *changes):
-    return find_data("digits", str(given), load_job(job, assignments=changes)[0], make)
+    return find_data("digits", str(given), load_job(job, overrides=parse_overrides(changes))[0], make)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_shards_that_somebody_else_makes_meanwhile_are_not_taken_for_the_planned
 
 
 def test_a_recipe_that_makes_nothing_finds_nothing(folder):
-    recipe = load_recipe("digits", assignments=["data.make="]).recipe
+    recipe = load_recipe("digits", overrides=parse_overrides(["data.make="])).recipe
     source = found(folder, "", recipe.data.make)
     assert not source.is_found and source.problem.startswith("no shards of 'digits' were found. Looked for\n")
 

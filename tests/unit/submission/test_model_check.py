@@ -9,6 +9,7 @@ import pytest
 
 from rsb_cluster.config.catalog import load_recipe
 from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.submission import model_check
 from rsb_cluster.submission.model_check import check_models
@@ -26,7 +27,7 @@ def test_a_model_that_takes_one_size_only_is_refused_with_what_to_do(rsb):
 
 
 def recipe_of(*assignments: str) -> Recipe:
-    return load_recipe("digits", assignments=assignments).recipe
+    return load_recipe("digits", overrides=parse_overrides(assignments)).recipe
 
 
 SMALL, OTHER, UNKNOWN = recipe_of(), recipe_of("model.name=test_resnet"), recipe_of("model.name=resnet51")

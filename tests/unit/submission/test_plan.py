@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.backends import slurm
+from rsb_cluster.backends.slurm import Slurm
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
 from rsb_cluster.monitor import actions
@@ -106,7 +107,7 @@ def test_one_run_is_a_job_of_its_own_name():
 def test_an_array_is_no_larger_than_slurm_takes(monkeypatch):
     """Where no Slurm answers, its own default limit is taken; no test machine has a cluster by default."""
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
-    assert slurm.max_runs() == 1001
+    assert Slurm().max_array_size() == 1001
     runs = some_runs(2500)
     arrays = make_arrays("/runs", [(run, load_job("slurm")) for run in runs], name="x")
     assert [len(array.runs) for array in arrays] == [1001, 1001, 498]
@@ -157,7 +158,9 @@ def test_the_same_weights_elsewhere_are_the_same_run_and_others_another(tmp_path
 
 def test_a_dry_run_without_the_weights_says_so_and_goes_on(tmp_path: Path, digits: Path) -> None:
     points = expand(
-        SweepFile(name="test", grid=(Grid(recipes=("digits",)),)), job="local", for_recipes=[from_(tmp_path / "no.pth")]
+        SweepFile(name="test", grid=(Grid(recipes=("digits",)),)),
+        job="local",
+        for_recipes=parse_overrides([from_(tmp_path / "no.pth")]),
     )
     [one], notes = plan_runs(points, str(tmp_path), str(digits), dry_run=True)
     assert one.run.run_id.endswith("-unknown") and one.init is None

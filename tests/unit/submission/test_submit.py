@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.backends import local
+from rsb_cluster.backends.local import Local
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.node.process import Process
+from rsb_cluster.node.processes import Process
 from rsb_cluster.runs.sweep import Sweep, read_sweep
 from rsb_cluster.submission import submit
 from rsb_cluster.submission.plan import Plan, PlannedRun, make_arrays, plan_runs
@@ -27,7 +28,12 @@ WAITS = ("setup=['sleep 60']",)
 
 
 def planned(runs: Path, data: Path, *for_jobs: str) -> list[PlannedRun]:
-    points = expand(FILE, job="local", for_jobs=(*WAITS, *for_jobs), for_recipes=("train.virtual_ranks=0",))
+    points = expand(
+        FILE,
+        job="local",
+        for_jobs=parse_overrides((*WAITS, *for_jobs)),
+        for_recipes=parse_overrides(("train.virtual_ranks=0",)),
+    )
     return plan_runs(points, str(runs), str(data), dry_run=False)[0]
 
 
@@ -133,7 +139,7 @@ def test_a_submission_is_noted_as_soon_as_that_can_be_done(runs, digits, monkeyp
     in_the_way.write_text("")
     monkeypatch.setattr(submit, "NOTE_AGAIN_S", (0.02,) * 500)
     threading.Timer(0.2, in_the_way.unlink).start()
-    sent = submit.hand_over(arrays_of(runs, made)[:1])
+    sent = submit.submit_arrays(arrays_of(runs, made)[:1])
     assert [p.run.submissions() for p in made] == [[one] for one in sent]
 
 
@@ -144,14 +150,14 @@ def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, m
     monkeypatch.setattr(submit, "NOTE_AGAIN_S", (0.0, 0.0))
     first, second = arrays_of(runs, made)
     with pytest.raises(SubmitError) as caught:
-        submit.hand_over([first, second])
+        submit.submit_arrays([first, second])
     (noted,) = made[1].run.submissions()
     said = str(caught.value)
     assert f"back end local has taken job {noted.job_id} ({made[0].run.run_id}), but this could not be noted: " in said
     assert made[1].run.run_id not in said
     assert not second.folder.exists(), "what could be noted no better is not sent"
     lost = noted.model_copy(update={"folder": str(first.folder / "0")})
-    assert local.look([lost])[0].state == "queued"
+    assert Local().query([lost])[0].state == "queued"
     subprocess.run(["bash", "-c", said.splitlines()[-1]], check=True)
-    assert poll(lambda: local.look([lost])[0].state == "gone")
-    assert local.look([noted])[0].state == "queued"
+    assert poll(lambda: Local().query([lost])[0].state == "gone")
+    assert Local().query([noted])[0].state == "queued"

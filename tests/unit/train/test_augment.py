@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsb_cluster.config.catalog import load_recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.train.augment import Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 
 
@@ -18,7 +19,7 @@ def noise(side: int = 48) -> Image.Image:
 
 
 def test_the_same_seed_gives_the_same_pixels_whatever_was_drawn_before() -> None:
-    transform = TrainTransform(load_recipe("a2", assignments=["augment.resolution=32"]).recipe)
+    transform = TrainTransform(load_recipe("a2", overrides=parse_overrides(["augment.resolution=32"])).recipe)
     first = transform(noise(), 5)
     transform(noise(), 6)
     torch.rand(3)
@@ -29,7 +30,9 @@ def test_the_same_seed_gives_the_same_pixels_whatever_was_drawn_before() -> None
 
 def test_deits_randaugment_takes_every_magnitude() -> None:
     """At magnitude 10 timm posterizes to 0 bits, which Pillow 13 refuses; then the image is black, as it used to be."""
-    recipe = load_recipe("deit", assignments=["augment.resolution=16", "augment.rand_augment=rand-m10-inc1"]).recipe
+    recipe = load_recipe(
+        "deit", overrides=parse_overrides(["augment.resolution=16", "augment.rand_augment=rand-m10-inc1"])
+    ).recipe
     transform = TrainTransform(recipe)
     found = [transform(noise(20), seed) for seed in range(300)]
     assert any(int(image.max()) == 0 for image in found)
@@ -48,7 +51,7 @@ def test_normalise_gives_zero_mean_and_unit_deviation_of_the_recipes_statistics(
 
 
 def mixed(seed: int, *assignments: str) -> tuple[Any, Any]:
-    recipe = load_recipe("deit", assignments=["data.num_classes=4", *assignments]).recipe
+    recipe = load_recipe("deit", overrides=parse_overrides(["data.num_classes=4", *assignments])).recipe
     mix = Mix(recipe, torch.device("cpu"))
     seed_everything(seed)
     generator = torch.Generator().manual_seed(0)
@@ -68,7 +71,7 @@ Mixed = dict[tuple[int, int], tuple[list[float], float]]
 
 def mixed_by(processes: int, virtual_ranks: int, seed: int, steps: list[int]) -> Mixed:
     """The shares and the pixels' sum of each micro-batch, where so many processes share the virtual ranks."""
-    recipe = load_recipe("deit", assignments=["data.num_classes=4"]).recipe  # Mixup, CutMix and erasing
+    recipe = load_recipe("deit", overrides=parse_overrides(["data.num_classes=4"])).recipe  # Mixup, CutMix and erasing
     images, labels = torch.linspace(0, 1, 4 * 3 * 16 * 16).view(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
     each, found = virtual_ranks // processes, {}
     for process in range(processes):

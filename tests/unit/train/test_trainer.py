@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from rsb_cluster.config.catalog import load_job
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import lease
 from rsb_cluster.runs.checkpoint import Saved
-from rsb_cluster.runs.metrics import Row
+from rsb_cluster.runs.metrics import MetricsRow
 from rsb_cluster.runs.run import Attempt, Cause
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.trainer import DivergedError, Trainer
 from rsb_cluster.train.watchdog import Watchdog
 from tests.equality import assert_bit_equal, final_state, rows_of
@@ -54,15 +55,15 @@ class Lab:
     def __init__(self, folder: Path, data: Path, *assignments: str) -> None:
         self.run = new_run(folder, data, *SMALL, *assignments)
         self.recipe, self.spec = self.run.recipe(), self.run.spec()
-        self.job, _ = load_job("local", assignments=["log_every_steps=1"])
+        self.job, _ = load_job("local", overrides=parse_overrides(["log_every_steps=1"]))
 
     def attempt(self, flag: StopFlag | None = None) -> Cause:
         """Train until finished or stopped."""
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
         ranks = Ranks(0, 0, 1, "test", 0, 1)
-        group = Group(ranks, self.run.store, wait_s=10, collective_s=10)
+        group = ProcessGroup(ranks, self.run.store, wait_s=10, collective_s=10)
         draft = Attempt(number=0, job_id="test", world_size=1, hosts=(), started=time.time(), start_step=0)
-        claimed = lease.take(self.run, draft)
+        claimed = lease.acquire(self.run, draft)
         watchdog = Watchdog(group, 0, lambda suspects: None, lambda: None)
         trainer = Trainer(self.run, self.spec, self.recipe, self.job, group, flag or StopFlag(), watchdog, claimed)
         start = trainer.progress.step
@@ -75,7 +76,7 @@ class Lab:
     def state(self) -> dict[str, Any]:
         return final_state(self.run)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MetricsRow]:
         return rows_of(self.run)
 
 

@@ -12,6 +12,7 @@ from rsb_cluster.weights.export import export
 
 @pytest.fixture(scope="module")
 def for_hub(tmp_path_factory: pytest.TempPathFactory, trained: Run) -> Path:
+    """The folder of an export for the hub."""
     folder = tmp_path_factory.mktemp("export") / "model"
     found = export(trained, "hf", str(folder))
     assert found.is_ema and found.step == 18

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rsb_cluster.config.recipe import Recipe, validate
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import validate
 from rsb_cluster.runs.run import InitialWeights, Run
 from rsb_cluster.weights.model_card import write_card
 from rsb_cluster.weights.resolve import find_weights

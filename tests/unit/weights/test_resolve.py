@@ -13,10 +13,10 @@ import torch
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import CheckpointError, ConfigError
 from rsb_cluster.runs.run import Run
-from rsb_cluster.weights.resolve import Found, find_weights, initial_weights
+from rsb_cluster.weights.resolve import WeightsFile, find_weights, initial_weights
 
 
-def no_hub(name: str) -> Found:
+def no_hub(name: str) -> WeightsFile:
     raise ConfigError(f"timm does not know {name}.")
 
 

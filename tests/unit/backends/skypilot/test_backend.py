@@ -11,7 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
-from rsb_cluster.backends import skypilot
+from rsb_cluster.backends.skypilot import backend as skypilot
 from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.monitor import actions
@@ -55,7 +55,7 @@ def test_a_running_attempt_is_asked_to_save_before_its_machines_go(sky, run, tmp
     ended = []
 
     def rank_0():
-        while not run.is_asked_to_end(1):
+        while not run.is_stop_requested(1):
             time.sleep(0.05)
         assert run.is_cancelled(sent.job_id) and sky.table[sent.job_id].state == "RUNNING"
         attempt(run, sent.job_id, 1, "stopped")
@@ -74,7 +74,7 @@ def test_a_queued_job_is_cancelled_at_once(sky, run, tmp_path, monkeypatch):
     attempt(run, "rsb-earlier", 1)
     monkeypatch.setattr(skypilot.time, "sleep", lambda seconds: pytest.fail("waits"))
     actions.cancel([run])
-    assert sky.table[sent.job_id].state == "CANCELLED" and not run.is_asked_to_end(1)
+    assert sky.table[sent.job_id].state == "CANCELLED" and not run.is_stop_requested(1)
 
 
 def test_both_jobs_of_a_run_are_cancelled(sky, run, tmp_path):
@@ -110,7 +110,7 @@ def test_a_preempted_attempt_is_asked_and_its_job_goes_on(sky, run, tmp_path):
     attempt(run, sent.job_id, 1, "preempted")
     attempt(run, sent.job_id, 2)
     actions.preempt([run])
-    assert run.is_asked_to_end(2) and not run.is_asked_to_end(1)
+    assert run.is_stop_requested(2) and not run.is_stop_requested(1)
     assert sky.table[sent.job_id].state == "RUNNING" and run.attempt_numbers() == [1, 2]
 
 
@@ -119,7 +119,7 @@ def test_a_preempted_attempt_is_asked_and_its_job_goes_on(sky, run, tmp_path):
 
 def script(url, count=1, *assignments):
     job = load_job("cloud-spot", *assignments)
-    return skypilot.script(
+    return skypilot.SkyPilot().script(
         job, [Task(f"{url}/r{i}", f"r{i}", job.model_dump(mode="json")) for i in range(count)], None, ""
     )
 
@@ -141,9 +141,9 @@ def test_a_variable_to_hand_over_must_be_set(monkeypatch):
     monkeypatch.setattr(engine, "check_installed", lambda: None)
     job = load_job("cloud-spot", "cloud.secrets=['WANDB_API_KEY']")
     with pytest.raises(ConfigError, match="WANDB_API_KEY is not set in this shell"):
-        skypilot.check_available(job)
+        skypilot.SkyPilot().check_available(job)
     monkeypatch.setenv("WANDB_API_KEY", "geheim")
-    skypilot.check_available(job)
+    skypilot.SkyPilot().check_available(job)
     assert "geheim" not in script("s3://b/runs", 1, "cloud.secrets=['WANDB_API_KEY']")
 
 
@@ -153,4 +153,4 @@ def test_without_skypilot_it_is_said_how_to_get_it():
 
         pytest.skip("SkyPilot is installed here")
     with pytest.raises(SubmitError, match=r"Use pip install 'rsb-cluster\[cloud\]', then 'sky check'"):
-        skypilot.check_available(load_job("cloud"))
+        skypilot.SkyPilot().check_available(load_job("cloud"))

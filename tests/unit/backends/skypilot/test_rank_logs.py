@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsb_cluster import backends
+from rsb_cluster.backends.skypilot.backend import SkyPilot
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.monitor import logs
 from tests.unit.sky_jobs import attempt, launch
@@ -21,5 +21,5 @@ def test_logs_come_from_the_runs_folder_without_the_engine(sky, run, tmp_path):
     attempt(run, sent.job_id, 3, "finished")
     run.store.write_bytes("logs/0003-rank00000.log", b"second\n")
     assert "".join(logs.read_log(run, rank=0, attempt=0, follow=True)) == "first\nsecond\n"
-    assert backends.read_log(run, sent, 0, 6) == b"second\n"
+    assert SkyPilot().read_log(run, sent, 0, 6) == b"second\n"
     assert sky.calls == 0

@@ -11,7 +11,6 @@ from rsb_cluster.data.verify import stats
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 from tests.unit import formats
-from tests.unit.formats import folder_of
 from tests.unit.tars import image_slice
 
 WEIRD = [
@@ -40,7 +39,7 @@ WEIRD = [
 
 
 def test_weird_file_names_become_keys_that_come_back(tmp_path):
-    path = folder_of(tmp_path / "in", WEIRD)
+    path = formats.folder_of(tmp_path / "in", WEIRD)
     (path / "plain" / ".hidden.jpg").write_bytes(b"x")
     (path / "plain" / "._img_1.jpg").write_bytes(b"x")
     (path / "plain" / "notes.txt").write_bytes(b"x")
@@ -68,7 +67,7 @@ def test_weird_file_names_become_keys_that_come_back(tmp_path):
 
 
 def test_images_in_folders_are_kept_byte_for_byte_and_mixed(tmp_path):
-    path = folder_of(tmp_path / "in", [f"c{c}/{i:03d}.png" for c in range(4) for i in range(30)])
+    path = formats.folder_of(tmp_path / "in", [f"c{c}/{i:03d}.png" for c in range(4) for i in range(30)])
     source = image_folder(path)
     assert len(source) == 120
     samples = list(source)
@@ -91,7 +90,7 @@ def test_class_folders_must_be_there_and_filled(tmp_path):
     (tmp_path / "flat" / "a.jpg").write_bytes(b"x")
     with pytest.raises(ConfigError, match="has no sub-folders"):
         image_folder(tmp_path / "flat")
-    folder_of(tmp_path / "gap", ["a/1.jpg"])
+    formats.folder_of(tmp_path / "gap", ["a/1.jpg"])
     (tmp_path / "gap" / "b").mkdir()
     with pytest.raises(ConfigError, match="have no image: b"):
         image_folder(tmp_path / "gap")

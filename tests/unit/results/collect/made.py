@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rsb_cluster.config.recipe import Recipe, override
+from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import override, parse_overrides
 from rsb_cluster.evaluation.record import Evaluation
 from rsb_cluster.results.collect import Collection, Group
 from rsb_cluster.runs.run import Attempt, Run, Spec
@@ -32,10 +33,12 @@ A3_STEPS = 62500  # 100 epochs of 1281167 // 2048 = 625 steps
 
 
 def a_recipe(*changes: str) -> Recipe:
-    return Recipe.model_validate(override(A3, list(changes)))
+    """A3 with changes."""
+    return Recipe.model_validate(override(A3, parse_overrides(list(changes))))
 
 
 def a1(model: str, *changes: str) -> Recipe:
+    """A1 of a model, with changes."""
     return a_recipe("name=a1", "paper=A1", "augment.resolution=224", f"model.name={model}", *changes)
 
 
@@ -83,15 +86,18 @@ def finish(run: Run, top1: float, **changes: Any) -> Run:
 
 
 def finished(folder: Path, top1: float, recipe: Recipe | None = None, *, seed: int = 0, **result: Any) -> Run:
+    """A run with a result."""
     return finish(make_run(folder, recipe, seed=seed), top1, **result)
 
 
 def attempt(run: Run, number: int = 1, **fields: Any) -> None:
+    """Note an attempt of a run."""
     values = {"number": number, "job_id": "7", "world_size": 4, "hosts": ("node-a",), "started": 1e9, "start_step": 0}
     run.write_attempt(Attempt.model_validate(values | fields))
 
 
 def only(collection: Collection) -> Group:
+    """The group, where there is but one."""
     (group,) = collection.groups
     return group
 
@@ -112,6 +118,7 @@ SETS = {"imagenet-1k": 50_000, "imagenet-v2": 10_000, "cifar10": 10_000, "nct-cr
 
 
 def an_evaluation(value: float, run: Run | None = None, data_set: str = "imagenet-1k", **fields: Any) -> Evaluation:
+    """An evaluation of a run, or of released weights, with one value."""
     steps = run.recipe().total_steps if run else 0
     metric = fields.pop("metric", "label_set_top1" if fields.get("labels") else "top1")
     known = {

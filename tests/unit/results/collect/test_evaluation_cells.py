@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rsb_cluster.evaluation.record import Group
+from rsb_cluster.evaluation.record import ImageGroup
 from rsb_cluster.results.collect import Format, collect, render
 from tests.unit.results.collect.made import a1, an_evaluation, finished, same_as_golden
 
@@ -26,7 +26,7 @@ def collected(tmp_path: Path) -> Any:
     more: dict[str, Any] = {"values": {"recall": 90.0, "precision": 80.5, "top1": 85.0}, "bad": 1}
     an_evaluation(90.0, runs[0], "indl-zollner", metric="recall", **more).save(str(tmp_path))
     an_evaluation(80.38).save(str(tmp_path))
-    groups = {"Blur": Group(value=50.0, scored=2), "Clean": Group(value=70.0, scored=5)}
+    groups = {"Blur": ImageGroup(value=50.0, scored=2), "Clean": ImageGroup(value=70.0, scored=5)}
     an_evaluation(
         60.0, None, "vizwiz-classification", labels="vizwiz", groups=groups, weights="gn & <b>|", weights_digest="0"
     ).save(str(tmp_path))

@@ -8,20 +8,20 @@ import pytest
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.evaluation.record import Evaluation
-from rsb_cluster.results.collect import Evaluated, collect, render
+from rsb_cluster.results.collect import EvaluationRow, collect, render
 from rsb_cluster.results.references.other_data import not_public, published_on
 from rsb_cluster.runs.run import InitialWeights, Run
 from tests.unit.results.collect.made import A3_STEPS, a1, a_recipe, an_evaluation, finished, make_run
 
 
-def lines_of(folder: Path, *evaluations: Evaluation, names: tuple[Run, ...] | None = None) -> tuple[Evaluated, ...]:
+def lines_of(folder: Path, *evaluations: Evaluation, names: tuple[Run, ...] | None = None) -> tuple[EvaluationRow, ...]:
     for one in evaluations:
         one.save(str(folder))
     runs = names if names is not None else tuple(Run.at(folder, p.parent.name) for p in folder.glob("*/spec.json"))
     return collect(runs, weights_in=str(folder)).evaluations
 
 
-def only(folder: Path, *evaluations: Evaluation) -> Evaluated:
+def only(folder: Path, *evaluations: Evaluation) -> EvaluationRow:
     (line,) = lines_of(folder, *evaluations)
     return line
 

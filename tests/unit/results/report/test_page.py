@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, Page
 
 from rsb_cluster.results.collect import collect
 from rsb_cluster.results.report import report
-from rsb_cluster.runs.run import Run, list_folders
+from rsb_cluster.runs.lookup import list_folders
+from rsb_cluster.runs.run import Run
 from tests.made_runs import make_runs
 
 EVIL = '</script><script>document.title = "owned"</script><img src=x onerror=document.title="owned"> & "quoted"'

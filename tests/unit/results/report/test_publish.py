@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rsb_cluster.results.report import publish
-from rsb_cluster.runs.run import list_folders
+from rsb_cluster.runs.lookup import list_folders
 from rsb_cluster.runs.sweep import Member, Sweep, write_sweep
 from tests.made_runs import make_runs
 

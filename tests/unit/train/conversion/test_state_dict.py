@@ -14,8 +14,8 @@ import torch
 from rsb_cluster.errors import CheckpointError, ConfigError, MissingError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.conversion.state_dict import fitted, load_weights, parse
-from rsb_cluster.weights.resolve import Found, find_weights
+from rsb_cluster.train.conversion.state_dict import fit_weights, load_weights, parse
+from rsb_cluster.weights.resolve import WeightsFile, find_weights
 from tests.equality import assert_bit_equal, final_state
 
 
@@ -56,7 +56,7 @@ def test_files_and_folders_anywhere(anywhere: Store) -> None:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def found_file(path: Path) -> Found:
+def found_file(path: Path) -> WeightsFile:
     return find_weights(str(path), "")
 
 
@@ -97,7 +97,7 @@ def test_a_classifier_is_new_where_the_classes_differ_or_when_asked() -> None:
     same, other = (timm.create_model("test_resnet", num_classes=n) for n in (7, 5))
     head = {"fc.weight", "fc.bias"}
     for model, how, new in ((same, "auto", set()), (same, "replace", head), (other, "auto", head)):
-        taken = fitted(model, given.state_dict(), "test_resnet", "w", how)  # type: ignore[arg-type]
+        taken = fit_weights(model, given.state_dict(), "test_resnet", "w", how)  # type: ignore[arg-type]
         assert set(taken.new) == new
         for name, tensor in taken.tensors.items():
             assert torch.equal(tensor, (model if name in new else given).state_dict()[name])
@@ -108,7 +108,7 @@ def test_position_embeddings_are_interpolated_as_timm_does_it(on_meta: bool) -> 
     given = timm.create_model("test_vit", img_size=64, num_classes=3)
     with torch.device("meta" if on_meta else "cpu"):
         model = timm.create_model("test_vit", img_size=96, num_classes=3)
-    taken = fitted(model, given.state_dict(), "test_vit", "w")
+    taken = fit_weights(model, given.state_dict(), "test_vit", "w")
     assert taken.resized == ("pos_embed",) and taken.new == ()
     theirs = timm.create_model(
         "test_vit", img_size=96, num_classes=3, pretrained=True,
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named() -> None:
     del state[gone]
     state["stranger"] = torch.zeros(1)
     with pytest.raises(ConfigError) as caught:
-        fitted(model, state, "test_resnet", "weights.pth")
+        fit_weights(model, state, "test_resnet", "weights.pth")
     message = str(caught.value)
     assert f"{gone} is missing; stranger is not in the model; conv1" in message
     assert "has the shape (1, 2) and not (" in message

@@ -6,6 +6,7 @@ import torch
 
 from rsb_cluster.config.catalog import load_recipe
 from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.index import ShardIndex, load_index
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.storage.store import Store
@@ -17,7 +18,8 @@ STEPS = 22  # of an epoch of the digits: 1,438 // 64
 
 
 def recipe_of(*assignments: str) -> Recipe:
-    return load_recipe("digits", assignments=["data.shuffle_samples=100", *assignments]).recipe
+    """The recipe digits, shuffled in small blocks, with changes."""
+    return load_recipe("digits", overrides=parse_overrides(["data.shuffle_samples=100", *assignments])).recipe
 
 
 class Part:
@@ -42,6 +44,7 @@ class Part:
 
 
 def assert_same(one: Batch, other: Batch) -> None:
+    """Compare all of two batches."""
     for name in ("images", "labels", "samples", "good"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.bad == other.bad

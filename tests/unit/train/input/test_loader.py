@@ -24,9 +24,9 @@ from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import TrainTransform
 from rsb_cluster.train.input.loader import AHEAD, Batch, ThreadedBatches, process_batches
-from rsb_cluster.train.input.pixels.decode import Source
+from rsb_cluster.train.input.pixels.decode import EncodedImage
 from rsb_cluster.train.input.pixels.transforms import FastTrain
-from rsb_cluster.train.input.streams import Encoded
+from rsb_cluster.train.input.streams import EncodedSample
 from tests.unit.tars import pair, tar_of
 from tests.unit.threads import threads_named
 from tests.unit.train.input.part import Part, assert_same, recipe_of
@@ -83,12 +83,12 @@ def test_copies_that_share_a_decode_are_those_that_do_not(photographs: Path) -> 
 def test_an_image_is_decoded_once_for_its_copies(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[object] = []
 
-    class Counted(Source):
+    class Counted(EncodedImage):
         def __init__(self, encoded: bytes | memoryview) -> None:
             opened.append(encoded)
             super().__init__(encoded)
 
-    monkeypatch.setattr("rsb_cluster.train.input.loader.Source", Counted)
+    monkeypatch.setattr("rsb_cluster.train.input.loader.EncodedImage", Counted)
     batches = list(Part(digits, recipe_of("augment.repeats=3")).batches(2, 0, 2))
     drawn = [set().union(*(batch.samples.tolist() for batch in batches[i : i + 4])) for i in (0, 4)]
     assert len(opened) == sum(map(len, drawn))
@@ -175,7 +175,7 @@ def test_a_slow_step_leaves_the_loader_waiting(digits: Path) -> None:
     taken = 0
 
     class Counted:
-        def __iter__(self) -> Iterator[list[list[Encoded]]]:
+        def __iter__(self) -> Iterator[list[list[EncodedSample]]]:
             nonlocal taken
             for micro_batches in part.stream():
                 taken += len(micro_batches)

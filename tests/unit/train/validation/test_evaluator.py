@@ -26,7 +26,7 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.labels import LabelFile, write_labels
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.sources import Source, open_set
+from rsb_cluster.data.sources import DataSource, open_set
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.evaluation.record import Evaluation, read_evaluations
 from rsb_cluster.runs.run import Run
@@ -136,7 +136,7 @@ def test_classes_that_are_not_those_of_the_data_are_refused(
 
 def test_an_image_that_cannot_be_decoded_is_wrong_and_counted(tmp_path: Path, random_weights: dict[int, Path]) -> None:
     images = {str(i): picture(i, px=40) for i in range(9)} | {"9": b"no image"}
-    source = Source("", tuple("0123456789"), list(images), lambda key: (key, images[key], "jpg", 4))
+    source = DataSource("", tuple("0123456789"), list(images), lambda key: (key, images[key], "jpg", 4))
     make_set({"val": source}, Store(tmp_path))
     file = tmp_path / "p.csv"
     asked: dict[str, Any] = {"model": "test_resnet", "resolution": 32, "predictions": str(file)}
@@ -149,19 +149,19 @@ def test_an_image_that_cannot_be_decoded_is_wrong_and_counted(tmp_path: Path, ra
 FORKED = """
 import json, os, sys, tempfile
 import torch
-from rsb_cluster.evaluation.record import Request
+from rsb_cluster.evaluation.record import EvaluationRequest
 from rsb_cluster.storage.store import Store
 from rsb_cluster.node.ranks import Ranks
-from rsb_cluster.train.distributed import Group
+from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.validation.evaluator import evaluate_sources
 for world in (1, 2, 4):
     folder = tempfile.mkdtemp()
-    request = Request(**json.loads(sys.argv[1]) | {"predictions": f"{sys.argv[2]}/{world}.csv"})
+    request = EvaluationRequest(**json.loads(sys.argv[1]) | {"predictions": f"{sys.argv[2]}/{world}.csv"})
     children = []
     for rank in range(world):
         if (child := os.fork()) == 0:
             torch.set_num_threads(1)
-            group = Group(Ranks(rank, rank, world, "test", 0, world), Store(folder), wait_s=60, collective_s=60)
+            group = ProcessGroup(Ranks(rank, rank, world, "test", 0, world), Store(folder), wait_s=60, collective_s=60)
             (found,) = evaluate_sources(request, group)
             if rank == 0:
                 print(found.model_dump_json(), flush=True)

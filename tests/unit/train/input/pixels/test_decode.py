@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import Image, ImageCms, features
 
 from rsb_cluster.train.augment import EvalTransform
-from rsb_cluster.train.input.pixels.decode import BadImageError, Source
+from rsb_cluster.train.input.pixels.decode import BadImageError, EncodedImage
 from rsb_cluster.train.input.pixels.jpeg import cut_to_rows, read_headers
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from tests.unit.train.input.pixels.images import (
@@ -112,7 +112,7 @@ def test_what_pil_refuses_is_a_bad_image(data: bytes) -> None:
     for transform in transforms:
         out = np.full((224, 224, 3), 7, np.uint8)
         with pytest.raises(BadImageError, match=r"\w"):
-            transform(Source(data), 0, out)
+            transform(EncodedImage(data), 0, out)
         assert (out == 7).all()
 
 
@@ -132,7 +132,7 @@ def test_damage_inside_a_jpeg_is_read_or_refused_as_by_pil() -> None:
             assert np.array_equal(decode(bytes(data)), want)
             counts["read"] += 1
             rows = int(rng.integers(1, 150))
-            assert np.array_equal(Source(bytes(data)).rows(rows)[:rows], want[:rows])
+            assert np.array_equal(EncodedImage(bytes(data)).rows(rows)[:rows], want[:rows])
             headers = read_headers(data)
             counts["read in part"] += headers is not None and cut_to_rows(data, headers, rows) is not None
     assert min(counts["read"], counts["refused"], counts["read in part"]) > 0
@@ -145,7 +145,7 @@ def test_damage_that_pil_refuses_is_refused_whatever_part_is_read() -> None:
     with pytest.raises(Exception):  # noqa: B017 - whatever PIL raises
         by_pil(bytes(data))
     with pytest.raises(BadImageError):
-        Source(bytes(data)).rows(10)
+        EncodedImage(bytes(data)).rows(10)
 
 
 PLAIN = {
@@ -162,14 +162,14 @@ PLAIN = {
 def test_the_topmost_rows_are_those_of_the_whole_image(kind: str) -> None:
     want, saved = np.asarray(by_pil(PLAIN[kind])), 0
     for rows in range(1, 151):
-        got = Source(PLAIN[kind]).rows(rows)
+        got = EncodedImage(PLAIN[kind]).rows(rows)
         assert np.array_equal(got[:rows], want[:rows])
         saved += len(got) < 150
     assert saved > 120
 
 
 def test_what_is_decoded_is_kept_and_more_is_decoded_when_asked_for() -> None:
-    source = Source(PLAIN["4:2:0"])
+    source = EncodedImage(PLAIN["4:2:0"])
     few = source.rows(20)
     assert len(few) < 150 and source.rows(10) is few
     assert np.array_equal(source.rows(150), np.asarray(by_pil(PLAIN["4:2:0"])))

@@ -14,7 +14,7 @@ import torch
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.train.augment import EvalTransform, TrainTransform, seed_everything
 from rsb_cluster.train.input.pixels import tolerances
-from rsb_cluster.train.input.pixels.decode import Source
+from rsb_cluster.train.input.pixels.decode import EncodedImage
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from tests.unit.train.input.pixels.images import a_recipe, by_timm, difference, encoded, fast, jpegs, photographs
 
@@ -90,7 +90,7 @@ def test_bytes_and_memoryviews_and_any_strides_of_the_output_will_do() -> None:
     view = memoryview(b"xx" + jpegs()[0] + b"yyy")[2:-3]
     assert np.array_equal(fast(ours, view, 5, 224), want)
     planar = np.zeros((3, 224, 224), np.uint8)
-    ours(Source(jpegs()[0]), 5, planar.transpose(1, 2, 0))
+    ours(EncodedImage(jpegs()[0]), 5, planar.transpose(1, 2, 0))
     assert np.array_equal(planar.transpose(1, 2, 0), want)
     png = encoded(photographs()[0], "PNG")
     assert np.array_equal(fast(ours, memoryview(png), 5, 224), fast(ours, png, 5, 224))

@@ -17,9 +17,12 @@ class CommandError(AssertionError):
 
 
 # Until it is told to stop, a rank makes no step beyond the one that a file names. What a test does to a run then comes
-# at a step and not at a time. To wait so is no standstill.
+# at a step and not at a time. To wait so is no standstill. Frequent heartbeats say soon how far it is, and ask
+# for the user's wishes.
 HELD = """
 import pathlib
+from rsb_cluster.runs import lease
+lease.HEARTBEAT_S = 1.0
 _free_step = Trainer._step
 def _step(self, source):
     limit = pathlib.Path({limit!r})

@@ -26,19 +26,23 @@ SWEEP = f"""
 name = "trial"
 
 [[grid]]
-recipes = [{", ".join(f'"./{name}.toml"' for name in RECIPES)}]
+recipes = ["./low.toml"]
 models = {list(MODELS)}
 seeds = 2
 
+[[grid]]
+recipes = ["./high.toml"]
+models = ["{MODELS[0]}"]
+
 [[resources]]
-models = ["{MODELS[1]}"]
+models = ["{MODELS[0]}"]
 set = {{ cpus_per_task = 2 }}
 """
 
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """Two recipes × two models × two seeds in two resource classes; one run was preempted, and one failed at first.
+    """Two models × two seeds, and another recipe, in two resource classes; one run was preempted, one failed at first.
 
     Attributes:
         runs: Folder of the runs, all finished.

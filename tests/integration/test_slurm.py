@@ -60,15 +60,18 @@ def test_a_run_comes_back_from_a_preemption_and_the_time_limit_and_not_from_canc
     rsb.hold()
     limit = ("--set", "job.time_min=2", "--set", "job.signal_delay_s=40")
     run = Run.at(rsb.cwd / "runs", rsb("submit", *DIGITS, "--data", str(digits), *limit).strip())
+    job = run.submissions()[-1].job_id
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")  # so that its end comes when it is asked for
     victim = on_slurm(rsb, run, slurm)
     victim.wait_for_steps(1, 5)
     rsb("preempt", run.run_id)
     victim.wait_for_steps(2, 5)
+    slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now+70")  # the signal ahead of it is due
     assert victim.wait_for_end(2).cause == "timed out"
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     victim.wait_for_steps(3, 5)
     rsb("cancel", run.run_id)
     wait(rsb, run, "stopped")
-    job = run.submissions()[-1].job_id
     slurm.wait_for_state(job, "CANCELLED", "FAILED")  # neither PENDING nor running again
     attempts = run.attempts()
     assert [a.cause for a in attempts] == ["preempted", "timed out", "stopped"]

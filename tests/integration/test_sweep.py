@@ -7,7 +7,7 @@ import pytest
 
 from rsb_cluster.runs.run import Run
 from rsb_cluster.runs.sweep import read_sweep
-from tests.integration.conftest import MODELS, RECIPES, FinishedSweep
+from tests.integration.conftest import MODELS, FinishedSweep
 
 pytestmark = pytest.mark.slurm
 
@@ -21,14 +21,14 @@ def submissions(sweep: FinishedSweep) -> dict[str, list[str]]:
 
 def test_a_sweep_is_one_array_for_each_resource_class(finished_sweep: FinishedSweep) -> None:
     arrays = finished_sweep.sent["arrays"]
-    assert [array["job"]["cpus_per_task"] for array in arrays] == [1, 2]
+    assert [array["job"]["cpus_per_task"] for array in arrays] == [2, 1]
     first = {run_id: jobs[0] for run_id, jobs in submissions(finished_sweep).items()}
-    for array, model in zip(arrays, MODELS, strict=True):
-        assert len(array["runs"]) == 4 and all(f"-{model}-" in run_id for run_id in array["runs"])
-        assert "#SBATCH --array=0-3%2\n" in array["script"]
+    for array, model, size in zip(arrays, MODELS, (3, 2), strict=True):
+        assert len(array["runs"]) == size and all(f"-{model}-" in run_id for run_id in array["runs"])
+        assert f"#SBATCH --array=0-{size - 1}%2\n" in array["script"]
         parents = {first[run_id].split("_")[0] for run_id in array["runs"]}
         assert len(parents) == 1
-    assert Counter(run["recipe"] for run in finished_sweep.sent["runs"]) == dict.fromkeys(RECIPES, 4)
+    assert Counter(run["recipe"] for run in finished_sweep.sent["runs"]) == {"low": 4, "high": 1}
 
 
 def test_sent_again_while_it_is_queued_nothing_is_sent(finished_sweep: FinishedSweep) -> None:
@@ -64,7 +64,7 @@ def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: 
     rsb, sweep_id = finished_sweep.rsb, finished_sweep.sweep_id
     assert {status["state"] for status in rsb.json("status", sweep_id, "--json")} == {"finished"}
     assert "nothing to retry" in rsb.run("retry", sweep_id).stderr
-    assert "all 8 runs are neither queued nor running" in rsb.error("cancel", sweep_id, code=1)
+    assert "all 5 runs are neither queued nor running" in rsb.error("cancel", sweep_id, code=1)
     assert [m.run_id for m in read_sweep(str(finished_sweep.runs), "trial").members] == list(
         submissions(finished_sweep)
     )
@@ -72,17 +72,17 @@ def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: 
 
 def test_what_a_sweep_left_is_plain_data(finished_sweep: FinishedSweep) -> None:
     record = json.loads((finished_sweep.runs / "sweeps" / f"{finished_sweep.sweep_id}.json").read_text())
-    assert record["file"].endswith("trial.toml") and len(record["members"]) == 8
+    assert record["file"].endswith("trial.toml") and len(record["members"]) == 5
 
 
 def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: FinishedSweep) -> None:
     rsb, one = finished_sweep.rsb, finished_sweep.sweep_id
     found = rsb.json("collect", one, "--format", "json", "--runs", str(finished_sweep.before))
     assert [(run["run_id"], run["state"]) for run in found["unfinished"]] == [(finished_sweep.failed, "failed")]
-    assert len(found["groups"]) == len(RECIPES) * len(MODELS)
-    for group in found["groups"]:
-        assert group["n"] == 2 - (finished_sweep.failed in group["unfinished"])
-        assert group["n"] + len(group["unfinished"]) == 2
+    of = {(group["recipe"], group["model"]): group for group in found["groups"]}
+    assert of.keys() == {("low", MODELS[0]), ("low", MODELS[1]), ("high", MODELS[0])}
+    for (recipe, _), group in of.items():
+        assert (group["n"], group["unfinished"]) == ((2, []) if recipe == "low" else (0, [finished_sweep.failed]))
         for run in group["runs"]:
             preempted = run["run_id"] == finished_sweep.preempted
             assert (run["attempts"], run["preemptions"]) == ((2, 1) if preempted else (1, 0))
@@ -91,7 +91,7 @@ def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: 
     published = json.loads((by_itself / "collect.json").read_text())["unfinished"]
     assert [(run["run_id"], run["state"]) for run in published] == [(finished_sweep.failed, "failed")]
     after = rsb.json("collect", one, "--format", "json")
-    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 8
+    assert after["unfinished"] == [] and sum(group["n"] for group in after["groups"]) == 5
     rsb.run("report", one, "-o", "report.html")
     page = (rsb.cwd / "report.html").read_text()
     assert all(member["run_id"] in page for member in finished_sweep.sent["runs"])

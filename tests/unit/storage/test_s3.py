@@ -9,9 +9,12 @@ import pytest
 from tests.command import ROOT
 
 PROGRAM = """
-import sys
+import os, sys
 from rsb_cluster.errors import RsbError
+from rsb_cluster.storage import store
 from rsb_cluster.storage.store import Store
+if "ATTEMPTS" in os.environ:
+    store.S3_CLIENT["retries"] = {"total_max_attempts": int(os.environ["ATTEMPTS"])}
 for action in sys.argv[2:]:
     try:
         result = getattr(Store(sys.argv[1]), action)(*{"write_bytes": ("f", b""), "read_bytes": ("f",)}.get(action, ()))
@@ -64,6 +67,7 @@ def test_no_credentials_are_named(s3, s3_bucket):
 
 @pytest.mark.s3
 def test_a_server_that_does_not_answer_is_named(s3):
-    (said,) = s3_script(s3.env | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "s3://b/x", "read_bytes")
+    env = s3.env | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "ATTEMPTS": "2"}
+    (said,) = s3_script(env, "s3://b/x", "read_bytes")
     assert "StorageError cannot use s3://b/x/f: Could not connect" in said
     assert said.endswith("Check AWS_ENDPOINT_URL, the credentials and the network.")

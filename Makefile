@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit cloud-evidence clean
+.PHONY: demo test lint unit cloud-evidence constraints clean
 
 # A real run with no cluster, no S3 and no GPU: scikit-learn's digits on two processes, then the table.
 demo: $(VENV)/installed
@@ -35,6 +35,14 @@ cloud-evidence: $(VENV)/installed-test
 	bash tests/cloud/setup.sh $(CLOUD_LAB)
 	$(CLOUD_LAB)/venv/bin/python -m pytest -m long tests/cloud -s
 
+# The versions that all tests have passed with, for 'make demo' and 'make test' and for 'pip install -c'; renew them after
+# a 'make test' of newer ones (rm -rf .venv; make test CONSTRAINTS=) has passed.
+CONSTRAINTS ?= --constraints constraints.txt
+constraints: $(VENV)/installed-test
+	{ echo "# Versions with which all tests have passed; 'make constraints' writes this file."; \
+	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -vE '^(pip|uv|setuptools)=='; } >$@.txt.new
+	mv $@.txt.new $@.txt
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
 
@@ -43,10 +51,10 @@ $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
 
-$(VENV)/installed: $(VENV)/bin/uv pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable .
+$(VENV)/installed: $(VENV)/bin/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) --editable .
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable . --group test
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) --editable . --group test
 	@touch $@

@@ -1,1 +1,1 @@
-"""What runs on the nodes of a cloud run, and the spec that tells them what to do."""
+"""What runs on the nodes of a job around training: tasks, ranks, stop signals, interruption notices, exit codes."""

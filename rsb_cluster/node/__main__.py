@@ -1,8 +1,8 @@
-"""What SkyPilot runs on each node of a cloud run: starts a rank per GPU, and speaks for them to the engine.
+"""The program that SkyPilot runs on each node of a cloud run: starts one rank per GPU and reports their exit code.
 
-Its exit code is 0 where the run is finished, 75 where it is to be started again (state is saved, or a peer was lost),
-and 76 where this start did not become an attempt, which the engine allows a few times only; anything else is an end
-that another start would not mend. What the ranks log is its own output, so ``sky jobs logs`` has it.
+The exit code is 0 if the run has finished, 75 if the job must be restarted (its state is saved, or a peer was lost),
+and 76 if this start did not become an attempt, which SkyPilot retries only a few times. Any other code is a permanent
+failure. The ranks log to the output of this process, so ``sky jobs logs`` shows their logs.
 """
 
 from __future__ import annotations
@@ -30,31 +30,30 @@ from rsb_cluster.storage.store import Store
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
-# What a node passes on to its ranks.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def main(environment: Mapping[str, str]) -> int:
-    """Run this node's ranks to their end, and return the exit code."""
+    """Run the ranks of this node until they exit, and return the exit code."""
     try:
         spec = _read_spec(environment)
         job = read_record(Job, spec.job, "the submitted job")
-        shared = _environment_of_ranks(environment, spec, job)
+        shared = _rank_environment(environment, spec, job)
     except RsbError as error:
         sys.stderr.write(f"error: {error}\n")
-        is_passing = isinstance(error, StorageError) and not isinstance(error, AccessError | MissingError)
-        return EXIT_NO_ATTEMPT if is_passing else EXIT_FAILED
-    first = int(environment["SKYPILOT_NODE_RANK"]) * job.ranks_per_node
+        is_transient = isinstance(error, StorageError) and not isinstance(error, AccessError | MissingError)
+        return EXIT_NO_ATTEMPT if is_transient else EXIT_FAILED
+    first_rank = int(environment["SKYPILOT_NODE_RANK"]) * job.ranks_per_node
     task = json.dumps({"run_url": spec.run_url, "run_id": spec.run_id, "job": spec.job}).encode()
     ranks: list[subprocess.Popen[bytes]] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         processes.send_signal(ranks, number)
 
-    for number in _SIGNALS:
-        signal.signal(number, pass_on)
+    for number in _FORWARDED_SIGNALS:
+        signal.signal(number, forward)
     for local_rank in range(job.ranks_per_node):
-        numbers = {"RSB_RANK": str(first + local_rank), "RSB_LOCAL_RANK": str(local_rank)}
+        numbers = {"RSB_RANK": str(first_rank + local_rank), "RSB_LOCAL_RANK": str(local_rank)}
         command = [sys.executable, "-u", "-m", "rsb_cluster.node.rank"]
         ranks.append(subprocess.Popen(command, env=shared | numbers, stdin=subprocess.PIPE))
     for rank in ranks:
@@ -62,7 +61,7 @@ def main(environment: Mapping[str, str]) -> int:
         with contextlib.suppress(BrokenPipeError), rank.stdin:
             rank.stdin.write(task)
     code = combine_exit_codes(processes.wait_for_all(ranks))
-    return EXIT_NO_ATTEMPT if code == EXIT_RESTART and not _was_claimed(spec, shared) else code
+    return EXIT_NO_ATTEMPT if code == EXIT_RESTART and not _became_attempt(spec, shared) else code
 
 
 def _read_spec(environment: Mapping[str, str]) -> NodeSpec:
@@ -74,59 +73,59 @@ def _read_spec(environment: Mapping[str, str]) -> NodeSpec:
     return decode(Store(folder).read_bytes(name), url, sha256)
 
 
-def _was_claimed(spec: NodeSpec, shared: Mapping[str, str]) -> bool:
-    """Whether this start has become an attempt, as far as the run's folder can be read."""
+def _became_attempt(spec: NodeSpec, shared: Mapping[str, str]) -> bool:
+    """Whether this start has become an attempt; False if the run's folder cannot be read."""
     try:
-        return _attempts_so_far(spec) > int(shared["RSB_LOCAL_RESTART"])
+        return _last_attempt(spec) > int(shared["RSB_LOCAL_RESTART"])
     except StorageError:
         return False
 
 
-def _attempts_so_far(spec: NodeSpec) -> int:
+def _last_attempt(spec: NodeSpec) -> int:
     """Return the number of the run's last attempt, 0 before the first."""
     return next(reversed(Run(Store(spec.run_url), spec.run_id).attempt_numbers()), 0)
 
 
-def _environment_of_ranks(environment: Mapping[str, str], spec: NodeSpec, job: Job) -> dict[str, str]:
-    """Return what all ranks of this node find in their environment.
+def _rank_environment(environment: Mapping[str, str], spec: NodeSpec, job: Job) -> dict[str, str]:
+    """Return the environment variables that all ranks of this node share.
 
-    The engine does not say how often it has started the run. The number of the last attempt does: a new one is claimed
-    only when all ranks have met, so every node of one start reads the same.
+    SkyPilot does not say how often it has started the run, so the number of the last attempt stands for that: a new
+    attempt is claimed only after the rendezvous of all ranks, so every node of one start reads the same number.
     """
     nodes = environment["SKYPILOT_NODE_IPS"].split()
-    # The private one, as the engine has it; a node that is alone talks to nobody.
+    # SkyPilot lists private addresses; the ranks of a single node use the loopback.
     address = nodes[int(environment["SKYPILOT_NODE_RANK"])] if len(nodes) > 1 else "127.0.0.1"
-    interface = _interface_of(address)
-    # Of SkyPilot's own cluster, where that is a Slurm: the ranks are not its tasks.
-    ours = {key: value for key, value in environment.items() if not key.startswith("SLURM_")}
+    interface = _find_interface(address)
+    # Where SkyPilot's own cluster is a Slurm, its variables describe its task and not these ranks.
+    inherited = {key: value for key, value in environment.items() if not key.startswith("SLURM_")}
     return {
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": interface,
-        **ours,
+        **inherited,
         "SUBMITIT_EXECUTOR": "sky",
         "RSB_JOB_ID": spec.submission_id,
         "RSB_WORLD_SIZE": str(len(nodes) * job.ranks_per_node),
-        "RSB_LOCAL_RESTART": str(_attempts_so_far(spec)),
+        "RSB_LOCAL_RESTART": str(_last_attempt(spec)),
         "RSB_ADDRESS": address,
         COPY_LOGS: "1",
     }
 
 
-def _interface_of(address: str) -> str:
-    """Return the network interface that has an IPv4 address.
+def _find_interface(address: str) -> str:
+    """Return the name of the network interface that has an IPv4 address.
 
     Raises:
-        ConfigError: None of this machine has it.
+        ConfigError: No interface of this machine has the address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has no address
+            except OSError:  # the interface has no address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
-    raise ConfigError(f"no network interface of this machine has the address {address} that SkyPilot gave it.")
+    raise ConfigError(f"no network interface of this node has the address {address}, which SkyPilot assigned to it.")
 
 
 if __name__ == "__main__":

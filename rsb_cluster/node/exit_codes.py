@@ -1,33 +1,33 @@
-"""The exit codes by which a rank speaks to whoever started it, and the files by which a local job's queue is kept."""
+"""The exit codes of ranks and nodes, and the files that mark the state of a local job in its queue."""
 
 from collections.abc import Sequence
 
-# sysexits.h's EX_TEMPFAIL: state is saved, or a peer was lost; start this job again.
+# sysexits.h's EX_TEMPFAIL: the state is saved, or a peer was lost; restart the job.
 EXIT_RESTART = 75
-# A failure that another attempt would repeat. It is above EXIT_AGAIN because srun reports the highest code of all
-# tasks, and the peers of a failed rank end with EXIT_AGAIN.
+# A permanent failure. It is above EXIT_RESTART because srun reports the highest code of all tasks, and the peers of a
+# failed rank exit with EXIT_RESTART.
 EXIT_FAILED = 100
-# Stopped by the user: saved, not to be started again.
+# Stopped by the user: the state is saved, and the job must not be restarted.
 EXIT_STOPPED = 130
-# In a cloud, as EXIT_AGAIN where no attempt was made of this start: SkyPilot starts the job again after EXIT_AGAIN as
-# often as it comes, and after any other code so often as cloud.max_restarts says.
+# In a cloud, EXIT_RESTART of a start that did not become an attempt. SkyPilot restarts a job after EXIT_RESTART without
+# a limit, and after any other code at most cloud.max_restarts times.
 EXIT_NO_ATTEMPT = 76
 
-# A file of this name in a local job's folder takes it out of the queue.
+# A file of this name in a local job's folder takes the job out of the queue.
 CANCELLED = "cancelled"
-# Stands in a local job's folder while its turn lasts.
+# A file of this name is in a local job's folder while the job runs.
 RUNNING = "running"
 
 
 def should_restart(code: int) -> bool:
-    """Whether a job whose worst exit code this is should be started again.
+    """Whether to restart a job whose highest exit code is ``code``.
 
-    A rank that was killed (negative, or above 128 in a shell) says nothing of the run; the next attempt counts crashes
-    and ends the run where there is no progress.
+    The exit code of a killed rank (negative, or above 128 in a shell) says nothing about the run: the next attempt
+    counts crashes, and ends the run if there is no progress.
     """
     return code == EXIT_RESTART or code < 0 or (code > 128 and code != EXIT_STOPPED)
 
 
 def combine_exit_codes(codes: Sequence[int]) -> int:
-    """Return the code that ranks stand for together: 0, EXIT_AGAIN, or the highest of those that end a job."""
+    """Return the exit code of all ranks together: 0, EXIT_RESTART, or the highest code that ends a job."""
     return max((code for code in codes if code and not should_restart(code)), default=EXIT_RESTART if any(codes) else 0)

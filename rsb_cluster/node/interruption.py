@@ -1,13 +1,12 @@
-"""Interruption notices: how a cloud tells a preemptible machine that it will take it back.
+"""Interruption notices: how a cloud announces to a preemptible machine that it will reclaim it.
 
-Each cloud says so in the metadata that only the machine itself can read, at one link-local address. What was published:
+Each cloud publishes its notice in the instance metadata, which only the machine itself can read, at a link-local
+address. The clouds document:
 
 - AWS, EC2 user guide, "Spot Instance interruption notices": two minutes ahead, on a best-effort basis; IMDSv2 needs a
   token; 404 until there is a notice.
-- Google Cloud, Compute Engine, "Spot VMs": 30 seconds between the notice and the end.
-- Azure, "Scheduled Events for Linux VMs": 30 seconds at least; a machine sees the events of its whole scale set.
-
-Standard library only: this runs beside training, and on machines where little else does.
+- Google Cloud, Compute Engine, "Spot VMs": 30 seconds ahead.
+- Azure, "Scheduled Events for Linux VMs": at least 30 seconds ahead; a machine sees the events of its whole scale set.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 METADATA_URL = "http://169.254.169.254"
-# A test's own metadata service.
+# Overrides the address, for tests.
 METADATA_ENV = "RSB_METADATA_URL"
-ANSWER_S = 2.0
-# A notice whose time is over for so long did not come true: the machine was stopped and started again, or spared.
+TIMEOUT_S = 2.0
+# A notice whose deadline passed this long ago is stale: the machine was stopped and restarted, or never reclaimed.
 STALE_S = 300.0
 
-# Metadata must not go through a proxy, whatever the environment says.
+# Metadata requests must not go through a proxy, whatever the environment says.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
 class Notice:
-    """The word of a cloud that it will take this machine back.
+    """A cloud's announcement that it will reclaim this machine.
 
     Attributes:
-        source: Which cloud.
-        deadline: When the machine goes, Unix time.
-        text: What the cloud said.
+        source: Name of the cloud.
+        deadline: When the machine is reclaimed, Unix time.
+        text: The cloud's answer, verbatim.
     """
 
     source: str
@@ -51,14 +50,14 @@ class Notice:
 
 
 class NoticeSource(ABC):
-    """Where one cloud announces it.
+    """The metadata service of one cloud.
 
     Args:
-        url: Base of the metadata service; empty: the clouds' own address.
+        url: Base URL of the metadata service; empty: the clouds' own address.
     """
 
     name: ClassVar[str]
-    # The least that the cloud leaves from the notice to the end, where the notice does not say it.
+    # The cloud's minimum time between notice and reclaim, used if the notice has no deadline.
     lead_s: ClassVar[float]
 
     def __init__(self, url: str = "") -> None:
@@ -66,26 +65,26 @@ class NoticeSource(ABC):
 
     @abstractmethod
     def is_here(self) -> bool:
-        """Whether this machine is that cloud's."""
+        """Whether this machine belongs to the cloud."""
 
     @abstractmethod
-    def _ask(self) -> str:
-        """Return what the cloud says now; empty where it says nothing."""
+    def _query(self) -> str:
+        """Return the service's current answer; empty if there is none."""
 
     @abstractmethod
     def _parse(self, text: str) -> float | None:
-        """Return when the machine goes; 0 where that is not said, None where nothing is announced.
+        """Return the deadline of the notice in an answer; 0 if the notice has no deadline, None if there is no notice.
 
         Raises:
-            ValueError: It is not what this cloud says.
+            ValueError: The answer is not in this cloud's format.
         """
 
     def poll(self) -> Notice | None:
-        """Return the notice for this machine, if there is one now; no answer, or one that makes no sense, is none."""
-        return self.read(self._ask())
+        """Return the current notice for this machine; None if the service does not answer, or not in its format."""
+        return self.read(self._query())
 
     def read(self, text: str) -> Notice | None:
-        """Return the notice in what the cloud said, if it is one for this machine and still to come true."""
+        """Return the notice in an answer; None if it has none for this machine, or a stale one."""
         try:
             deadline = self._parse(text)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -95,10 +94,10 @@ class NoticeSource(ABC):
         return Notice(self.name, deadline or time.time() + self.lead_s, text)
 
     def _get(self, path: str, headers: Mapping[str, str], method: str = "GET") -> str:
-        """Ask the metadata service; empty where it does not answer, or has nothing at that path."""
+        """Return the metadata at a path; empty if the service does not answer, or has nothing there."""
         request = urllib.request.Request(self._url + path, headers=dict(headers), method=method)
         try:
-            with _OPENER.open(request, timeout=ANSWER_S) as answer:
+            with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
                 content: bytes = answer.read(1 << 20)
         except (OSError, http.client.HTTPException):
             return ""
@@ -112,22 +111,22 @@ class Aws(NoticeSource):
     lead_s = 120.0
 
     def is_here(self) -> bool:
-        """Whether it gives a token."""
+        """Whether the service issues a token."""
         return bool(self._token())
 
     def _token(self) -> str:
         return self._get("/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
 
-    def _ask(self) -> str:
+    def _query(self) -> str:
         token = self._token()
         path = "/latest/meta-data/spot/instance-action"
         return self._get(path, {"X-aws-ec2-metadata-token": token}) if token else ""
 
     def _parse(self, text: str) -> float | None:
-        said = json.loads(text)
-        if said["action"] not in ("terminate", "stop", "hibernate"):
+        notice = json.loads(text)
+        if notice["action"] not in ("terminate", "stop", "hibernate"):
             return None
-        return _of_iso(said["time"]) if "time" in said else 0.0
+        return _parse_iso_time(notice["time"]) if "time" in notice else 0.0
 
 
 class Gcp(NoticeSource):
@@ -137,10 +136,10 @@ class Gcp(NoticeSource):
     lead_s = 30.0
 
     def is_here(self) -> bool:
-        """Whether it knows the question."""
-        return self._ask().strip() in ("TRUE", "FALSE")
+        """Whether the service knows the ``preempted`` key."""
+        return self._query().strip() in ("TRUE", "FALSE")
 
-    def _ask(self) -> str:
+    def _query(self) -> str:
         return self._get("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
 
     def _parse(self, text: str) -> float | None:
@@ -148,7 +147,7 @@ class Gcp(NoticeSource):
 
 
 class Azure(NoticeSource):
-    """Azure's scheduled events. The first question switches them on, which may take minutes."""
+    """Azure's scheduled events. The first query enables them, which may take minutes."""
 
     name = "azure"
     lead_s = 30.0
@@ -158,7 +157,7 @@ class Azure(NoticeSource):
         self._machine = ""
 
     def is_here(self) -> bool:
-        """Whether it tells the machine's name."""
+        """Whether the service returns the machine's name."""
         return bool(self._name())
 
     def _name(self) -> str:
@@ -167,15 +166,15 @@ class Azure(NoticeSource):
             self._machine = self._get(path, {"Metadata": "true"}).strip()
         return self._machine
 
-    def _ask(self) -> str:
+    def _query(self) -> str:
         return self._get("/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"})
 
     def _parse(self, text: str) -> float | None:
-        """Look for this machine among those of all events."""
+        """Return the deadline of this machine's event among those of its scale set."""
         name = self._name()
         for event in json.loads(text)["Events"]:
             if event["EventType"] == "Preempt" and name in event["Resources"]:
-                return _of_http(event.get("NotBefore") or "")
+                return _parse_http_date(event.get("NotBefore") or "")
         return None
 
 
@@ -183,25 +182,25 @@ SOURCES: dict[str, type[NoticeSource]] = {source.name: source for source in (Aws
 
 
 def find_source(name: str, url: str = "") -> NoticeSource | None:
-    """Return the source of notices of this machine.
+    """Return the notice source of this machine.
 
     Args:
-        name: ``aws``, ``gcp`` or ``azure``; ``auto``: whichever of them it is.
-        url: Base of the metadata service; empty: the clouds' own address.
+        name: ``aws``, ``gcp`` or ``azure``; ``auto``: the first of them whose metadata service answers.
+        url: Base URL of the metadata service; empty: the clouds' own address.
 
     Returns:
-        None where the machine is not that cloud's, as far as its metadata service says.
+        None if no such metadata service answers.
     """
     kinds = SOURCES.values() if name == "auto" else [SOURCES[name]]
     return next((source for kind in kinds if (source := kind(url)).is_here()), None)
 
 
-def _of_iso(text: Any) -> float:
+def _parse_iso_time(text: Any) -> float:
     """Return the Unix time of ``2026-09-18T08:22:00Z``."""
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _of_http(text: str) -> float:
-    """Return the Unix time of ``Mon, 19 Sep 2026 18:29:47 GMT``; 0 of an empty text: it has begun."""
+def _parse_http_date(text: str) -> float:
+    """Return the Unix time of ``Mon, 19 Sep 2026 18:29:47 GMT``; 0 if the text is empty: the event has begun."""
     return email.utils.parsedate_to_datetime(text).timestamp() if text else 0.0

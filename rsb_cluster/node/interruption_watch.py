@@ -1,11 +1,11 @@
-"""Watches for the cloud's word that it takes this machine back, on one rank of each node.
+"""Watches for the cloud's interruption notice, on one rank of each node.
 
-It is a thread of the rank and not a process of the node: so it is the same on Slurm, where srun starts the ranks, as in
-a cloud, where our own node process does. The rank's stop flag is all that it needs, and travels to the other ranks in
-the collective that every step has. No rank stops because of a file, so no notice of an earlier attempt,
-and nothing that a doomed machine still writes, can stop a later one.
+The watch is a thread of the rank and not a process of the node, so it works on Slurm, where srun starts the ranks, as
+well as in a cloud, where our node process does. It only sets the rank's stop flag, which reaches the other ranks in the
+collective of every step. No rank stops because of a file, so neither a notice of an earlier attempt nor anything that a
+reclaimed machine still writes can stop a later attempt.
 
-An attempt that starts on a machine that is announced to go (the scheduler may know nothing of it) stops after one step.
+An attempt that starts on a machine with a pending notice (the scheduler may not know of it) stops after one step.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from rsb_cluster.node.stopping import StopFlag
 
 log = logging.getLogger(__name__)
 
-# Amazon advises five seconds; of Google's thirty that would be much.
+# Amazon recommends five seconds; that is too long for Google's notices of 30 seconds.
 POLL_S = 2.0
-# The metadata service of a machine that has just started may not answer at once.
+# The metadata service of a machine that has just booted may not answer at once.
 TRIES = 5
 
 
 class NoticeWatch(threading.Thread):
-    """Asks the metadata service until there is a notice.
+    """Polls the metadata service until there is a notice.
 
     Args:
-        source: ``job.notice``: which cloud, or ``auto``.
-        flag: Is set by a notice.
-        on_notice: Called with it afterwards, on this thread.
+        source: ``job.notice``: the cloud, or ``auto``.
+        flag: The stop flag that a notice sets.
+        on_notice: Called with the notice after the flag is set, on this thread.
     """
 
     def __init__(self, source: str, flag: StopFlag, on_notice: Callable[[Notice], None]) -> None:
@@ -41,11 +41,11 @@ class NoticeWatch(threading.Thread):
         self._name, self._flag, self._on_notice = source, flag, on_notice
 
     def run(self) -> None:
-        """Watch until there is a notice, or it is clear that there can be none."""
+        """Poll until there is a notice; return at once if no metadata service answers."""
         source = self._find()
         if source is None:
             log.warning(
-                "job.notice = %s: no metadata service of that kind answers; a preemption will come unannounced",
+                "job.notice = %s: no such metadata service answers, so preemptions will come without notice",
                 self._name,
             )
             return
@@ -53,7 +53,7 @@ class NoticeWatch(threading.Thread):
         while (notice := source.poll()) is None:
             time.sleep(POLL_S)
         left_s = notice.deadline - time.time()
-        log.warning("%s takes this machine back in %.0f s: %s", notice.source, left_s, notice.text.strip())
+        log.warning("%s reclaims this machine in %.0f s: %s", notice.source, left_s, notice.text.strip())
         self._flag.reclaim(left_s)
         self._on_notice(notice)
 

@@ -1,6 +1,6 @@
-"""The process that keeps a local run going: submitit's controller, which also starts the ranks again.
+"""The controller process of a local job: submitit's controller, which also restarts the ranks.
 
-submitit's own gives up after six restarts and waits for ever when one rank dies; a scheduler does neither.
+submitit's own controller gives up after six restarts and hangs when one rank dies; a scheduler does neither.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from rsb_cluster.node.processes import Process
 
 
 class RestartingController(Controller):
-    """Starts the ranks, passes signals on to them, and starts them again after a preemption or a lost rank."""
+    """Starts the ranks, forwards signals to them, and restarts them after a preemption or a lost rank."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.pid = str(Process.of(os.getpid()))  # the job's id for the base class: in the names of files, and for ranks
+        self.pid = str(Process.of(os.getpid()))  # the base class uses it as the job's id, in file names and for ranks
         self.command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
-        # SIGTERM is passed on by the base class.
-        signal.signal(signal.SIGUSR2, self._pass_on)
+        # The base class forwards SIGTERM.
+        signal.signal(signal.SIGUSR2, self._forward)
         signal.signal(signal.SIGINT, self._stop)
         self._stopped = False
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward(self, number: int, frame: FrameType | None) -> None:
         self._forward_signal(signal.Signals(number))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Pass Ctrl-C on; the second time kill, as a user who presses it twice wants an end now."""
+        """Forward Ctrl-C; kill the ranks at the second one, as a user who presses it twice does not want to wait."""
         self._forward_signal(signal.SIGKILL if self._stopped else signal.SIGINT)
         self._stopped = True
 
     def wait(self, freq: int = 24) -> list[int]:
-        """Wait for all ranks to end."""
+        """Wait for all ranks to exit."""
         return processes.wait_for_all(self.tasks)
 
     def run(self, max_retry: int = 0) -> None:
-        """Run the job to its end."""
+        """Run the job until it ends."""
         restart = failed = 0
         while not self._stopped:
             os.environ["RSB_LOCAL_RESTART"] = str(restart)
@@ -53,8 +53,8 @@ class RestartingController(Controller):
                 code = combine_exit_codes(self.wait())
             finally:
                 self.kill_tasks()
-            if code and not starts.is_noted(self.folder, self.pid, starts.CLAIMED, restart):
-                failed += 1  # kept here, as the folder may be what is broken
+            if code and not starts.is_recorded(self.folder, self.pid, starts.CLAIMED, restart):
+                failed += 1  # counted in memory, as the folder may be what is broken
                 starts.list_failed(self.folder, self.pid, restart, code)
             else:
                 failed = 0
@@ -65,14 +65,14 @@ class RestartingController(Controller):
             restart += 1
 
     def _sleep(self, seconds: float) -> None:
-        """Wait, unless the user ends it."""
+        """Sleep until the user stops the job."""
         deadline = time.monotonic() + seconds
         while not self._stopped and time.monotonic() < deadline:
             time.sleep(0.1)
 
 
 def main(folders: list[str]) -> None:
-    """Run the jobs of some folders one after the other, as this machine has no queue."""
+    """Run the jobs of some folders one after the other: the queue of a machine that has no scheduler."""
     for folder in map(Path, folders):
         if not (folder / CANCELLED).exists():
             (folder / RUNNING).touch()

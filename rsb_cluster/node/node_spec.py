@@ -1,7 +1,7 @@
-"""The spec of a cloud run: all that its nodes are told. Plain JSON, so nothing that travels is ever unpickled.
+"""The spec of a cloud run: the nodes' instructions. It is plain JSON, so nodes unpickle nothing.
 
-It lies in the run's own folder at ``submissions/<submission id>/spec.json``. A node gets its URL and its SHA-256 with
-the engine's task, and believes nothing before the digest is right.
+The spec is in the run's own folder at ``submissions/<submission id>/spec.json``. A node gets its URL and its SHA-256 in
+SkyPilot's task, and checks the digest before it uses the spec.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pydantic import Field
 from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.errors import ConfigError
 
-# Environment variables of the engine's task.
+# Environment variables of SkyPilot's task.
 SPEC_URL = "RSB_SPEC"
 SPEC_SHA256 = "RSB_SPEC_SHA256"
-# Set for ranks whose logs nobody else keeps: they copy them into the run's folder as they grow.
+# Set for ranks that must copy their growing logs into the run's folder, as the nodes share no file system.
 COPY_LOGS = "RSB_COPY_LOGS"
 
 
 class Wheel(Section):
-    """This package as it was when the run was submitted, in the run's own folder."""
+    """The wheel of this package from the time of the submission, in the run's own folder."""
 
     url: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class NodeSpec(Section):
-    """What a submission's nodes do."""
+    """The instructions for the nodes of a submission."""
 
     format: Literal[1] = 1
     submission_id: str = Field(description="ours, made before the engine knew of the run")
@@ -44,7 +44,7 @@ class NodeSpec(Section):
 
     @property
     def path(self) -> str:
-        """Where the spec lies in the run's folder."""
+        """The path of the spec in the run's folder."""
         return f"{folder_of(self.submission_id)}/spec.json"
 
     def encode(self) -> bytes:
@@ -63,25 +63,25 @@ def digest(content: bytes) -> str:
 
 
 def decode(content: bytes, url: str, sha256: str) -> NodeSpec:
-    """Return the spec that lay at a URL, or refuse it.
+    """Verify the content of a spec file, and return the spec.
 
     Args:
         content: The file's content.
-        url: Where it lay.
-        sha256: The digest that the engine's task names.
+        url: The file's URL.
+        sha256: The digest in SkyPilot's task.
 
     Raises:
-        ConfigError: It is not the file that was submitted, or this is not the Python that it is for.
+        ConfigError: The file is not the one that was submitted, or is for another version of Python.
     """
     if digest(content) != sha256:
         raise ConfigError(f"{url} is not what was submitted (its SHA-256 is not {sha256}). Submit the run again.")
     spec = read_record(NodeSpec, json.loads(content), url)
-    for inside in (url, spec.code.url):
-        if not inside.startswith(spec.run_url + "/") or ".." in inside.split("/"):
-            raise ConfigError(f"{inside} is not below the run's own folder {spec.run_url}; nothing else is executed.")
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if here != spec.python:
+    for location in (url, spec.code.url):
+        if not location.startswith(spec.run_url + "/") or ".." in location.split("/"):
+            raise ConfigError(f"{location} is not below the run's own folder {spec.run_url}, so it is not executed.")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version != spec.python:
         raise ConfigError(
-            f"this node has Python {here}, the run was submitted with {spec.python}. Mend the job's image."
+            f"this node has Python {version}, the run was submitted with {spec.python}. Fix the job's image."
         )
     return spec

@@ -1,6 +1,6 @@
-"""Processes of a machine: by names that no other has, and the ranks that one has started.
+"""Processes: unique names for them, and waiting for the ranks that this process has started.
 
-A PID alone comes again, after a while or on another host.
+A PID alone is not unique: the kernel reuses it, and other hosts have the same.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 
 BOOT_DIGITS = 8
 
-# How long the other ranks may take to end by themselves after one has died, in seconds.
-PATIENCE_S = 30.0
-_LOOK_S = 0.05
+# How long the other ranks may take to exit by themselves after one has died, in seconds.
+EXIT_TIMEOUT_S = 30.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of some machine. As text it may be part of a file's name, and holds no ``_``.
+    """A process of some host. Its text form is safe in file names, and has no ``_``.
 
     Attributes:
-        host: The machine's name, for people.
-        pid: The process's number there.
-        start: When it was started, in clock ticks since the machine was.
-        boot: First digits of the id that the kernel gave itself at that start of the machine.
+        host: Name of the host.
+        pid: The PID there.
+        start: Start time of the process, in clock ticks since boot.
+        boot: First digits of the kernel's boot id.
     """
 
     host: str
@@ -43,22 +43,22 @@ class Process:
 
     @staticmethod
     def of(pid: int) -> Process:
-        """Return a process of this machine.
+        """Return the process of this host that has a PID.
 
         Raises:
-            OSError: There is none of that number.
+            OSError: No process has it.
         """
         return Process(_host(), pid, _stat(pid)[1], _boot())
 
     @staticmethod
     def parse(text: str) -> Process | None:
-        """Return the process that a text names; None where it names none."""
+        """Return the process that a text names; None if it is not the text form of a process."""
         match = re.fullmatch(rf"(.+)-(\d+)-(\d+)-([0-9a-f]{{{BOOT_DIGITS}}})", text)
         return Process(match[1], int(match[2]), int(match[3]), match[4]) if match else None
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs, on this machine; one that has ended and was not waited for does not."""
+        """Whether the process runs on this host; a zombie does not."""
         try:
             state, start = _stat(self.pid)
         except OSError:
@@ -67,33 +67,36 @@ class Process:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it is, or was, one of another machine, of which nothing is known here.
+        """Whether the process is, or was, on another host, so that its state cannot be found here.
 
-        A container is a machine of its own: it has the kernel of its host, but neither its name nor its processes.
+        A container counts as a host of its own: it shares its host's kernel, but neither its name nor its processes.
         """
         return self.host != _host() and not self.is_alive
 
 
 def send_signal(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    """Send a signal to all ranks that are still there."""
+    """Send a signal to all ranks that still run."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
             rank.send_signal(number)
 
 
 def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Wait for all ranks to end, and return their exit codes; those that outlive a dead one for too long are killed."""
-    limit = None
+    """Wait for all ranks to exit, and return their exit codes.
+
+    Once a rank has died, the others are killed if they do not exit within ``EXIT_TIMEOUT_S``.
+    """
+    deadline = None
     while True:
         codes = [rank.poll() for rank in ranks]
         if all(code is not None for code in codes):
             return [code for code in codes if code is not None]
-        if limit is None and any(codes):
-            limit = time.monotonic() + PATIENCE_S
-            send_signal(ranks, signal.SIGCONT)  # one that is stopped cannot end
-        if limit is not None and time.monotonic() > limit:
+        if deadline is None and any(codes):
+            deadline = time.monotonic() + EXIT_TIMEOUT_S
+            send_signal(ranks, signal.SIGCONT)  # a stopped process cannot exit
+        if deadline is not None and time.monotonic() > deadline:
             send_signal(ranks, signal.SIGKILL)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _host() -> str:
@@ -101,7 +104,7 @@ def _host() -> str:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """Return the state and the start of a process; its name, which comes before, may hold blanks and parentheses."""
+    """Return the state and the start time of a process. Its name, which comes first, may have blanks and brackets."""
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return fields[0], int(fields[19])
 

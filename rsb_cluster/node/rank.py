@@ -1,4 +1,4 @@
-"""One rank of a cloud run, as its node starts it. The task comes by standard input as plain JSON."""
+"""The program of one rank of a cloud run. It reads its task from standard input, as plain JSON."""
 
 import json
 import sys

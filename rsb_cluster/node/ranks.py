@@ -1,4 +1,4 @@
-"""Who a process is among the ranks of a job. The one place that reads it from the environment, and without torch."""
+"""The rank and world size of a process. Only this module reads them from the environment; it does not import torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is.
+    """The place of this process among the ranks of a job.
 
     Attributes:
-        rank: Number of this process in the run, from 0.
-        local_rank: Number of this process on its node.
+        rank: Global rank of this process.
+        local_rank: Rank of this process on its node.
         world_size: Processes that train.
         job_id: The scheduler's id of the job.
-        restart: How often the scheduler has started this job again.
-        held: Processes that the job has; more than train where they cannot share the work equally.
-        address: The address of this machine on which it may listen; empty: on all, as on a cluster's own network.
+        restart: How often the scheduler has restarted this job.
+        allocated: Processes of the job; more than ``world_size`` if they cannot share the virtual ranks equally.
+        address: The address on which rank 0 may listen; empty: all addresses, as on a cluster's own network.
     """
 
     rank: int
@@ -25,12 +25,12 @@ class Ranks:
     world_size: int
     job_id: str
     restart: int
-    held: int
+    allocated: int
     address: str = ""
 
     @staticmethod
     def from_environment() -> Ranks:
-        """Read what submitit and the scheduler say."""
+        """Read the variables of submitit and the scheduler."""
         import submitit
 
         env = submitit.JobEnvironment()
@@ -38,13 +38,13 @@ class Ranks:
         address = os.environ.get("RSB_ADDRESS", "")
         return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart), env.num_tasks, address)
 
-    def sharing(self, parts: int) -> Ranks:
-        """Return the same process in the largest world that shares so many parts equally; some may be spare."""
-        return replace(self, world_size=max(w for w in range(1, self.held + 1) if parts % w == 0))
+    def with_largest_world(self, virtual_ranks: int) -> Ranks:
+        """Return the same process in the largest world that shares the virtual ranks equally."""
+        return replace(self, world_size=max(w for w in range(1, self.allocated + 1) if virtual_ranks % w == 0))
 
     @property
-    def is_spare(self) -> bool:
-        """Whether there is nothing to do for this process in this attempt."""
+    def is_idle(self) -> bool:
+        """Whether this process has no part in the training of this attempt."""
         return self.rank >= self.world_size
 
     @property
@@ -53,6 +53,6 @@ class Ranks:
         return f"{self.job_id}-{self.restart}"
 
     @property
-    def card(self) -> str:
-        """The file in the run's folder where rank 0 says how it is reached."""
+    def rendezvous_file(self) -> str:
+        """The file in the run's folder with the address of rank 0."""
         return f"rendezvous/{self.attempt_key}.json"

@@ -1,4 +1,4 @@
-"""What travels to the nodes: a small picklable task."""
+"""The task of a rank, which submitit pickles for the nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsb_cluster.node.stopping import SIGNAL_SLACK_S, StopFlag
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
-# By its name and not by an import: a task is made where nothing may load torch, and a node knows nothing of training.
+# Imported by name, as the machine that submits must not load torch, and this folder must not depend on training.
 _WORKER = "rsb_cluster.train.worker"
 
 
@@ -28,7 +28,7 @@ class Task:
     Attributes:
         run_url: The run's folder.
         run_id: The run.
-        job: The job's fields, plain.
+        job: The job's fields, as JSON values.
     """
 
     run_url: str
@@ -36,25 +36,25 @@ class Task:
     job: dict[str, Any]
 
     def __call__(self) -> None:
-        """Train until the run is finished; any other end leaves the process with one of the codes in ``exit_codes``."""
-        # First of all: importing torch takes seconds, and submitit's own handlers would end the run for good.
+        """Train until the run is finished; otherwise exit the process with one of the codes in ``exit_codes``."""
+        # Before torch is imported, which takes seconds: submitit's own handlers would end the run.
         flag = StopFlag(limit_s=self.job["time_min"] * 60 - self.job["signal_delay_s"] - SIGNAL_SLACK_S)
         flag.install()
         try:
             importlib.import_module(_WORKER).work(self.run_url, self.run_id, self.job, flag)
-        except Exception as error:  # outside of an attempt, which ends with a code and nothing else
-            self._leave(error)
+        except Exception as error:  # before the attempt: an attempt itself raises nothing
+            self._exit(error)
 
-    def _leave(self, error: Exception) -> NoReturn:
-        """Say why this start became no attempt, and end as one that may be better elsewhere, or later.
+    def _exit(self, error: Exception) -> NoReturn:
+        """Report why this start failed, and exit with a code that says whether a restart may help.
 
-        Not by sys.exit, as threads may never end, nor by the error: a process that ends with code 1 is not started
-        again, and a host that cannot import torch would end a run of days.
+        Not by sys.exit, as threads may never end, nor by raising the error: a process that exits with code 1 is not
+        restarted, and a single host that cannot import torch would end the run.
         """
         traceback.print_exception(error)
-        is_for_good = isinstance(error, RsbError) and not isinstance(error, StorageError)
+        is_permanent = isinstance(error, RsbError) and not isinstance(error, StorageError)
         message = str(error) if isinstance(error, RsbError) else f"{type(error).__name__}: {error}"
         starts.report(Run(Store(self.run_url), self.run_id), Ranks.from_environment(), message)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_FAILED if is_for_good else EXIT_RESTART)
+        os._exit(EXIT_FAILED if is_permanent else EXIT_RESTART)

@@ -96,7 +96,7 @@ class ProcessGroup:
             master_listen_fd=listener_fd,
         )  # fmt: skip
         address = (private or _reachable_name(), store.port)
-        self._folder.write_json(self.ranks.card, {"host": address[0], "port": address[1]})
+        self._folder.write_json(self.ranks.rendezvous_file, {"host": address[0], "port": address[1]})
         store.set("attempt", self.ranks.attempt_key)
         return store, address
 
@@ -133,7 +133,7 @@ class ProcessGroup:
             self.store.add("left", 1)
             if self.rank == 0:
                 self._wait_for("left", 10.0)
-                if self.ranks.held > self.world_size:
+                if self.ranks.allocated > self.world_size:
                     time.sleep(3.0)  # the spare ones look once a second
 
     def _wait_for(self, counter: str, timeout_s: float) -> None:
@@ -147,7 +147,7 @@ class ProcessGroup:
             dist.destroy_process_group()
         if self.rank == 0:
             with contextlib.suppress(StorageError):
-                self._folder.delete(self.ranks.card)
+                self._folder.delete(self.ranks.rendezvous_file)
 
 
 def pick_device(local_rank: int, gpus: int | None) -> torch.device:
@@ -196,7 +196,7 @@ def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dis
     The address may be that of a killed attempt until rank 0 has written its own, where the engine counts no attempts.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    problem = f"no {folder.locate(ranks.card)}"
+    problem = f"no {folder.locate(ranks.rendezvous_file)}"
     while time.monotonic() < deadline:
         try:
             return _connect(ranks, folder, timeout)
@@ -211,7 +211,7 @@ def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dis
 
 
 def _connect(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
-    card = folder.read_json(ranks.card)
+    card = folder.read_json(ranks.rendezvous_file)
     address = (card["host"], card["port"])
     try:
         store = dist.TCPStore(*address, ranks.world_size, False, min(timeout, CONNECT))

@@ -11,12 +11,12 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from rsb_cluster.node.stopping import COUNTS
+from rsb_cluster.node.stopping import VECTOR_SIZE
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import ProcessGroup
 
 # stop flags; bad samples, seconds waited for data, bytes read; loss
-_HEADER = COUNTS + 4
+_HEADER = VECTOR_SIZE + 4
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ class Trainer:
             log.info("%s after step %d: saving", end, self.progress.step)
             budget = {"preempted": self.job.grace_s, "timed out": self.job.signal_delay_s}.get(end, 0)
             try:
-                self.saver.save_last(self.progress, self._states(), within_s=self.flag.left_s(budget))
+                self.saver.save_last(self.progress, self._states(), within_s=self.flag.save_time_s(budget))
                 self.saver.close()
             except SaveTooSlowError as error:
                 self.message = str(error)
@@ -298,7 +298,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         read, self._bytes_seen = self._reader.bytes_read - self._bytes_seen, self._reader.bytes_read
-        self.exchange.post(self.flag.counts(), RankReport(bad, waited, read), loss_sum / share)
+        self.exchange.post(self.flag.to_vector(), RankReport(bad, waited, read), loss_sum / share)
         if self.ema is not None:
             self.ema.update(self.model)
         self.progress.step += 1
@@ -342,7 +342,7 @@ class Trainer:
             self.progress.interval_steps += 1
             self.progress.interval_bytes += summary.bytes_read
             self._attempt_bytes += summary.bytes_read
-            cause = cause or self.flag.agreed(summary.flags)
+            cause = cause or self.flag.agree(summary.flags)
             if not math.isfinite(summary.loss):
                 raise DivergedError(
                     f"the loss became {summary.loss} near step {self.progress.step}; the last checkpoint is older. "
@@ -423,8 +423,8 @@ class Trainer:
 
     def _agree_now(self) -> Cause | None:
         self.watchdog.progress(self.progress.step, "evaluating")
-        counts = torch.tensor(self.flag.counts(), device=self.device)
-        return self.flag.agreed(self.group.sum_(counts).tolist())
+        counts = torch.tensor(self.flag.to_vector(), device=self.device)
+        return self.flag.agree(self.group.sum_(counts).tolist())
 
     def _log_train(self) -> None:
         p = self.progress

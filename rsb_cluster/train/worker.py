@@ -119,7 +119,7 @@ class _Attempt:
         if cause == "lost peer":
             cause = self._why_lost()
         if cause in ("failed", "stopped"):
-            starts.note(starts.ENDED, self._ranks)
+            starts.record(starts.ENDED, self._ranks)
         return cause
 
     def _try(self, action: Callable[..., object], *args: Any, **options: Any) -> None:
@@ -146,8 +146,8 @@ class _Attempt:
             log.info("this run has finished already; nothing to do")
             return "finished"
         lease.check_not_ended(self._run, self._ranks.job_id, self._ranks.restart)
-        self._ranks = self._ranks.sharing(spec.virtual_ranks)
-        if self._ranks.is_spare:
+        self._ranks = self._ranks.with_largest_world(spec.virtual_ranks)
+        if self._ranks.is_idle:
             log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
             ProcessGroup.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
             return "finished"
@@ -160,7 +160,7 @@ class _Attempt:
         )
         if group.rank == 0:
             self._lease = lease.acquire(self._run, self._draft(group))
-            starts.note(starts.CLAIMED, self._ranks)
+            starts.record(starts.CLAIMED, self._ranks)
         self._number = int(group.share("attempt number", str(self._lease.record.number) if self._lease else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
         log.info(
@@ -217,7 +217,7 @@ class _Attempt:
             restart=self._ranks.restart,
             world_size=group.world_size,
             hosts=tuple(dict.fromkeys(group.hosts)),
-            gpus=self._ranks.held if group.device.type == "cuda" else 0,
+            gpus=self._ranks.allocated if group.device.type == "cuda" else 0,
             started=time.time(),
             start_step=0,
         )

@@ -56,11 +56,11 @@ class StopAfter(StopFlag):
         super().__init__()
         self._left = times
 
-    def counts(self) -> list[float]:
+    def to_vector(self) -> list[float]:
         self._left -= 1
         if self._left == 0:
             self.cause = "preempted"
-        return super().counts()
+        return super().to_vector()
 
 
 class AtStep(StopFlag):
@@ -74,10 +74,10 @@ class AtStep(StopFlag):
         super().__init__()
         self._asked, self._actions = 0, actions
 
-    def counts(self) -> list[float]:
+    def to_vector(self) -> list[float]:
         self._asked += 1
         self._actions.get(self._asked, lambda: None)()
-        return super().counts()
+        return super().to_vector()
 
 
 def new_run(folder: str | Path, data: str | Path, *assignments: str, recipe: str = "digits") -> Run:
@@ -130,7 +130,7 @@ class Lab:
         """Start the run once, and return the cause that its rank ends with. `Killed` ends it as SIGKILL would."""
         torch.set_num_threads(1)  # as many as the job's cpus_per_task
         self._starts += 1
-        ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id=f"lab{self._job_id}", restart=self._starts, held=1)
+        ranks = Ranks(0, 0, world_size=1, job_id=f"lab{self._job_id}", restart=self._starts, allocated=1)
         with logging_to(self.store, ranks) as log_file:
             attempt = worker._Attempt(self.run, self.job, ranks, flag or StopFlag(), log_file)
             try:

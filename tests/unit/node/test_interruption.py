@@ -1,4 +1,4 @@
-"""What clouds say to a preemptible machine, asked of a stand-in for each cloud's metadata service."""
+"""Interruption notices, from a stand-in for each cloud's metadata service."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def announced(cloud: str, moment: float) -> str:
 
 @pytest.mark.parametrize("cloud", SOURCES)
 @pytest.mark.parametrize("asked", ["named", "auto"])
-def test_a_notice_is_seen_when_it_comes_and_says_when_the_machine_goes(
+def test_a_notice_is_found_with_its_deadline(
     cloud: str, asked: str, service: Callable[[str], Metadata], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody there
@@ -49,16 +49,16 @@ def test_a_notice_is_seen_when_it_comes_and_says_when_the_machine_goes(
     source = interruption.find_source(cloud if asked == "named" else "auto", metadata.url)
     assert source is not None and source.name == cloud
     assert source.poll() is None
-    goes = time.time() + (30 if cloud == "gcp" else 90)  # Google does not say, so it is the least that it leaves
-    metadata.announce(announced(cloud, goes))
+    deadline = time.time() + (30 if cloud == "gcp" else 90)  # Google's notice has none, so its minimum counts
+    metadata.announce(announced(cloud, deadline))
     notice = source.poll()
     assert notice is not None and notice.source == cloud
-    assert notice.deadline == pytest.approx(goes, abs=10)
-    assert notice.text == announced(cloud, goes)
+    assert notice.deadline == pytest.approx(deadline, abs=10)
+    assert notice.text == announced(cloud, deadline)
 
 
 @pytest.mark.parametrize("cloud", SOURCES)
-def test_a_machine_of_another_cloud_is_told_apart(cloud: str, service: Callable[[str], Metadata]) -> None:
+def test_a_machine_of_another_cloud_has_no_source(cloud: str, service: Callable[[str], Metadata]) -> None:
     url = service(cloud).url
     assert [name for name in SOURCES if interruption.find_source(name, url)] == [cloud]
 
@@ -97,7 +97,7 @@ def test_an_event_that_has_begun_leaves_the_least_time(service: Callable[[str], 
 
 @pytest.mark.parametrize("cloud", ["aws", "azure"])
 def test_a_notice_that_did_not_come_true_is_none(cloud: str, service: Callable[[str], Metadata]) -> None:
-    """A machine that was stopped and started again may still show it; it would stop every attempt for ever."""
+    """A machine that was stopped and restarted may still show it; it would stop every attempt."""
     metadata = service(cloud)
     metadata.announce(announced(cloud, time.time() - STALE_S - 5))
     assert SOURCES[cloud](metadata.url).poll() is None

@@ -1,4 +1,4 @@
-"""The local controller gives up after some starts in a row that became no attempt."""
+"""The local controller gives up after some failed starts in a row."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def starts_made(folder: Path, rank: str) -> int:
         ("os._exit(75)", starts.LIMIT),
         ("os.abort()", starts.LIMIT),
         ("shutil.rmtree(folder, ignore_errors=True); os._exit(75)", starts.LIMIT),
-        ("os._exit(1)", 1),  # not even the rank thinks that another start would be better
-        ("claim(); os._exit(75 if n < 9 else 0)", 10),  # attempts are judged elsewhere, and these are preempted
+        ("os._exit(1)", 1),  # a code that asks for no restart
+        ("claim(); os._exit(75 if n < 9 else 0)", 10),  # preempted attempts, which the lease limits
         ("n in (4, 9) and claim(); os._exit(75 if n < 12 else 0)", 13),  # never so many in a row
     ],
     ids=["restart", "abort", "folder-gone", "error", "preempted", "flaky"],

@@ -1,4 +1,4 @@
-"""Starts that became no attempt: who counts them, and what is known of the reason."""
+"""Failed starts: who counts them, and the reason that is reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def start(number: int, job_id: str = "7", rank: int = 0) -> Ranks:
 @pytest.fixture
 def run(tmp_path: Path, folder: Path) -> Run:
     made = make_run(tmp_path)
-    # A job of the local back end that is over: nobody has to be asked.
+    # A finished job of the local back end: no scheduler is queried.
     made.add_submission(Submission(backend="local", job_id="7", folder=str(folder), shape="", time=1.0))
     return made
 
@@ -32,9 +32,9 @@ def last_end(run: Run) -> tuple[str, str]:
 
 
 def test_status_says_why_a_run_never_started(run: Run, folder: Path) -> None:
-    starts.report(run, start(0, rank=1), "rank 0 could not be met", is_cause=False)
+    starts.report(run, start(0, rank=1), "no rendezvous with rank 0", is_cause=False)
     starts.report(run, start(0), "ImportError: libcudart.so.13")
-    starts.report(run, start(0, rank=1), "another rank is gone", is_cause=False)
+    starts.report(run, start(0, rank=1), "lost a peer rank", is_cause=False)
     state, cause = last_end(run)
     assert state == "never started"
     assert cause.startswith("the last start failed before training: ImportError: libcudart.so.13 (")
@@ -52,17 +52,18 @@ def test_what_the_runs_folder_cannot_take_is_kept_beside_the_scripts(run: Run, m
     assert "Read-only file system" in last_end(run)[1]
 
 
-def test_without_any_word_the_exit_code_is_told(run: Run, folder: Path) -> None:
+def test_without_a_report_the_exit_code_is_shown(run: Run, folder: Path) -> None:
     starts.list_failed(folder, "7", 0, 127)
     assert last_end(run) == ("never started", "the last start failed before training: exit code 127; see its log")
 
 
-def test_an_attempt_ends_the_count_and_the_reason_is_no_longer_told(run: Run, folder: Path) -> None:
+def test_an_attempt_ends_the_count_and_the_reason_is_no_longer_shown(run: Run, folder: Path) -> None:
     starts.report(run, start(0), "no GPU")
     starts.list_failed(folder, "7", 0, EXIT_RESTART)
-    starts.note(starts.CLAIMED, start(1))
-    assert starts.is_noted(folder, "7", starts.CLAIMED, 1)
-    assert not starts.is_noted(folder, "7", starts.CLAIMED, 2) and not starts.is_noted(folder, "7", starts.ENDED, 1)
+    starts.record(starts.CLAIMED, start(1))
+    assert starts.is_recorded(folder, "7", starts.CLAIMED, 1)
+    assert not starts.is_recorded(folder, "7", starts.CLAIMED, 2)
+    assert not starts.is_recorded(folder, "7", starts.ENDED, 1)
     assert not (folder / "7_starts").exists()
     run.write_attempt(
         Attempt(number=1, job_id="7", restart=1, world_size=2, hosts=("n1",), started=2.0, start_step=0, cause="stuck")

@@ -23,7 +23,7 @@ def test_a_log_can_be_followed_while_it_grows(tmp_path, monkeypatch):
             time.sleep(0.05)
         return False
 
-    ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="7", restart=0, held=1)
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="7", restart=0, allocated=1)
     with logfile.logging_to(run.store, ranks) as log_file:
         log_file.keep_copying()
         logging.getLogger("rsb_cluster").info("step 1, AWS_SECRET_ACCESS_KEY=geheim")

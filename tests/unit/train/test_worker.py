@@ -27,7 +27,7 @@ from tests.unit.fine_tuning import SHORT, from_, plan_short, write_weights
 def train(run: Run, job: Job, flag: StopFlag | None = None) -> float:
     """Do one attempt in this process; return the top-1, percent."""
     torch.set_num_threads(1)
-    ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="test", restart=len(run.attempts()), held=1)
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="test", restart=len(run.attempts()), allocated=1)
     with logging_to(run.store, ranks) as log_file:
         worker._Attempt(run, job, ranks, flag or StopFlag(), log_file).run()
     found = run.result()

@@ -1,1 +1,1 @@
-"""What is kept of a run: its folder, its attempts, checkpoints and metrics."""
+"""The records of a run: its folder, attempts, checkpoints and metrics."""

@@ -1,10 +1,10 @@
-"""Checkpoints: a folder of files, and a manifest with size and SHA-256 of each, written last.
+"""Checkpoints: folders of files, each with a manifest of sizes and SHA-256 digests that is written last.
 
-Without its manifest a folder is not a checkpoint. On reading everything is verified; a damaged checkpoint is put aside
-under a name that says so, and the one before is used. What is inside the files is not known here.
+A folder without a manifest is not a checkpoint. Reading verifies every file; a damaged checkpoint is quarantined under
+the name ``damaged-step-…``, and the previous one is used. This module does not interpret the files.
 
-Each attempt writes into folders of its own, ``step-00001200-a0003``: an attempt that was given up for dead, and is not,
-cannot touch what its successor writes. What it saves beyond the step where its successor started counts for nothing.
+Each attempt writes into folders of its own, ``step-00001200-a0003``, so an attempt that was wrongly presumed dead
+cannot damage the checkpoints of its successor. Its checkpoints beyond its successor's start step are ignored.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, order=True)
 class Saved:
-    """Which checkpoint: of which step, and by which attempt.
+    """The identity of a checkpoint.
 
     Attributes:
-        step: Optimizer steps that were done when it was taken.
+        step: Optimizer steps done.
         attempt: Number of the attempt that wrote it.
     """
 
@@ -41,14 +41,14 @@ class Saved:
 
     @property
     def folder(self) -> str:
-        """Its folder's name."""
+        """Name of the checkpoint's folder."""
         return f"step-{self.step:08d}-a{self.attempt:04d}"
 
     @staticmethod
     def of(folder: str) -> Saved | None:
-        """Undo ``folder``."""
-        found = _FOLDER.fullmatch(folder)
-        return Saved(int(found[1]), int(found[2])) if found else None
+        """Return the identity of the checkpoint in a folder; None if the name is not that of a checkpoint's folder."""
+        match = _FOLDER.fullmatch(folder)
+        return Saved(int(match[1]), int(match[2])) if match else None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Checkpoint:
     """A complete and verified checkpoint.
 
     Attributes:
-        saved: Which one.
+        saved: Its identity.
         files: Content by file name.
     """
 
@@ -65,28 +65,28 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps that were done when it was taken."""
+        """Optimizer steps done."""
         return self.saved.step
 
 
 def write(store: Store, saved: Saved, files: Mapping[str, Buffer], *, before_manifest: Callable[[], None]) -> None:
-    """Write a checkpoint; it exists from the moment its manifest does.
+    """Write a checkpoint; it exists as soon as its manifest does.
 
-    Where the attempt saved this step before, other file names are taken, so that the old one is whole until the new
-    one is.
+    If the attempt has saved this step before, the new files get other names, so the old checkpoint stays valid until
+    the new manifest replaces the old one.
 
     Args:
         store: The run's ``checkpoints`` folder.
-        saved: Its step and attempt.
+        saved: Identity of the checkpoint.
         files: Content by file name.
-        before_manifest: Called when all files are there; an exception leaves no checkpoint.
+        before_manifest: Called after all files are written; if it raises, there is no checkpoint.
     """
     folder = saved.folder
     entries: dict[str, dict[str, Any]] = {}
-    again = store.exists(f"{folder}/{MANIFEST}")
+    exists = store.exists(f"{folder}/{MANIFEST}")
     for name, content in files.items():
         sha256 = hashlib.sha256(content).hexdigest()
-        file = f"{sha256[:16]}-{name}" if again else name
+        file = f"{sha256[:16]}-{name}" if exists else name
         store.write_bytes(f"{folder}/{file}", content)
         entries[name] = {"file": file, "bytes": len(content), "sha256": sha256}
     before_manifest()
@@ -98,14 +98,11 @@ def listed(store: Store, starts: Mapping[int, int]) -> list[Saved]:
 
     Args:
         store: The run's ``checkpoints`` folder.
-        starts: The step at which each attempt started, by its number: beyond it, earlier attempts count for nothing.
+        starts: The start step of each attempt, by its number; later checkpoints of earlier attempts are ignored.
     """
-    return [saved for saved in _complete(store) if not _is_superseded(saved, starts)]
-
-
-def _complete(store: Store) -> list[Saved]:
     manifests = (name.rpartition("/") for name in store.files())
-    return sorted(saved for folder, _, file in manifests if file == MANIFEST and (saved := Saved.of(folder)))
+    complete = sorted(saved for folder, _, file in manifests if file == MANIFEST and (saved := Saved.of(folder)))
+    return [saved for saved in complete if not _is_superseded(saved, starts)]
 
 
 def _is_superseded(saved: Saved, starts: Mapping[int, int]) -> bool:
@@ -123,16 +120,16 @@ def read(store: Store, saved: Saved) -> Checkpoint:
         manifest = json.loads(store.read_bytes(f"{folder}/{MANIFEST}"))
         entries: dict[str, dict[str, Any]] = manifest["files"]
         if (manifest["step"], manifest["attempt"]) != (saved.step, saved.attempt):
-            raise CheckpointError(f"the manifest in {store.locate(folder)} is of step {manifest['step']}.")
+            raise CheckpointError(f"the manifest in {store.locate(folder)} is for step {manifest['step']}.")
         files = {}
         for name, entry in entries.items():
             if "/" in entry["file"]:
-                raise ValueError(f"{entry['file']!r} is no file of this folder")
+                raise ValueError(f"{entry['file']!r} is not a file in this folder")
             path = f"{folder}/{entry['file']}"
             content = store.read_bytes(path)
             if len(content) != entry["bytes"]:
                 raise CheckpointError(
-                    f"{store.locate(path)} has {len(content)} bytes, its manifest says {entry['bytes']}."
+                    f"{store.locate(path)} has {len(content)} bytes, but {entry['bytes']} in its manifest."
                 )
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise CheckpointError(f"{store.locate(path)} does not match its SHA-256.")
@@ -145,38 +142,38 @@ def read(store: Store, saved: Saved) -> Checkpoint:
 
 
 def read_latest(store: Store, starts: Mapping[int, int]) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None where there is none yet.
+    """Return the newest valid checkpoint, or None if there is no checkpoint yet.
 
-    A damaged one is named in the log and put aside as ``damaged-step-…``.
+    A damaged checkpoint is logged and quarantined as ``damaged-step-…``.
 
     Args:
         store: The run's ``checkpoints`` folder.
-        starts: The step at which each attempt started, by its number.
+        starts: The start step of each attempt, by its number.
 
     Raises:
-        CheckpointError: Checkpoints are there, but none is whole: starting from scratch would throw work away
-            silently, so that is the user's decision.
+        CheckpointError: There are checkpoints, but all are damaged. Starting from scratch would silently discard
+            work, so the user decides.
     """
     candidates = listed(store, starts)
     for saved in reversed(candidates):
         try:
             return read(store, saved)
         except CheckpointError as error:
-            log.warning("%s It is put aside; the one before is used.", error)
-            _put_aside(store, saved)
+            log.warning("%s The checkpoint is quarantined; the previous one is used.", error)
+            _quarantine(store, saved)
     damaged = [name for name in store.names() if name.startswith(DAMAGED)]
     if candidates or damaged:
         raise CheckpointError(
-            f"none of the {len(damaged)} checkpoints in {store.url} is whole; all were put aside as damaged-step-…. "
-            "Look at them, or remove the run's checkpoints folder to start again from step 0."
+            f"all {len(damaged)} checkpoints in {store.url} are damaged and quarantined as damaged-step-…. "
+            "Inspect them, or remove the run's checkpoints folder to restart from step 0."
         )
     return None
 
 
 def prune(store: Store, starts: Mapping[int, int], *, keep: int, best_step: int) -> None:
-    """Remove all but the newest checkpoints and the best, manifest first: what is half removed is no checkpoint.
+    """Remove all but the newest checkpoints and the best, manifest first, so no partly removed folder is a checkpoint.
 
-    What was begun before the oldest of these and never ended goes, too, and what a superseded attempt wrote.
+    Incomplete folders that are older than these, and the folders of superseded attempts, are removed, too.
     """
     complete = listed(store, starts)
     kept = complete[-keep:]
@@ -190,10 +187,10 @@ def prune(store: Store, starts: Mapping[int, int], *, keep: int, best_step: int)
             store.delete(name)
 
 
-def _put_aside(store: Store, saved: Saved) -> None:
+def _quarantine(store: Store, saved: Saved) -> None:
     target = f"{DAMAGED}{saved.folder}"
     try:
         store.delete(target)
         store.move(saved.folder, target)
     except StorageError as error:
-        log.warning("could not put aside %s: %s", store.locate(saved.folder), error)
+        log.warning("could not quarantine %s: %s", store.locate(saved.folder), error)

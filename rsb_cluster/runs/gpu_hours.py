@@ -1,4 +1,4 @@
-"""What a run cost: time on machines, starts, and steps that were computed twice."""
+"""The cost of a run: GPU-hours, attempts, and repeated steps; and its GPU-hour budget."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rsb_cluster.runs.run import Attempt, Run
 
 
 class BudgetExceededError(ConfigError):
-    """A run has used up the GPU-hours that it may have."""
+    """A run has exceeded its GPU-hour budget."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """An attempt, and the end that is known of it.
+    """An attempt, and its last known time and step.
 
-    An attempt that was killed could not write its end. What it last said stands for it: its sign of life, else its last
-    metrics row, else its start. The same holds for one that still runs.
+    An attempt that was killed, or still runs, has not recorded its end. Its last heartbeat stands for it, else its last
+    metrics row, else its start.
 
     Attributes:
         ended: Unix time.
-        end_step: Steps done by then.
+        end_step: Optimizer steps done by then.
     """
 
     attempt: Attempt
@@ -35,26 +35,26 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """How long it held its machines, as far as known."""
+        """Duration of the attempt, as far as known."""
         return max(0.0, self.ended - self.attempt.started)
 
     @property
     def device_hours(self) -> float:
-        """Hours times GPUs held; on CPUs times processes, so that a limit holds there as well."""
-        return self.seconds * devices(self.attempt) / 3600
+        """Hours times GPUs; without GPUs, times processes, so that a budget holds there as well."""
+        return self.seconds * count_devices(self.attempt) / 3600
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What all attempts of a run took.
+    """The cost of all attempts of a run.
 
     Attributes:
-        gpu_hours: Hours times GPUs held.
-        rank_hours: Hours times processes; on GPUs the same, on CPUs the only measure there is.
-        wall_s: Seconds in which an attempt was on.
-        attempts: Starts.
-        preemptions: Attempts that ended because the scheduler took the machine back.
-        steps_repeated: Steps computed again: they came after the checkpoint from which the next attempt went on.
+        gpu_hours: Hours times allocated GPUs.
+        rank_hours: Hours times ranks, the measure for runs without GPUs.
+        wall_s: Total duration of the attempts, seconds.
+        attempts: Number of attempts.
+        preemptions: Attempts that were preempted.
+        steps_repeated: Steps computed again, as they came after the checkpoint from which the next attempt resumed.
     """
 
     gpu_hours: float
@@ -66,13 +66,13 @@ class Cost:
 
 
 def spans(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Span]:
-    """Return a run's attempts with their ends, oldest first; files are read only for those that did not write it."""
+    """Return the spans of a run's attempts, oldest first; more files are read only if an attempt recorded no end."""
     attempts = run.attempts() if attempts is None else attempts
-    return [Span(a, a.ended, a.end_step) if a.ended else Span(a, *_last_sign(run, a)) for a in attempts]
+    return [Span(a, a.ended, a.end_step) if a.ended else Span(a, *_last_activity(run, a)) for a in attempts]
 
 
 def cost(found: Sequence[Span]) -> Cost:
-    """Add up the attempts of a run."""
+    """Return the total cost of a run's attempts."""
     computed = sum(max(0, span.end_step - span.attempt.start_step) for span in found)
     return Cost(
         gpu_hours=sum(span.seconds * span.attempt.gpus for span in found) / 3600,
@@ -84,16 +84,16 @@ def cost(found: Sequence[Span]) -> Cost:
     )
 
 
-def devices(attempt: Attempt) -> int:
-    """Return what ``job.max_gpu_hours`` counts in an attempt: its GPUs, or without any its processes."""
+def count_devices(attempt: Attempt) -> int:
+    """Return the devices that ``job.max_gpu_hours`` counts: the attempt's GPUs, or its processes if it has none."""
     return attempt.gpus or attempt.world_size
 
 
 def check_budget(run: Run, job: Job, attempts: Sequence[Attempt] | None = None) -> float:
-    """Return the GPU-hours that a run has left; infinite where the job sets no limit.
+    """Return the rest of a run's GPU-hour budget; infinite if the job sets none.
 
     Raises:
-        SpentError: None are left.
+        BudgetExceededError: Nothing is left.
     """
     if not job.max_gpu_hours:
         return math.inf
@@ -104,26 +104,27 @@ def check_budget(run: Run, job: Job, attempts: Sequence[Attempt] | None = None) 
 
 
 def budget_message(run: Run, used: float, job: Job) -> str:
-    """Return what a user is told whose run has no GPU-hours left."""
+    """Return the message for the user of a run that has exceeded its GPU-hour budget."""
     return (
-        f"{run.run_id} has used {used:.2f} of the {job.max_gpu_hours:g} GPU-hours that it may. "
-        "Its state is saved; submit it again with a larger --max-gpu-hours to go on."
+        f"{run.run_id} exceeded its GPU-hour budget (used {used:.2f} of {job.max_gpu_hours:g}). "
+        "Its state is saved; submit it again with a larger --max-gpu-hours to resume."
     )
 
 
-def _last_sign(run: Run, attempt: Attempt) -> tuple[float, int]:
-    signs = [(attempt.started, attempt.start_step)]
+def _last_activity(run: Run, attempt: Attempt) -> tuple[float, int]:
+    """Return the time and the step of an attempt's last heartbeat, else of its last metrics row, else of its start."""
+    last = None
     with contextlib.suppress(RsbError):  # damaged
         if heartbeat := run.heartbeat(attempt.number):
-            return max(attempt.started, heartbeat.time), max(attempt.start_step, heartbeat.step)
-    signs += _last_row(run, attempt.number)
-    return max(time for time, _ in signs), max(step for _, step in signs)
+            last = heartbeat.time, heartbeat.step
+    time, step = last or _last_row(run, attempt.number) or (attempt.started, attempt.start_step)
+    return max(attempt.started, time), max(attempt.start_step, step)
 
 
-def _last_row(run: Run, number: int) -> list[tuple[float, int]]:
+def _last_row(run: Run, number: int) -> tuple[float, int] | None:
     chunks = [name for name in run.store.files("metrics") if name.startswith(f"metrics/{number:04d}-")]
     try:
         row = json.loads(run.store.read_bytes(chunks[-1]).splitlines()[-1])
-        return [(float(row["time"]), int(row["step"]))]
+        return float(row["time"]), int(row["step"])
     except (IndexError, KeyError, TypeError, ValueError, StorageError):
-        return []  # it wrote none, or none that can be read
+        return None  # no row, or a damaged one

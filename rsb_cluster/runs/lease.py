@@ -1,11 +1,12 @@
-"""The right to work on a run: an attempt's number, which no other attempt can have.
+"""The lease of a run: an attempt claims a number that no other attempt has, and the highest number owns the run.
 
-Two attempts of one run can be alive at once: it was submitted twice, or the scheduler holds one for dead that is only
-cut off. The number is claimed by creating the attempt's record where none is, and a higher number wins: who holds a
-lower one writes no more checkpoints and ends. What it wrote meanwhile lies in folders of its own (``checkpoint``).
+Two attempts of one run can be alive at once: it was submitted twice, or the scheduler presumes an attempt dead that is
+only unreachable. The number is a fencing token, claimed by creating the attempt's record exclusively. An attempt that
+finds a higher number is fenced off: it writes no more checkpoints and exits. Its earlier checkpoints are in folders of
+their own (``checkpoint``).
 
-A job that the scheduler starts again takes over at once, as the scheduler's word is that its processes are dead.
-Another job waits until the holder has been silent for a while, and gives up where it is not.
+A job that the scheduler restarts takes over at once, as the scheduler has declared its processes dead. Another job
+waits until the holder has sent no heartbeat for a while, and gives up if the holder is alive.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from rsb_cluster.runs.run import Attempt, Cause, Heartbeat, Run
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
-# So long an attempt of another job must be silent before it is held for dead. Should it live, its number gives it away.
+# An attempt of another job is presumed dead after this time without a heartbeat; if it is alive, it is fenced off.
 STALE_S = 40.0
-# Older signs of life than this are not waited for; clocks of two machines may differ by less.
-OLD_S = 600.0
+# An attempt whose last heartbeat is older is presumed dead at once; the clocks of two machines differ by less.
+EXPIRED_S = 600.0
 
-# Ends of an attempt that come again where nothing is mended.
+# Causes that usually repeat until the user fixes something.
 CRASHES: tuple[Cause | Literal[""], ...] = ("crashed", "stuck")
 CRASHES_IN_A_ROW = 2
-# An attempt that ends without a word, all of it or one rank, was preempted without grace, or a node failed, or it ran
-# out of memory: of these, some are bad luck. One that finished a run without a result was killed just then.
+# Causes of an attempt that was killed, in whole or one rank of it: preempted without grace, on a failed node, or out of
+# memory. Some of that is bad luck, so more are allowed. A finished attempt without a result was killed at its end.
 KILLS: tuple[Cause | Literal[""], ...] = ("", "lost peer", "finished")
 KILLS_IN_A_ROW = 5
 
 
 class LeaseHeldError(RsbError):
-    """Another job is at work on the run."""
+    """Another job is running the run."""
 
 
 class SupersededError(RsbError):
@@ -49,14 +50,14 @@ class SupersededError(RsbError):
 
 
 class HistoryError(RsbError):
-    """The attempts so far give no hope for another."""
+    """The earlier attempts show that another one would fail, too."""
 
 
 class EndedError(RsbError):
-    """This job has ended the run for good.
+    """This job has ended the run permanently.
 
     Attributes:
-        cause: How its last attempt ended.
+        cause: The cause of its last attempt's end.
     """
 
     def __init__(self, message: str, cause: Cause) -> None:
@@ -65,11 +66,11 @@ class EndedError(RsbError):
 
 
 class Lease:
-    """A claimed attempt. Its heartbeat is a thread.
+    """A claimed attempt; a thread sends its heartbeats.
 
     Attributes:
-        record: The attempt's record as it was claimed.
-        earlier: The attempts before it, oldest first.
+        record: The attempt's record.
+        earlier: The earlier attempts, oldest first.
     """
 
     def __init__(self, run: Run, record: Attempt, earlier: Sequence[Attempt]) -> None:
@@ -80,69 +81,70 @@ class Lease:
 
     @property
     def starts(self) -> dict[int, int]:
-        """The step at which each earlier attempt started, by its number."""
+        """The start step of each earlier attempt, by its number."""
         return {attempt.number: attempt.start_step for attempt in self.earlier}
 
     def check(self) -> None:
-        """Raise SupersededError where a later attempt has begun."""
+        """Raise SupersededError if a later attempt has taken the run over."""
         later = [number for number in self._run.attempt_numbers() if number > self.record.number]
         if later:
             raise SupersededError(
-                f"attempt {later[-1]} has taken this run over; attempt {self.record.number} ends and writes nothing "
-                "more. The scheduler held it for dead, or the run was submitted twice."
+                f"attempt {later[-1]} has taken this run over; attempt {self.record.number} is fenced off and exits. "
+                "The scheduler presumed it dead, or the run was submitted twice."
             )
 
     def keep_alive(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
-        """Give signs of life from now on.
+        """Start to send heartbeats.
 
         Args:
-            step: Tells the optimizer steps done; called from another thread.
-            superseded: Called once from there, when a later attempt has begun.
+            step: Returns the optimizer steps done; called from the heartbeat's thread.
+            superseded: Called once from that thread, when a later attempt has taken the run over.
         """
-        self._thread = threading.Thread(target=self._beat, args=(step, superseded), name="heartbeat", daemon=True)
+        target = self._send_heartbeats
+        self._thread = threading.Thread(target=target, args=(step, superseded), name="heartbeat", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Give no more signs of life."""
+        """Stop sending heartbeats."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=HEARTBEAT_S)
 
-    def _beat(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
-        beats, asked = 0, False
+    def _send_heartbeats(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
+        beats, is_stopping = 0, False
         while True:
             try:
                 self.check()
                 beats += 1
                 self._run.write_heartbeat(self.record.number, Heartbeat(beats=beats, step=step(), time=time.time()))
-                if not asked and self._run.is_stop_requested(self.record.number):
-                    asked = True
-                    log.info("the user asks this attempt to save and end")
-                    os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler says it, where there is one on the node
+                if not is_stopping and self._run.is_stop_requested(self.record.number):
+                    is_stopping = True
+                    log.info("the user requested that this attempt save and exit")
+                    os.kill(os.getpid(), signal.SIGTERM)  # the signal that a scheduler on the node would send
             except SupersededError as error:
                 log.error("%s", error)
                 superseded()
                 return
             except StorageError as error:
-                log.warning("no sign of life could be written: %s", error)
+                log.warning("the heartbeat could not be written: %s", error)
             if self._ended.wait(HEARTBEAT_S):
                 return
 
 
 def check_not_ended(run: Run, job_id: str, restart: int) -> None:
-    """Refuse to go on in a job whose last attempt ended for good.
+    """Refuse another attempt in a job whose last attempt ended permanently.
 
-    The exit codes of its ranks need not say so. A rank that has failed ends with its code; but under NCCL its peers
-    notice nothing, and are killed or abort, and of all codes a scheduler reports the highest. Called by every rank, as
-    each waits for the others otherwise.
+    The exit code that the scheduler reports may not show this: under NCCL the peers of a failed rank notice nothing
+    until they are killed or abort, and the scheduler reports the highest code of all. Every rank calls this, as
+    otherwise each would wait for the others.
 
     Args:
         run: The run.
         job_id: The scheduler's id of the job.
-        restart: How often the scheduler has started it again.
+        restart: How often the scheduler has restarted it.
 
     Raises:
-        EndedError: It did.
+        EndedError: The last attempt of this job ended permanently.
     """
     if not restart:
         return
@@ -152,14 +154,14 @@ def check_not_ended(run: Run, job_id: str, restart: int) -> None:
             break
     else:
         return
-    said: list[tuple[Cause | Literal[""], str]] = [(last.cause, last.message)]
-    if not last.cause:  # rank 0 was killed before it could say why
-        said += [(failure["cause"], failure["message"]) for failure in run.rank_failures(number).values()]
-    for cause, message in said:
+    ends: list[tuple[Cause | Literal[""], str]] = [(last.cause, last.message)]
+    if not last.cause:  # rank 0 was killed before it recorded the cause
+        ends += [(failure["cause"], failure["message"]) for failure in run.rank_failures(number).values()]
+    for cause, message in ends:
         if cause in ("failed", "stopped"):
             raise EndedError(
                 f"attempt {number} of this job ended the run ({cause}{f': {message}' if message else ''}). This job "
-                "does not train again; submit the run again to go on.",
+                "makes no further attempt; submit the run again to resume.",
                 cause,
             )
 
@@ -169,15 +171,15 @@ def acquire(run: Run, draft: Attempt) -> Lease:
 
     Args:
         run: The run.
-        draft: The attempt's record; its number and first step are set here.
+        draft: The attempt's record; its number and start step are set here.
 
     Raises:
-        LeaseHeldError: Another job is at work on the run.
+        LeaseHeldError: Another job is running the run.
     """
     while True:
         earlier = run.attempts()
         if earlier:
-            _wait_for_silence(run, earlier[-1], draft.job_id)
+            _wait_until_dead(run, earlier[-1], draft.job_id)
         starts = {attempt.number: attempt.start_step for attempt in earlier}
         saved = checkpoint.listed(run.store.child("checkpoints"), starts)
         record = draft.model_copy(
@@ -190,14 +192,14 @@ def acquire(run: Run, draft: Attempt) -> Lease:
             return Lease(run, record, earlier)
 
 
-def _wait_for_silence(run: Run, last: Attempt, job_id: str) -> None:
-    """Return when the last attempt is over, or gives no sign of life; at once where its own job asks."""
+def _wait_until_dead(run: Run, last: Attempt, job_id: str) -> None:
+    """Return when the last attempt has ended or is presumed dead; at once if it is of the same job."""
     if last.cause or last.job_id == job_id:
         return
     first = run.heartbeat(last.number)
-    if time.time() - (first.time if first else last.started) > OLD_S:
+    if time.time() - (first.time if first else last.started) > EXPIRED_S:
         return
-    log.info("attempt %d (job %s) has not said that it ended; listening for it", last.number, last.job_id)
+    log.info("attempt %d (job %s) has not recorded its end; waiting for a heartbeat", last.number, last.job_id)
     deadline = time.monotonic() + STALE_S
     while time.monotonic() < deadline:
         time.sleep(HEARTBEAT_S / 4)
@@ -206,19 +208,19 @@ def _wait_for_silence(run: Run, last: Attempt, job_id: str) -> None:
         now = run.heartbeat(last.number)
         if now is not None and now != first:
             raise LeaseHeldError(
-                f"job {last.job_id} is at work on this run (attempt {last.number} on {', '.join(last.hosts)}, "
-                f"step {now.step}). This job ends and changes nothing; 'rsb-cluster cancel' ends the other."
+                f"job {last.job_id} is running this run (attempt {last.number} on {', '.join(last.hosts)}, "
+                f"step {now.step}). This job exits and changes nothing; 'rsb-cluster cancel' ends the other."
             )
 
 
-def check_history(claim: Lease, job: Job) -> None:
-    """Refuse an attempt after which nothing would be better than before.
+def check_history(lease: Lease, job: Job) -> None:
+    """Refuse an attempt if the earlier ones made no progress.
 
     Raises:
         HistoryError: The last attempts crashed, or were killed, without a new checkpoint; or the job was preempted more
-            often than it may be.
+            than ``job.max_preemptions`` times.
     """
-    start, earlier = claim.record.start_step, claim.earlier
+    start, earlier = lease.record.start_step, lease.earlier
     for causes, limit in ((CRASHES, CRASHES_IN_A_ROW), (CRASHES + KILLS, KILLS_IN_A_ROW)):
         last = earlier[-limit:]
         if len(last) == limit and all(a.cause in causes and a.start_step == start for a in last):
@@ -228,11 +230,11 @@ def check_history(claim: Lease, job: Job) -> None:
             reason = f" ({last[-1].message})" if last[-1].message else ""
             raise HistoryError(
                 f"the last {limit} attempts {what} without a new checkpoint after step {start}{reason}. "
-                "Mend the cause ('rsb-cluster logs'), then submit the run again."
+                "Fix the cause (see 'rsb-cluster logs'), then submit the run again."
             )
-    preempted = sum(a.cause == "preempted" and a.job_id == claim.record.job_id for a in earlier)
+    preempted = sum(a.cause == "preempted" and a.job_id == lease.record.job_id for a in earlier)
     if job.max_preemptions and preempted > job.max_preemptions:
         raise HistoryError(
-            f"job {claim.record.job_id} was preempted {preempted} times, job.max_preemptions allows "
-            f"{job.max_preemptions}. Its state is saved; submit the run again to go on."
+            f"job {lease.record.job_id} was preempted {preempted} times, job.max_preemptions allows "
+            f"{job.max_preemptions}. Its state is saved; submit the run again to resume."
         )

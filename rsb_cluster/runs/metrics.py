@@ -1,4 +1,4 @@
-"""Metrics: rows keyed by step, in whole files per attempt, read back with no step twice."""
+"""Metrics: rows keyed by step, written in chunks by each attempt, and read without duplicate steps."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rsb_cluster.storage.store import Store
 
 MetricsRow = dict[str, Any]
 
-# A file is rewritten as rows come, and closed at this size: object stores cannot append, and a run of days must not
-# leave a hundred thousand small objects.
+# Object stores cannot append, so a chunk is rewritten at each flush, up to this size; one object per flush would leave
+# a hundred thousand small objects.
 CHUNK_BYTES = 256 * 1024
 
 
 class MetricsWriter:
-    """Writes the rows of one attempt. Rows are added by the training loop while another thread flushes.
+    """Writes the rows of one attempt. The training loop adds rows while another thread flushes them.
 
     Args:
         store: The run's folder.
         attempt: Number of the attempt, from 1.
 
     Attributes:
-        forward: Called with the rows that were written, if anyone wants to know.
+        forward: Called with the rows of each flush, if it is set.
     """
 
     def __init__(self, store: Store, attempt: int) -> None:
@@ -33,19 +33,19 @@ class MetricsWriter:
         self._attempt = attempt
         self._chunk = 0
         self._lock = threading.Lock()
-        self._lines: list[str] = []  # of the present chunk, written ones first
+        self._lines: list[str] = []  # of the current chunk, written lines first
         self._new: list[MetricsRow] = []  # not written yet
         self.forward: Callable[[list[MetricsRow]], None] | None = None
 
     def add(self, row: MetricsRow) -> None:
-        """Keep a row; it is written at the next flush."""
+        """Add a row, which the next flush writes."""
         line = json.dumps(row)
         with self._lock:
             self._lines.append(line)
             self._new.append(row)
 
     def flush(self) -> None:
-        """Write the rows that were added since the last flush that worked."""
+        """Write the rows that were added since the last successful flush."""
         with self._lock:
             new, lines = self._new[:], self._lines[:]
         if not new:
@@ -62,11 +62,11 @@ class MetricsWriter:
 
 
 def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[MetricsRow]:
-    """Return a run's rows in order of step, without those that a later attempt computed again.
+    """Return a run's rows in order of step, without those that a later attempt repeated.
 
-    An attempt that was killed may have logged steps after its last checkpoint; the next attempt starts at that
-    checkpoint, and from there on its rows are the run's. What both did at that very step, such as an evaluation, is
-    the later one's.
+    An attempt that was killed may have logged steps after its last checkpoint; the next attempt resumes from that
+    checkpoint, and its rows replace the later rows of the killed one. If both logged the step of the checkpoint itself,
+    such as an evaluation, the row of the later attempt counts.
     """
     attempts = run.attempts() if attempts is None else attempts
     rows_of: dict[int, list[MetricsRow]] = {}
@@ -86,9 +86,9 @@ def read_rows(run: Run, attempts: Sequence[Attempt] | None = None) -> list[Metri
 
 
 def last_rows(run: Run, attempts: Sequence[Attempt]) -> dict[str, MetricsRow]:
-    """Return the last training row and the last evaluation of what ``read_rows`` returns, by kind.
+    """Return the last training row and the last evaluation row of ``read_rows``, by kind.
 
-    It reads from the end and stops there, as the status of a thousand runs must not read all they ever logged.
+    Reads from the end and stops when it has both, as the status of a thousand runs must not read all their metrics.
     """
     names = run.store.files("metrics")
     found: dict[str, MetricsRow] = {}

@@ -1,4 +1,4 @@
-"""What made a result: the version of this package, its checkout, and the packages that it uses."""
+"""The provenance of a result: the version of this package, its git commit, and the versions of other packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIGEST_DIGITS = 12
 
 
 def describe_code() -> dict[str, str]:
-    """Return the version of this package, and of its checkout where it runs from one, with uncommitted changes."""
+    """Return the version of this package and, if it runs from a git checkout, its commit and uncommitted changes."""
     import rsb_cluster
 
     described = {"version": rsb_cluster.__version__, "python": sys.version.split()[0], "platform": platform.platform()}
@@ -44,7 +44,7 @@ def describe_code() -> dict[str, str]:
 
 
 def brief_code(code: dict[str, str]) -> dict[str, str]:
-    """Return a description of the code with uncommitted changes named by a digest: it tells two versions apart."""
+    """Return a description of the code with its uncommitted changes replaced by a digest."""
     diff = code.get("uncommitted", "")
     if len(diff) <= DIGEST_DIGITS:
         return code

@@ -1,21 +1,21 @@
-"""A run: one training from seed to end, over any number of attempts. Its folder and what lies in it.
+"""A run: one training from a seed to its end, over any number of attempts, and the files in its folder.
 
-In ``<runs>/<run_id>/`` lie:
+The folder ``<runs>/<run_id>/`` has:
 
-- ``recipe.json``, ``spec.json``: written once, at the first submit
-- ``init/``: the file of weights that it starts from, where it has one; copied at the first submit
+- ``recipe.json``, ``spec.json``: written once, by the first submit
+- ``init/``: the initial weights, if the run has any; copied by the first submit
 - ``submissions/<time>-<job>.json``: one per submit: back end, scheduler's id, folder of scripts and logs
-- ``submissions/<id>/spec.json``, ``task.yaml``: what a cloud's nodes, and the engine, were told
+- ``submissions/<id>/spec.json``, ``task.yaml``: the instructions for a cloud's nodes, and SkyPilot's task
 - ``code/``: wheels for these nodes
-- ``cancelled.json``: the jobs that the user ended last
-- ``attempts/0001.json``: one per start by a scheduler; ``0001-alive.json``: its heartbeat; ``0001-asked.json``:
-  the user's wish that it ends; ``0001-rank00003.json``: what is known of a rank that failed
-- ``notices/0001/<host>.json``: a cloud's word in attempt 1 that it takes a host back
-- ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json`` last
+- ``cancelled.json``: the jobs that the user cancelled last
+- ``attempts/0001.json``: one per attempt; ``0001-alive.json``: its heartbeat; ``0001-asked.json``: the user's request
+  that it stop; ``0001-rank00003.json``: the report of a failed rank
+- ``notices/0001/<host>.json``: a cloud's notice, during attempt 1, that it reclaims a host
+- ``checkpoints/step-00001200-a0001/``: files, and ``manifest.json``, which is written last
 - ``metrics/0001-000000.jsonl``: rows of attempt 1
-- ``samples/0001-rank00000.jsonl``: what each micro-batch held, where the job has ``log_samples``
-- ``logs/0001-rank00000.log``: per attempt and rank
-- ``result.json``: last of all. No result.json, no result
+- ``samples/0001-rank00000.jsonl``: the samples of each micro-batch, if the job sets ``log_samples``
+- ``logs/0001-rank00000.log``: one per attempt and rank
+- ``result.json``: written last; it makes the run finished
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ Cause = Literal[
     "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
 ]
 
-# Beside the runs: what `rsb_cluster.evaluation.record` keeps.
+# The folder of evaluations (`rsb_cluster.evaluation.record`), beside the runs.
 EVALUATIONS = "evaluations"
 
-# Small files of many runs are read at once: an object store answers each after some milliseconds.
+# Threads that read small files of many runs, as an object store takes some milliseconds for each.
 READERS = 32
 
 
 class InitialWeights(Section):
-    """The file of weights that a run starts from: a copy, as what a source stands for may change or go."""
+    """The initial weights of a run: a copy of a file, as the source may change or disappear."""
 
-    source: str = Field(description="where it was copied from")
+    source: str = Field(description="where the file was copied from")
     file: str = Field(description="its name in the run's folder init/")
     sha256: str
     architecture: str
-    procedure: str = Field("", description="the paper's procedure that made them; empty: not known")
+    procedure: str = Field("", description="the paper's procedure that trained the weights; empty: unknown")
 
 
 class Spec(Section):
-    """What was fixed at the first submit, besides the recipe."""
+    """What the first submit fixed, besides the recipe."""
 
     run_id: str
     seed: int
@@ -71,7 +71,7 @@ class Spec(Section):
     created: float = 0.0
 
     def brief(self) -> Spec:
-        """Return it with uncommitted changes of the code named by a digest."""
+        """Return the spec with the uncommitted changes of the code replaced by a digest."""
         return self.model_copy(update={"code": brief_code(self.code)})
 
 
@@ -79,17 +79,17 @@ class Submission(Section):
     """One submit of a run to a back end."""
 
     backend: str
-    job_id: str = Field(description="the scheduler's")
+    job_id: str = Field(description="the scheduler's id of the job")
     folder: str = Field(description="submitit's folder of scripts and logs")
     shape: str
     time: float
-    job: dict[str, Any] = Field({}, description="the job's fields, to send the run again as it was")
+    job: dict[str, Any] = Field({}, description="the job's fields, to resubmit the run unchanged")
 
 
 class Attempt(Section):
-    """One start of a run by a scheduler. ``cause`` is empty while it runs, and stays so when it was killed.
+    """One attempt of a run. ``cause`` is empty while it runs, and stays empty if it was killed.
 
-    The steps beyond ``start_step`` of a later attempt are that one's.
+    Steps beyond the ``start_step`` of a later attempt belong to the later attempt.
     """
 
     number: int
@@ -107,12 +107,12 @@ class Attempt(Section):
 
 
 class Heartbeat(Section):
-    """The last sign of life of an attempt.
+    """The last heartbeat of an attempt.
 
     Attributes:
-        beats: Signs so far; while it grows the attempt is alive, whatever the clocks say.
+        beats: Heartbeats so far; while the number grows the attempt is alive, whatever the clocks say.
         step: Optimizer steps done.
-        time: Seconds since 1970.
+        time: Unix time.
     """
 
     beats: int
@@ -129,38 +129,38 @@ class Run:
 
     @staticmethod
     def at(runs_url: str | Path, run_id: str) -> Run:
-        """Return the run of that id below a folder of runs, whether it exists or not."""
+        """Return the run with an id in a folder of runs, whether it exists or not."""
         return Run(Store(runs_url).child(run_id), run_id)
 
     @property
     def url(self) -> str:
-        """Where the run lies."""
+        """URL of the run's folder."""
         return self.store.url
 
     @property
     def runs_url(self) -> str:
-        """The folder of runs that it is in."""
+        """URL of the folder of runs."""
         return self.url.rpartition("/")[0]
 
     @property
     def init(self) -> Store:
-        """Folder of the weights that it starts from."""
+        """Folder of the initial weights."""
         return self.store.child("init")
 
     def exists(self) -> bool:
-        """Whether it was ever submitted."""
+        """Whether the run was ever submitted."""
         return self.store.exists("spec.json")
 
     def create(self, recipe: Recipe, spec: Spec) -> bool:
-        """Write the two files that never change where they are not; the spec last, as it makes the run exist.
+        """Write the two files that never change, unless they exist; the spec last, as it makes the run exist.
 
-        A folder that a killed submit has left without a spec becomes a run.
+        A folder without a spec, which a killed submit has left, becomes a run.
 
         Returns:
-            Whether the run has this spec; if not, another submit was faster, and the run has that one's.
+            Whether the run has this spec; if not, another submit was faster, and the run has the other spec.
 
         Raises:
-            StorageError: The folder cannot be written, or holds another recipe.
+            StorageError: The folder cannot be written, or has another recipe.
         """
         self.store.make_private()
         if not self.store.create_json("recipe.json", recipe.model_dump(mode="json")):
@@ -172,11 +172,11 @@ class Run:
         return read_record(Recipe, self.store.read_json("recipe.json"), self.store.locate("recipe.json"))
 
     def spec(self) -> Spec:
-        """Read what was fixed at the first submit."""
+        """Read the spec."""
         return read_record(Spec, self.store.read_json("spec.json"), self.store.locate("spec.json"))
 
     def add_submission(self, submission: Submission) -> None:
-        """Note that the run was handed to a back end."""
+        """Record that the run was submitted to a back end."""
         name = f"submissions/{time.strftime('%Y%m%d-%H%M%S', time.gmtime(submission.time))}-{submission.job_id}.json"
         self.store.write_json(name, submission.model_dump(mode="json"))
 
@@ -192,27 +192,27 @@ class Run:
         return sorted(found, key=lambda submission: submission.time)
 
     def request_cancel(self, job_ids: Sequence[str]) -> None:
-        """Say that jobs are ended by the user and not to be started again; of none, that no job is.
+        """Record that the user cancelled jobs, so they must not be restarted.
 
         Args:
-            job_ids: All of them, the newest last.
+            job_ids: All cancelled jobs, the newest last; empty: removes the record.
         """
         if job_ids:
-            # 'job_id' alone is what jobs look for that were queued by a version that ended one job.
+            # Jobs that an earlier version queued read only 'job_id'.
             self.store.write_json("cancelled.json", {"job_id": job_ids[-1], "job_ids": list(job_ids)})
         else:
             self.store.delete("cancelled.json")
 
     def cancelled(self) -> tuple[str, ...]:
-        """Return the jobs that the user asked to end last, the newest last."""
+        """Return the jobs that the user cancelled last, the newest last."""
         try:
-            said = self.store.read_json("cancelled.json")
+            record = self.store.read_json("cancelled.json")
         except MissingError:
             return ()
-        return tuple(said.get("job_ids") or [said["job_id"]])
+        return tuple(record.get("job_ids") or [record["job_id"]])
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Whether the user asked to end this job."""
+        """Whether the user cancelled a job."""
         return job_id in self.cancelled()
 
     def attempts(self) -> list[Attempt]:
@@ -225,7 +225,7 @@ class Run:
         return sorted(int(name) for name in names if name.isdigit())
 
     def claim_attempt(self, attempt: Attempt) -> bool:
-        """Write the record of a new attempt; return False where its number is taken."""
+        """Write the record of a new attempt; return False if its number is taken."""
         return self.store.create_json(_attempt_name(attempt.number), attempt.model_dump(mode="json"))
 
     def write_attempt(self, attempt: Attempt) -> None:
@@ -238,11 +238,11 @@ class Run:
         return read_record(Attempt, self.store.read_json(name), self.store.locate(name))
 
     def write_heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
-        """Write an attempt's sign of life."""
+        """Write an attempt's heartbeat."""
         self.store.write_json(f"attempts/{number:04d}-alive.json", heartbeat.model_dump(mode="json"))
 
     def heartbeat(self, number: int) -> Heartbeat | None:
-        """Read an attempt's last sign of life; None where it gave none."""
+        """Read an attempt's last heartbeat; None if it sent none."""
         name = f"attempts/{number:04d}-alive.json"
         try:
             return read_record(Heartbeat, self.store.read_json(name), self.store.locate(name))
@@ -250,39 +250,39 @@ class Run:
             return None
 
     def request_stop(self, number: int) -> None:
-        """Ask an attempt to save and end, where no signal reaches its ranks; they look with each sign of life."""
+        """Request that an attempt save and exit, if no signal reaches its ranks; rank 0 checks at each heartbeat."""
         self.store.write_json(f"attempts/{number:04d}-asked.json", {"time": time.time()})
 
     def is_stop_requested(self, number: int) -> bool:
-        """Whether an attempt was asked to end."""
+        """Whether an attempt was requested to stop."""
         return self.store.exists(f"attempts/{number:04d}-asked.json")
 
     def write_rank_failure(self, number: int, rank: int, failure: dict[str, Any]) -> None:
-        """Note what is known of a rank that failed: cause, message, host, traceback."""
+        """Record the failure of a rank: cause, message, host, traceback."""
         self.store.write_json(f"attempts/{number:04d}-rank{rank:05d}.json", failure)
 
     def rank_failures(self, attempt: int) -> dict[int, dict[str, Any]]:
-        """Return what ranks reported of their failure in an attempt, by rank."""
+        """Return the failures of ranks in an attempt, by rank."""
         prefix = f"attempts/{attempt:04d}-rank"
         names = [name for name in self.store.files("attempts") if name.startswith(prefix)]
         return {int(name[len(prefix) : -len(".json")]): self.store.read_json(name) for name in names}
 
     def write_notice(self, number: int, host: str, notice: dict[str, Any]) -> None:
-        """Note in an attempt that a cloud takes a host back: source, deadline, text."""
+        """Record a cloud's notice that it reclaims a host: source, deadline, text."""
         self.store.write_json(f"notices/{number:04d}/{host}.json", notice)
 
     def notices(self, number: int) -> dict[str, dict[str, Any]]:
-        """Return what clouds announced during an attempt, by host."""
+        """Return the interruption notices of an attempt, by host."""
         names = self.store.files(f"notices/{number:04d}")
         return {name.rpartition("/")[2].removesuffix(".json"): self.store.read_json(name) for name in names}
 
     def failed_hosts(self, attempts: int = 3) -> list[str]:
-        """Return the hosts on which ranks of the last attempts failed, stood still or were lost."""
-        reports = [failure for n in self.attempt_numbers()[-attempts:] for failure in self.rank_failures(n).values()]
-        return list(dict.fromkeys(report["host"] for report in reports if report["cause"] != "failed"))
+        """Return the hosts on which ranks of the last attempts crashed, stalled or were lost."""
+        failures = [failure for n in self.attempt_numbers()[-attempts:] for failure in self.rank_failures(n).values()]
+        return list(dict.fromkeys(failure["host"] for failure in failures if failure["cause"] != "failed"))
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result, or None where the run has not finished."""
+        """Return the result, or None if the run has not finished."""
         try:
             value: dict[str, Any] = self.store.read_json("result.json")
         except MissingError:
@@ -295,10 +295,14 @@ def _attempt_name(number: int) -> str:
 
 
 def check_same(existing: Run, recipe: Recipe) -> None:
-    """Refuse to mix two sciences in one folder (possible only if files were edited by hand)."""
-    # The run id does not stand for what a recipe says of itself.
+    """Refuse to mix two recipes in one folder (possible only if files were edited by hand).
+
+    Raises:
+        StorageError: The recipe in the run's folder is another one.
+    """
+    # The run id does not depend on the fields that only describe the recipe.
     if existing.recipe().model_dump(exclude=ABOUT) != recipe.model_dump(exclude=ABOUT):
         raise StorageError(
-            f"{existing.url}/recipe.json is not the recipe that its run id stands for; it was edited. "
+            f"{existing.url}/recipe.json is not the recipe of its run id; it was edited. "
             "Move the folder away, or choose another --runs."
         )

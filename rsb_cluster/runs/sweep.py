@@ -1,7 +1,4 @@
-"""A sweep that was sent: which runs it wants. One file beside the runs, ``<runs>/sweeps/<sweep_id>.json``.
-
-What the runs did is in their own folders; a sweep only says which of them belong together.
-"""
+"""The record of a submitted sweep: the list of its runs, in ``<runs>/sweeps/<sweep_id>.json`` beside the runs."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ FOLDER = "sweeps"
 
 
 class Member(Section):
-    """A run that a sweep wants, whether its folder is there or not."""
+    """A run of a sweep; its folder need not exist."""
 
     run_id: str
     recipe: str
@@ -27,29 +24,29 @@ class Member(Section):
 
 
 class Sweep(Section):
-    """What was sent under one name."""
+    """A submitted sweep."""
 
     sweep_id: str
-    file: str = Field(description="the sweep file it came from; empty where the command line said it all")
+    file: str = Field(description="the sweep file; empty: the sweep was given on the command line")
     created: float = Field(description="unix time of the first submit")
     members: tuple[Member, ...]
 
 
 def sweep_id(name: str, run_ids: Iterable[str]) -> str:
-    """Name a sweep after all that it asks for, so that the same sweep sent again is the same sweep.
+    """Return the id of a sweep, which depends on its runs, so that a sweep that is submitted again has the same id.
 
-    Run ids stand for recipe, model, seed and data; the job is not in them, and their order means nothing.
+    Run ids depend on recipe, model, seed and data, but not on the job. Their order does not matter.
     """
     return f"{name}-{hashlib.sha256(' '.join(sorted(run_ids)).encode()).hexdigest()[:8]}"
 
 
-def begins(full: str, name: str) -> bool:
-    """Whether an id begins with a name's words, whole ones: ``a1`` begins ``a1-resnet50``, and not ``a1h-resnet50``."""
+def has_prefix(full: str, name: str) -> bool:
+    """Whether an id begins with the words of a name: ``a1`` is a prefix of ``a1-resnet50``, not of ``a1h-resnet50``."""
     return full.startswith(f"{name.rstrip('-')}-")
 
 
 def write_sweep(runs_url: str, sweep: Sweep) -> None:
-    """Write a sweep's file where there is none; sent again, a sweep began with its first submit."""
+    """Write a sweep's file unless it exists, so it keeps the time of the first submit."""
     Store(runs_url).create_json(f"{FOLDER}/{sweep.sweep_id}.json", sweep.model_dump(mode="json"))
 
 
@@ -60,28 +57,28 @@ def sweep_ids(runs_url: str) -> list[str]:
 
 def list_sweeps(runs_url: str) -> list[Sweep]:
     """Return all sweeps in a folder of runs, sorted by id."""
-    return [_read(runs_url, one) for one in sweep_ids(runs_url)]
+    return [_read(runs_url, id_) for id_ in sweep_ids(runs_url)]
 
 
 def read_sweep(runs_url: str, name: str) -> Sweep:
-    """Return the sweep of that id, or the one whose id begins with these words.
+    """Return the sweep with an id, or the only sweep whose id has the name as a prefix.
 
     Raises:
-        ConfigError: None does, or several do.
+        ConfigError: No sweep matches, or several do.
     """
     try:
         return _read(runs_url, name)
     except MissingError:
         pass
     known = sweep_ids(runs_url)
-    hits = [one for one in known if begins(one, name)]
-    if len(hits) == 1:
-        return _read(runs_url, hits[0])
-    if hits:
-        raise ConfigError(f"'{name}' is the beginning of {len(hits)} sweeps: {', '.join(hits)}. Name one.")
+    matching = [id_ for id_ in known if has_prefix(id_, name)]
+    if len(matching) == 1:
+        return _read(runs_url, matching[0])
+    if matching:
+        raise ConfigError(f"'{name}' is a prefix of {len(matching)} sweeps: {', '.join(matching)}. Name one.")
     raise ConfigError(f"there is no sweep '{name}' in {Store(runs_url).url}.{did_you_mean(name, known)}")
 
 
-def _read(runs_url: str, one: str) -> Sweep:
-    store, path = Store(runs_url), f"{FOLDER}/{one}.json"
+def _read(runs_url: str, id_: str) -> Sweep:
+    store, path = Store(runs_url), f"{FOLDER}/{id_}.json"
     return read_record(Sweep, store.read_json(path), store.locate(path))

@@ -230,7 +230,7 @@ class _Attempt:
         """
         left_h = gpu_hours.check_budget(self._run, self._job, held.earlier)
         if self._job.max_gpu_hours:
-            ends = held.record.started + left_h * 3600 / gpu_hours.devices(held.record)
+            ends = held.record.started + left_h * 3600 / gpu_hours.count_devices(held.record)
             reason = gpu_hours.budget_message(self._run, self._job.max_gpu_hours, self._job)
             timer = threading.Timer(max(0.0, ends - time.time()), self._flag.stop, ("stopped", reason))
             timer.daemon = True

@@ -1,4 +1,4 @@
-"""A run that has used up the GPU-hours it may have."""
+"""A run that has exceeded its GPU-hour budget."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import Lab
 
 
-def test_it_saves_and_stops_stays_away_and_goes_on_with_more(
+def test_it_saves_and_stops_is_not_restarted_and_resumes_with_more(
     tmp_path: Path, tiny_digits: Path, tiny_unbroken: Run
 ) -> None:
-    """So little that they are used up before the first step."""
+    """The budget is so small that it is exceeded before the first step."""
     lab = Lab(tmp_path / "run", tiny_digits)
     ample = lab.job
     lab.job = ample.model_copy(update={"max_gpu_hours": 1e-7})
     stopped = lab.attempt()
     assert (stopped.cause, stopped.start_step, stopped.end_step) == ("stopped", 0, 1)
-    assert "of the 1e-07 GPU-hours that it may. Its state is saved; submit it again with a larger" in stopped.message
+    assert "of 1e-07). Its state is saved; submit it again with a larger" in stopped.message
     assert [saved.step for saved in checkpoint.listed(lab.checkpoints, {1: 0})] == [1]
-    assert lab.start() == "stopped" and len(lab.run.attempts()) == 1, "its job has stopped it for good"
+    assert lab.start() == "stopped" and len(lab.run.attempts()) == 1, "its job has stopped it permanently"
     lab.resubmit()
     refused = lab.attempt()
     assert (refused.cause, refused.start_step, refused.end_step) == ("stopped", 1, 1)
-    assert refused.message.startswith(f"{lab.run.run_id} has used 0.00 of the 1e-07 GPU-hours")
+    assert refused.message.startswith(f"{lab.run.run_id} exceeded its GPU-hour budget (used 0.00 of 1e-07)")
     lab.job = ample
     lab.resubmit()
     finished = lab.attempt()

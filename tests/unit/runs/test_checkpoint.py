@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is none; what is damaged is put aside and the one before is used."""
+"""A checkpoint is complete or it is none; a damaged one is quarantined, and the previous one is used."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def path(step, name):
     return f"{Saved(step, 1).folder}/{name}"
 
 
-def test_it_comes_back_as_it_was(anywhere):
+def test_it_is_read_as_it_was_written(anywhere):
     assert latest(anywhere) is None
     assert steps(anywhere) == []
     write(anywhere, 20, 3)
@@ -128,7 +128,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_named_and_put_aside_and_the_one_before_is_used(anywhere, caplog, damage):
+def test_a_damaged_one_is_logged_and_quarantined_and_the_previous_one_is_used(anywhere, caplog, damage):
     write(anywhere, 5, 9)
     DAMAGES[damage](anywhere)
     with pytest.raises(CheckpointError, match="step-00000009-a0001"):
@@ -138,9 +138,9 @@ def test_a_damaged_one_is_named_and_put_aside_and_the_one_before_is_used(anywher
     assert (found.step, found.files) == (5, files_of(5))
     (said,) = caplog.messages
     assert f"{anywhere.url}/step-00000009-a0001" in said
-    assert said.endswith("It is put aside; the one before is used.")
+    assert said.endswith("The checkpoint is quarantined; the previous one is used.")
     assert anywhere.names() == ["damaged-step-00000009-a0001", "step-00000005-a0001"]
-    assert latest(anywhere).step == 5, "and it stays aside"
+    assert latest(anywhere).step == 5, "and it stays in quarantine"
 
 
 def test_a_step_can_be_damaged_twice(anywhere):
@@ -160,13 +160,13 @@ def test_two_damaged_ones_are_passed_over(anywhere):
     assert latest(anywhere).step == 1
 
 
-def test_if_none_is_whole_the_user_decides(anywhere):
+def test_if_all_are_damaged_the_user_decides(anywhere):
     write(anywhere, 1, 2)
     flip(anywhere, 1, "model.pt", 0)
     flip(anywhere, 2, "model.pt", 0)
     with pytest.raises(CheckpointError) as caught:
         latest(anywhere)
-    assert str(caught.value).startswith(f"none of the 2 checkpoints in {anywhere.url} is whole")
+    assert str(caught.value).startswith(f"all 2 checkpoints in {anywhere.url} are damaged and quarantined")
     with pytest.raises(CheckpointError):  # asking again does not make it start from scratch
         latest(anywhere)
 
@@ -234,8 +234,8 @@ def test_the_best_is_kept_besides_the_newest(anywhere):
     assert steps(anywhere) == [3, 10]
 
 
-def test_what_an_attempt_saves_after_its_successor_started_counts_for_nothing(anywhere):
-    """Attempt 1 was held for dead; attempt 2 started at its step 10."""
+def test_what_an_attempt_saves_after_its_successor_started_is_ignored(anywhere):
+    """Attempt 1 was presumed dead; attempt 2 started at its step 10."""
     write(anywhere, 5, 10)
     starts = {1: 0, 2: 10}
     write(anywhere, 20, attempt=1)
@@ -281,7 +281,7 @@ while True:
 
 
 def test_killed_at_any_moment_the_last_that_was_said_to_be_saved_is_there(anywhere, caplog):
-    """A real process, a real SIGKILL; the saves go on from what was found."""
+    """A real process, a real SIGKILL; the next process continues from the step that was found."""
     step = 0
     for n in range(8 if anywhere.is_local else 3):
         child = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What a run cost, also where its attempts could not say how they ended; and what it may."""
+"""The cost of a run, also if its attempts recorded no end; and its GPU-hour budget."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_what_was_computed_after_the_last_checkpoint_is_repeated(tmp_path):
     assert (spent.attempts, spent.preemptions, spent.steps_repeated) == (3, 1, 50)
 
 
-def test_a_killed_attempt_ends_with_its_last_sign_of_life(tmp_path):
+def test_a_killed_attempt_ends_with_its_last_heartbeat(tmp_path):
     run = Run.at(tmp_path, "r")
     add(run, 1, 0, 1000.0)
     run.store.write_json("attempts/0001-alive.json", {"step": 70, "time": 1360.0, "beats": 36})
@@ -39,7 +39,7 @@ def test_a_killed_attempt_ends_with_its_last_sign_of_life(tmp_path):
     assert (spent.gpu_hours, spent.rank_hours, spent.steps_repeated) == (0.4, 0.8, 30)
 
 
-def test_without_a_sign_of_life_its_last_metrics_row_stands_for_it(tmp_path):
+def test_without_a_heartbeat_its_last_metrics_row_stands_for_it(tmp_path):
     run = Run.at(tmp_path, "r")
     for number in (1, 2):
         add(run, number, 0, 1000.0)
@@ -50,7 +50,7 @@ def test_without_a_sign_of_life_its_last_metrics_row_stands_for_it(tmp_path):
     assert [(span.seconds, span.end_step) for span in spans(run)] == [(20.0, 20), (40.0, 20)]
 
 
-def test_an_attempt_that_said_nothing_cost_nothing_that_is_known(tmp_path):
+def test_an_attempt_that_wrote_nothing_costs_nothing(tmp_path):
     run = Run.at(tmp_path, "r")
     add(run, 1, 30, 1000.0)
     run.store.write_bytes("metrics/0001-000000.jsonl", b'{"step": 4')
@@ -78,7 +78,7 @@ def test_repeated_steps_are_those_that_were_computed_more_than_once(moves):
 def test_a_budget_counts_the_gpus_of_all_attempts_and_on_cpus_processes(tmp_path):
     run, (job, _) = Run.at(tmp_path, "r"), load_job("slurm", overrides=parse_overrides(["max_gpu_hours=10"]))
     assert check_budget(run, job) == 10
-    add(run, 1, 0, 1000.0, ended=4600.0, end_step=9, gpus=4, world_size=3)  # one GPU was spare, and paid for
+    add(run, 1, 0, 1000.0, ended=4600.0, end_step=9, gpus=4, world_size=3)  # one GPU was idle, and paid for
     assert check_budget(run, job) == 6
     add(run, 2, 9, 5000.0, gpus=0, world_size=4)  # killed
     run.store.write_json("attempts/0002-alive.json", {"step": 20, "time": 6800.0, "beats": 36})
@@ -86,7 +86,7 @@ def test_a_budget_counts_the_gpus_of_all_attempts_and_on_cpus_processes(tmp_path
     assert check_budget(run, job, run.attempts()[:1]) == 6
     add(run, 3, 20, 7000.0, ended=10600.0, end_step=30, gpus=4)
     with pytest.raises(
-        BudgetExceededError, match=r"^r has used 10\.00 of the 10 GPU-hours .* with a larger --max-gpu-hours"
+        BudgetExceededError, match=r"^r exceeded its GPU-hour budget \(used 10\.00 of 10\)\. .* larger --max-gpu-hours"
     ):
         check_budget(run, job)
     assert check_budget(run, load_job("slurm")[0]) == math.inf

@@ -1,4 +1,4 @@
-"""A run belongs to one attempt at a time: who asks, who waits, who gives way."""
+"""A run belongs to one attempt at a time: which one claims it, waits for it, or is fenced off."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from rsb_cluster.runs.lease import EndedError, HistoryError, LeaseHeldError, Sup
 from rsb_cluster.runs.run import Attempt, Heartbeat, Run
 
 
-def test_rank_0_hears_of_it_with_its_next_sign_of_life_and_once(tmp_path, monkeypatch):
+def test_a_stop_request_reaches_rank_0_with_its_next_heartbeat_and_once(tmp_path, monkeypatch):
     run = Run.at(tmp_path, "run")
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     heard = []
@@ -82,7 +82,7 @@ def test_another_job_gives_up_where_the_holder_is_alive(run, fast):
     first = lease.acquire(run, draft("7"))
     first.keep_alive(lambda: 41, lambda: None)
     try:
-        with pytest.raises(LeaseHeldError, match=r"job 7 is at work on this run \(attempt 1 on n1, step 41\)"):
+        with pytest.raises(LeaseHeldError, match=r"job 7 is running this run \(attempt 1 on n1, step 41\)"):
             lease.acquire(run, draft("8"))
     finally:
         first.release()
@@ -109,15 +109,15 @@ def test_what_was_silent_for_long_or_has_ended_is_not_waited_for(run, monkeypatc
     assert first.record.number == 1
 
 
-def test_a_job_that_is_started_again_takes_over_at_once_and_the_old_one_gives_way(run, fast):
-    told = threading.Event()
+def test_a_job_that_is_restarted_takes_over_at_once_and_the_old_attempt_is_fenced_off(run, fast):
+    superseded = threading.Event()
     first = lease.acquire(run, draft("7"))
-    first.keep_alive(lambda: 41, told.set)
+    first.keep_alive(lambda: 41, superseded.set)
     first.check()
     second = lease.acquire(run, draft("7"))
     assert second.record.number == 2
-    assert told.wait(5.0)
-    with pytest.raises(SupersededError, match="attempt 2 has taken this run over"):
+    assert superseded.wait(5.0)
+    with pytest.raises(SupersededError, match="attempt 2 has taken this run over; attempt 1 is fenced off"):
         first.check()
     second.check()
 
@@ -141,7 +141,7 @@ def history(run, *causes, steps=(0,), job_id="7"):
         (("lost peer",) * 5, "the last 5 attempts were killed (out of memory?"),
         (("crashed", "lost peer"), ""),
         (("crashed", "preempted"), ""),
-        (("crashed", "failed"), ""),  # it was told so; submitted again, it may try
+        (("crashed", "failed"), ""),  # the user knows; submitted again, it may try
         (("crashed", "crashed", "timed out"), ""),
         (("",) * 4, ""),
         (("",) * 5, "the last 5 attempts were killed (out of memory?"),
@@ -179,12 +179,12 @@ def test_preemptions_of_earlier_jobs_do_not_count(tmp_path):
     lease.check_history(claimed, JOB.model_copy(update={"max_preemptions": 1}))
 
 
-# --- a job whose last attempt ended for good ------------------------------------------------------------------------
+# --- a job whose last attempt ended permanently -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cause", ["failed", "stopped"])
-def test_a_job_does_not_train_again_after_an_attempt_that_ended_for_good(run, cause):
-    """Whatever its ranks' exit codes made of it; another job may."""
+def test_a_job_does_not_train_again_after_an_attempt_that_ended_permanently(run, cause):
+    """Whatever exit code the scheduler reports; another job may."""
     end(run, lease.acquire(run, draft()), "preempted")
     lease.check_not_ended(run, "7", 1)
     end(run, lease.acquire(run, draft()), cause, message="a shard was replaced")
@@ -200,7 +200,7 @@ def test_a_job_does_not_train_again_after_an_attempt_that_ended_for_good(run, ca
         lease.check_not_ended(run, "7", 3)
 
 
-def test_what_a_rank_said_counts_where_rank_0_was_killed(run):
+def test_the_failure_of_another_rank_counts_where_rank_0_was_killed(run):
     lease.acquire(run, draft())
     run.write_rank_failure(1, 2, {"cause": "stuck", "message": "rank 2 is slow", "host": "n1"})
     lease.check_not_ended(run, "7", 1)
@@ -209,7 +209,7 @@ def test_what_a_rank_said_counts_where_rank_0_was_killed(run):
         lease.check_not_ended(run, "7", 1)
 
 
-def test_attempts_that_finish_without_a_result_are_not_made_for_ever(run):
+def test_attempts_that_finish_without_a_result_are_limited(run):
     """Killed between the attempt's record and result.json, some times in a row."""
     for _ in range(lease.KILLS_IN_A_ROW):
         last = lease.acquire(run, draft())

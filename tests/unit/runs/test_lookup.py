@@ -77,18 +77,18 @@ def test_a_beginning_ends_where_a_word_ends(runs):
         with pytest.raises(ConfigError, match="no run or sweep in "):
             found(runs, name)
     with pytest.raises(
-        ConfigError, match=rf"matches 'a1-resnet50-s1-1'\. Its last word must be whole: {IDS[1]} begins"
+        ConfigError, match=rf"'a1-resnet50-s1-1'\. {IDS[1]} begins with it, but its last word must be complete\."
     ):
         found(runs, "a1-resnet50-s1-1")
     with pytest.raises(
-        ConfigError, match=r"Its last word must be whole: a1-resnet50-s0-00000000 and 4 more begin so\. "
+        ConfigError, match=r"a1-resnet50-s0-00000000 and 4 more begin with it, but its last word must be complete\. "
     ):
         found(runs, "a1-r")
     add_sweep(runs, "depths", *IDS)
     add_sweep(runs, "depths-more", *IDS[:2])
-    with pytest.raises(ConfigError, match=r"must be whole: depths-\w+ and 1 more begin so"):
+    with pytest.raises(ConfigError, match=r"depths-\w+ and 1 more begin with it"):
         found(runs, "dep")
-    with pytest.raises(ConfigError, match=r"'depths' is the beginning of depths-\w+ and depths-more-\w+\. Say more"):
+    with pytest.raises(ConfigError, match=r"'depths' is ambiguous: a prefix of depths-\w+ and depths-more-\w+\. Use a"):
         found(runs, "depths")
     assert found(runs, "depths-more") == list(IDS[:2])
 
@@ -145,8 +145,8 @@ def test_a_name_that_means_a_sweep_and_other_runs_is_refused(runs):
     with pytest.raises(ConfigError) as caught:
         found(runs, "a1")
     assert str(caught.value) == (
-        f"'a1' is the beginning of {sweep.sweep_id}, and of the ids of 2 runs ('a1-*' names those). "
-        "Say more of the one you mean."
+        f"'a1' is ambiguous: a prefix of {sweep.sweep_id}, and of the ids of 2 runs ('a1-*' matches those). "
+        "Use a whole id."
     )
     assert found(runs, "a1*") == found(runs, "a1-resnet50") == list(IDS[:2])
     assert found(runs, sweep.sweep_id) == [IDS[0], IDS[2]]
@@ -156,5 +156,5 @@ def test_a_name_that_means_a_sweep_and_the_same_runs_is_the_sweep(runs):
     add_sweep(runs, "a1", *IDS[:2], "a1-gone-s0-33333333")
     assert found(runs, "a1") == [*IDS[:2], "a1-gone-s0-33333333"]
     add_sweep(runs, "a1-more", *IDS)
-    with pytest.raises(ConfigError, match=r"'a1' is the beginning of a1-\w+ and a1-more-\w+, and of"):
+    with pytest.raises(ConfigError, match=r"'a1' is ambiguous: a prefix of a1-\w+ and a1-more-\w+, and of"):
         found(runs, "a1")

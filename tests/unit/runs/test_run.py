@@ -46,14 +46,14 @@ def test_the_spec_is_what_makes_a_run_exist(tmp_path):
 
 
 def test_a_run_is_created_once(anywhere):
-    """Of two submits at once one writes; what the other brings is dropped, and it is told."""
+    """Of two submits at once one writes; the spec of the other is dropped, and it gets to know."""
     run, spec = make(anywhere.url, IDS[0])
     before = run.store.read_bytes("spec.json")
     again = spec.model_copy(update={"virtual_ranks": 8, "created": 99.0})
     assert run.create(catalog.load_recipe("a1").recipe, again) is False
     assert run.store.read_bytes("spec.json") == before
     other = catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe
-    with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
+    with pytest.raises(StorageError, match=r"recipe\.json is not the recipe of its run id"):
         run.create(other, again)
     assert run.recipe().optimizer.lr == 5e-3
 
@@ -82,7 +82,7 @@ def test_a_folder_that_a_killed_submit_left_becomes_a_run(tmp_path):
     assert run.create(catalog.load_recipe("a1").recipe, spec) and run.spec() == spec
 
 
-def test_all_jobs_that_a_user_ended_are_known(anywhere):
+def test_all_jobs_that_a_user_cancelled_are_known(anywhere):
     run = Run.at(anywhere.url, "r")
     assert run.cancelled() == () and not run.is_cancelled("7")
     run.request_cancel(["7", "8_1"])
@@ -144,7 +144,7 @@ def test_another_science_in_a_runs_folder_is_refused(tmp_path):
     run, _ = make(tmp_path, IDS[0])
     check_same(run, catalog.load_recipe("a1").recipe)
     check_same(run, catalog.load_recipe("a1", overrides=parse_overrides(["description=other", "paper="])).recipe)
-    with pytest.raises(StorageError, match=r"recipe\.json is not the recipe that its run id stands for"):
+    with pytest.raises(StorageError, match=r"recipe\.json is not the recipe of its run id"):
         check_same(run, catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe)
 
 

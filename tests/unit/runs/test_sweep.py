@@ -1,4 +1,4 @@
-"""A sweep is named after all that it asks for, and read back as it was written."""
+"""A sweep's id depends on its runs, and its record is read as it was written."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rsb_cluster.runs.sweep import list_sweeps, read_sweep, sweep_id, write_swee
 from tests.unit.runs.made import IDS, add_sweep
 
 
-def test_a_sweep_is_named_after_all_that_it_asks_for():
+def test_a_sweeps_id_depends_on_its_name_and_runs():
     assert sweep_id("x", IDS) == sweep_id("x", reversed(IDS))
     assert len({sweep_id("x", IDS), sweep_id("y", IDS), sweep_id("x", IDS[:2])}) == 3
 
@@ -23,7 +23,7 @@ def test_a_sweep_is_read_as_it_was_written(anywhere):
         with pytest.raises(ConfigError, match=f"there is no sweep '{name}'"):
             read_sweep(anywhere.url, name)
     two = [add_sweep(anywhere.url, f"two-{which}", *IDS) for which in ("a", "b")]
-    with pytest.raises(ConfigError, match=r"'two' is the beginning of 2 sweeps: two-a-\w+, two-b-\w+\."):
+    with pytest.raises(ConfigError, match=r"'two' is a prefix of 2 sweeps: two-a-\w+, two-b-\w+\."):
         read_sweep(anywhere.url, "two")
     assert read_sweep(anywhere.url, "two-b") == two[1]
     with pytest.raises(ConfigError, match=r"there is no sweep 'othre' in "):

@@ -52,15 +52,15 @@ def test_runs_without_gpu_hours_left_are_not_sent(tmp_path, digits):
     again, notes = planned_with_notes(tmp_path, digits, "max_gpu_hours=4")
     assert [p.state for p in again] == ["over budget", "over budget", "new", "new"]
     assert [p.is_to_submit for p in again] == [False, False, True, True]
-    one, other = [note for note in notes if "GPU-hours" in note]
-    assert one.startswith(f"{runs[0].run.run_id} has used 4.00 of the 4 ") and other != one
+    one, other = [note for note in notes if "GPU-hour" in note]
+    assert one.startswith(f"{runs[0].run.run_id} exceeded its GPU-hour budget (used 4.00 of 4)") and other != one
     assert [p.state for p in planned(tmp_path, digits, "max_gpu_hours=4.1")][:2] == ["unfinished", "unfinished"]
     for planned_run in runs[2:]:
         finish(make(planned_run))
     with pytest.raises(ConfigError, match="submit it again with a larger --max-gpu-hours"):
         planned(tmp_path, digits, "max_gpu_hours=4")
     refused = actions.retry([make(runs[0], load_job("local", "max_gpu_hours=4"))], failed_only=False).refused
-    assert "has used 4.00 of the 4 GPU-hours" in refused[runs[0].run.run_id]
+    assert "exceeded its GPU-hour budget (used 4.00 of 4)" in refused[runs[0].run.run_id]
 
 
 def test_a_set_is_looked_for_once(tmp_path, digits):

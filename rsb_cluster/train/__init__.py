@@ -1,4 +1,4 @@
-"""The compute-node side: the only place that imports torch and timm.
+"""Training and evaluation: the only folder that imports torch and timm.
 
-Reading order: worker (one attempt), trainer (the loop), loader, augment, losses, batchnorm, evaluate, state.
+Reading order: worker (one attempt), trainer (the loop), input, augment, losses, batchnorm, validation, state.
 """

@@ -1,4 +1,4 @@
-"""From a decoded image to what the model sees. timm's own transforms, made a function of a seed.
+"""From a decoded image to the model's input: timm's own transforms as functions of a seed.
 
 On the CPU, per sample: crop, resize, flip, RandAugment; the result is uint8. On the device, per micro-batch: normalise,
 erase, mix. Legend: B images of a micro-batch, C channels, H and W pixels, K classes.
@@ -21,19 +21,19 @@ from rsb_cluster.data.order import seed_of
 
 
 def seed_everything(seed: int) -> None:
-    """Set the three global generators that timm draws from. Not for use in threads: they are shared."""
+    """Seed the three global generators that timm draws from. Not for use in threads, which share them."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
 
 
 def seed_micro_batch(seed: int, step: int, virtual_rank: int) -> None:
-    """Set them for all that is drawn in one micro-batch of a run, whichever process computes it."""
+    """Seed the global generators for one micro-batch of a run; the same on any process."""
     seed_everything(seed_of(seed, step, virtual_rank, 3))
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """Posterize as Pillow did before version 13, which refuses the 0 bits that timm asks for at magnitude 10: black."""
+    """Posterize like Pillow before version 13, which rejects the 0 bits that timm uses at magnitude 10: to black."""
     return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
 
 
@@ -90,10 +90,10 @@ class Normalise:
     """Turns uint8 images on the device into normalised floats.
 
     Args:
-        mean: Of each channel, of 1.
-        std: Likewise.
-        device: Where.
-        channels_last: The memory format of the result.
+        mean: Mean of each channel, on a scale of 0 to 1.
+        std: Standard deviation of each channel, likewise.
+        device: Device of the images.
+        channels_last: Memory format of the result.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Mix:
                 prob=a.mix_prob,
                 switch_prob=a.mix_switch_prob,
                 mode="batch",
-                label_smoothing=0.0,  # targets() smooths: timm's Mixup would hide which classes were mixed in
+                label_smoothing=0.0,  # targets() smooths, as it must know which classes were mixed
                 num_classes=self._classes,
             )
 

@@ -1,8 +1,8 @@
 """Running statistics of BatchNorm that do not depend on the number of processes.
 
-The micro-batch is the unit: in a step each virtual rank moves the running mean and variance from the same starting
-point, and the step ends with the average over all virtual ranks, wherever they ran. Without this the statistics of a
-process that holds four virtual ranks would move four times, and those of four processes would drift apart.
+The micro-batch is the unit: in a step each virtual rank updates the running mean and variance from the same starting
+point, and the step ends with the average over all virtual ranks of all processes. Otherwise the statistics of a process
+with four virtual ranks would be updated four times, and those of four processes would diverge.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 class RunningStatistics:
-    """The running statistics of a model during one step at a time.
+    """The running statistics of a model within a step.
 
     Args:
-        model: The network; networks without BatchNorm are fine.
-        virtual_ranks: Micro-batches of a step, over all processes.
+        model: The network; it need not have BatchNorm.
+        virtual_ranks: Micro-batches per step, over all processes.
     """
 
     def __init__(self, model: nn.Module, virtual_ranks: int) -> None:
@@ -30,12 +30,12 @@ class RunningStatistics:
 
     @property
     def size(self) -> int:
-        """Numbers that the processes exchange in a step."""
+        """Count of numbers that the processes exchange in a step."""
         return sum(buffer.numel() for buffer in self._buffers) if self._virtual_ranks > 1 else 0
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Take the present values as the step's starting point."""
+        """Take the current values as the step's starting point."""
         if self._buffers:
             torch._foreach_copy_(self._base, self._buffers)
             torch._foreach_zero_(self._sums)
@@ -43,21 +43,21 @@ class RunningStatistics:
 
     @torch.no_grad()
     def end_micro_batch(self) -> None:
-        """Keep what a micro-batch made of the statistics and go back to the starting point."""
+        """Add the statistics after a micro-batch to the sums, and restore the starting point."""
         if self._buffers and self._virtual_ranks > 1:
             torch._foreach_add_(self._sums, self._buffers)
             self.restore()
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Go back to the step's starting point."""
+        """Restore the step's starting point."""
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._base)
             torch._foreach_copy_(self._counters, self._base_counters)
 
     @torch.no_grad()
     def pack(self, out: Tensor) -> None:
-        """Write the local sums into a flat tensor of ``size`` numbers, to be added up over the processes."""
+        """Write the local sums into a flat tensor of ``size`` numbers, to be summed over the processes."""
         if self.size:
             torch.cat([s.reshape(-1) for s in self._sums], out=out)
 

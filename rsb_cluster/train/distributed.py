@@ -1,4 +1,4 @@
-"""How a rank meets its peers, and how they talk."""
+"""The process group of an attempt: rendezvous, collectives, and errors of lost peers."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from rsb_cluster.errors import MissingError, RsbError, StorageError
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.storage.store import Store
 
-# How long rank 0 may take to answer before its address is looked up again.
-CONNECT = datetime.timedelta(seconds=20)
+# How long rank 0 may take to answer before its address is read again.
+CONNECT_TIMEOUT = datetime.timedelta(seconds=20)
 
 
 class LostPeerError(RsbError):
-    """Another rank is gone; this one is well and can go on in the next attempt."""
+    """A peer rank is lost; this rank is healthy and can resume in the next attempt."""
 
 
 class DeviceError(RsbError):
-    """This host does not have the GPUs that the job asks for; another one may."""
+    """This host does not have the GPUs that the job requests; another host may."""
 
 
 class ProcessGroup:
     """The processes of one attempt.
 
-    They meet through a file in the run's own folder: rank 0 listens on a free port that the system picks and writes
-    the address there under the attempt's name. So two elements of an array that share a node can never meet on one
-    port, and no attempt meets a remainder of an earlier one.
+    The rendezvous uses a file in the run's own folder: rank 0 listens on a free port that the system picks, and writes
+    its address there under the name of the start. So two array tasks on one node never share a port, and no attempt
+    connects to the remains of an earlier one.
 
     Args:
-        ranks: Who this process is.
+        ranks: The rank of this process.
         folder: The run's folder.
-        wait_s: How long to wait for the others.
-        collective_s: How long a collective may take before the peer counts as lost.
-        gpus: GPUs of a node that the job asks for, one for each rank there; 0: the CPU, and no GPU is touched. None:
-            a GPU where there is one.
+        wait_s: Timeout of the rendezvous, seconds.
+        collective_s: Timeout of a collective, seconds, after which a peer counts as lost.
+        gpus: GPUs per node that the job requests, one for each rank; 0: the CPU, and no GPU is touched; None: a GPU if
+            there is one.
 
     Raises:
         DeviceError: The GPUs are not there.
-        LostPeerError: The others were not met.
+        LostPeerError: The rendezvous failed.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ProcessGroup:
         self.host = socket.gethostname()
         self._folder = folder
         self._timeout = datetime.timedelta(seconds=wait_s)
-        self.store, self._address = self._meet()
+        self.store, self._address = self._rendezvous()
         self.hosts = self._exchange_hosts()
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -70,23 +70,23 @@ class ProcessGroup:
             )
 
     @staticmethod
-    def wait_aside(ranks: Ranks, folder: Store, *, wait_s: float) -> None:
-        """Wait, as a spare process, until the others have ended; a job whose first task ends may be killed.
+    def wait_idle(ranks: Ranks, folder: Store, *, wait_s: float) -> None:
+        """Wait, as an idle process, until rank 0 exits; a site may kill a job when its first task exits.
 
         Raises:
-            LostPeerError: They did not end orderly.
+            LostPeerError: Rank 0 did not exit in order.
         """
         store, _ = _join(ranks, folder, datetime.timedelta(seconds=wait_s))
-        with lost_peers_named():
-            while not store.check(["left"]):
+        with lost_peer_errors():
+            while not store.check(["exited"]):
                 time.sleep(1.0)
 
-    def _meet(self) -> tuple[dist.TCPStore, tuple[str, int]]:
-        """Return the store through which all ranks talk, and where it is."""
+    def _rendezvous(self) -> tuple[dist.TCPStore, tuple[str, int]]:
+        """Return the common store of all ranks, and its address."""
         if self.rank:
             return _join(self.ranks, self._folder, self._timeout)
         if private := self.ranks.address:
-            # By itself the store listens on all addresses of a machine, and in a cloud one may be public.
+            # By default the store listens on all addresses of a machine, and in a cloud one may be public.
             listener = socket.create_server((private, 0), backlog=1024)
             port, listener_fd = listener.getsockname()[1], listener.detach()
         else:
@@ -105,36 +105,36 @@ class ProcessGroup:
         return tuple(self.store.get(f"host/{rank}").decode() for rank in range(self.world_size))
 
     def connect(self) -> dist.TCPStore:
-        """Return another connection to the ranks' common store, for another thread."""
+        """Return a new connection to the common store, for another thread."""
         host, port = self._address
         return dist.TCPStore(host, port, self.world_size, False, self._timeout)
 
-    def share(self, name: str, value: str = "") -> str:
-        """Give all ranks a text of rank 0's."""
+    def broadcast(self, name: str, value: str = "") -> str:
+        """Return the text that rank 0 passes, on all ranks."""
         if self.rank == 0:
             self.store.set(name, value)
         return self.store.get(name).decode()
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add a tensor up over all ranks, in place."""
+        """Sum a tensor over all ranks, in place."""
         if self.world_size > 1:
-            with lost_peers_named():
+            with lost_peer_errors():
                 dist.all_reduce(tensor)
         return tensor
 
-    def leave_together(self, timeout_s: float = 600.0) -> None:
-        """Wait until every rank has come here; rank 0, which answers the others, leaves last.
+    def exit_together(self, timeout_s: float = 600.0) -> None:
+        """Wait until every rank has called this; rank 0, which hosts the store, exits last.
 
-        Called after a save: some sites kill all tasks of a job when one ends, and rank 0 may still be writing.
+        Called after a save: some sites kill all tasks of a job when one exits, and rank 0 may still be writing.
         """
         with contextlib.suppress(RuntimeError, dist.DistError):
-            self.store.add("leaving", 1)
-            self._wait_for("leaving", timeout_s)
-            self.store.add("left", 1)
+            self.store.add("exiting", 1)
+            self._wait_for("exiting", timeout_s)
+            self.store.add("exited", 1)
             if self.rank == 0:
-                self._wait_for("left", 10.0)
+                self._wait_for("exited", 10.0)
                 if self.ranks.allocated > self.world_size:
-                    time.sleep(3.0)  # the spare ones look once a second
+                    time.sleep(3.0)  # idle processes poll once a second
 
     def _wait_for(self, counter: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -142,7 +142,7 @@ class ProcessGroup:
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End the process group and remove the address."""
+        """Destroy the process group and remove the rendezvous file."""
         if dist.is_initialized():
             dist.destroy_process_group()
         if self.rank == 0:
@@ -151,33 +151,33 @@ class ProcessGroup:
 
 
 def pick_device(local_rank: int, gpus: int | None) -> torch.device:
-    """Return the device of a rank, and make it the present one.
+    """Return the device of a rank, and make it the current one.
 
     Args:
-        local_rank: Its number on its node.
-        gpus: As in `Group`.
+        local_rank: The rank on its node.
+        gpus: As in `ProcessGroup`.
 
     Raises:
-        DeviceError: CUDA sees fewer GPUs than the job asks for.
+        DeviceError: CUDA sees fewer GPUs than the job requests.
     """
     if gpus == 0 or (gpus is None and not torch.cuda.is_available()):
         return torch.device("cpu")
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    # Where a site binds each task to a GPU of its own, a rank is shown that one alone.
-    is_bound = seen == 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
-    if gpus is not None and seen < gpus and not is_bound:
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # If a site binds each task to a GPU of its own, a rank sees only that one.
+    is_bound = visible == 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
+    if gpus is not None and visible < gpus and not is_bound:
         raise DeviceError(
-            f"{socket.gethostname()}: {gpus} GPU{'s are' if gpus > 1 else ' is'} asked for on this node, and CUDA sees "
-            f"{seen or 'none'}. {_cuda()}. Use a torch for this driver, keep off this host (slurm.exclude), or ask for "
-            "no GPU (--gpus-per-node 0)."
+            f"{socket.gethostname()}: the job requests {gpus} GPU{'s' * (gpus > 1)} per node, and CUDA sees "
+            f"{visible or 'none'}. {_describe_cuda()}. Install a torch that matches the driver, exclude this host "
+            "(slurm.exclude), or request no GPU (--gpus-per-node 0)."
         )
-    device = torch.device("cuda", local_rank % seen)
+    device = torch.device("cuda", local_rank % visible)
     torch.cuda.set_device(device)
     return device
 
 
-def _cuda() -> str:
-    """Say what decides whether CUDA works here: the wheel, the driver, and what is visible."""
+def _describe_cuda() -> str:
+    """Return what decides whether CUDA works here: torch's wheel, the driver, and CUDA_VISIBLE_DEVICES."""
     wheel = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
     try:
         driver = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].partition(":")[2].strip()
@@ -191,12 +191,12 @@ def _cuda() -> str:
 
 
 def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
-    """Return the store that rank 0 keeps, and where it is.
+    """Return the store of rank 0, and its address.
 
-    The address may be that of a killed attempt until rank 0 has written its own, where the engine counts no attempts.
+    In a cloud, the file may have the address of a killed attempt until rank 0 writes its own.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    problem = f"no {folder.locate(ranks.rendezvous_file)}"
+    problem = f"{folder.locate(ranks.rendezvous_file)} is missing"
     while time.monotonic() < deadline:
         try:
             return _connect(ranks, folder, timeout)
@@ -205,35 +205,35 @@ def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dis
         except MissingError:
             time.sleep(0.2)
     raise LostPeerError(
-        f"rank 0 could not be met within {timeout.total_seconds():.0f} s ({problem}); "
-        "is it still starting, or did it fail? See its log."
+        f"no rendezvous with rank 0 within {timeout.total_seconds():.0f} s ({problem}). "
+        "It may still be starting, or have failed: see its log."
     )
 
 
 def _connect(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
-    card = folder.read_json(ranks.rendezvous_file)
-    address = (card["host"], card["port"])
+    rendezvous = folder.read_json(ranks.rendezvous_file)
+    address = (rendezvous["host"], rendezvous["port"])
     try:
-        store = dist.TCPStore(*address, ranks.world_size, False, min(timeout, CONNECT))
-        met = store.get("attempt").decode()
+        store = dist.TCPStore(*address, ranks.world_size, False, min(timeout, CONNECT_TIMEOUT))
+        attempt_key = store.get("attempt").decode()
         store.set_timeout(timeout)
     except (RuntimeError, dist.DistError) as error:
         raise LostPeerError(f"rank 0 at {address[0]}:{address[1]} does not answer: {error}") from error
-    if met != ranks.attempt_key:
-        raise LostPeerError(f"met attempt {met} at {address[0]}:{address[1]} instead of our own")
+    if attempt_key != ranks.attempt_key:
+        raise LostPeerError(f"{address[0]}:{address[1]} belongs to another attempt, {attempt_key}")
     return store, address
 
 
 @contextlib.contextmanager
-def lost_peers_named():  # type: ignore[no-untyped-def]
-    """Turn the errors that a vanished rank causes in the others into LostPeerError."""
+def lost_peer_errors():  # type: ignore[no-untyped-def]
+    """Raise LostPeerError for the errors that a lost rank causes in its peers."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
         if is_lost_peer(error):
-            # gloo adds advice of its own, which does not help here.
+            # gloo appends advice that does not help here.
             reason = str(error).splitlines()[0].partition(". This is typically")[0]
-            raise LostPeerError(f"another rank is gone: {reason}") from error
+            raise LostPeerError(f"lost a peer rank: {reason}") from error
         raise
 
 
@@ -247,12 +247,12 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def _reachable_name() -> str:
-    """Return a name or address under which other nodes reach this one."""
+    """Return a name or address by which other nodes reach this one."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)
     except OSError:
-        # A host that does not know its own name: the address from which it would send outwards.
+        # The host cannot resolve its own name: use the address of its default route.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737); a datagram socket sends nothing here
             return str(probe.getsockname()[0])

@@ -1,7 +1,7 @@
 """The one collective of a step besides the gradients: stop flags, counts, the loss and BatchNorm statistics.
 
-On a GPU the result is read one step later, when it has long arrived: the host never waits for the step it has just
-queued. All ranks read the same numbers at the same step, so they act alike.
+On a GPU the result is read one step later, when it has arrived, so the host never waits for the step it has just
+queued. All ranks read the same numbers after the same step, so they take the same decisions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _HEADER = VECTOR_SIZE + 4
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank says of a step, besides the loss.
+    """The numbers of one rank for a step, besides the loss.
 
     Attributes:
         bad: Samples that could not be decoded.
-        data_wait_s: Seconds that it waited for data.
-        bytes_read: Bytes that its loader read from the store meanwhile.
+        data_wait_s: Seconds spent waiting for data.
+        bytes_read: Bytes that the rank's loader read from the store meanwhile.
     """
 
     bad: int
@@ -36,13 +36,13 @@ class RankReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What all ranks together say of one step.
+    """The numbers of all ranks for a step.
 
     Attributes:
-        flags: What the stop flags say, added up.
+        flags: Sum of the stop flags' vectors.
         bad: Samples that could not be decoded.
         loss: Mean over the global batch.
-        data_wait_s: Seconds that the ranks waited for data, mean over ranks.
+        data_wait_s: Seconds spent waiting for data, mean over ranks.
         bytes_read: Bytes that all ranks read from the store.
     """
 
@@ -54,7 +54,7 @@ class StepReport:
 
 
 class StepExchange:
-    """Adds a step's numbers up over all ranks.
+    """Sums the numbers of a step over all ranks.
 
     Args:
         group: The processes.
@@ -71,9 +71,9 @@ class StepExchange:
         """Exchange the numbers of the step that has just been computed.
 
         Args:
-            flags: From this rank's stop flag.
+            flags: Vector of this rank's stop flag.
             local: This rank's numbers.
-            loss: On the device: this rank's sum of micro-batch losses, over the number of its micro-batches.
+            loss: Mean loss of this rank's micro-batches, on the device.
         """
         host = torch.tensor([*flags, *map(float, astuple(local)), 0.0], pin_memory=self._on_gpu)
         header = self._vector[:_HEADER]
@@ -93,12 +93,12 @@ class StepExchange:
         self._arrived.append((arrived, event))
 
     def take(self, *, all_: bool = False) -> list[StepReport]:
-        """Return the summaries that can be read without waiting for the step just posted, or really all of them."""
+        """Return the reports that are available without waiting for the last step; with ``all_``, wait for it."""
         ready = len(self._arrived) if all_ or not self._on_gpu else len(self._arrived) - 1
         taken, self._arrived = self._arrived[:ready], self._arrived[ready:]
-        return [self._summary(*item) for item in taken]
+        return [self._report(*item) for item in taken]
 
-    def _summary(self, header: Tensor, event: torch.cuda.Event | None) -> StepReport:
+    def _report(self, header: Tensor, event: torch.cuda.Event | None) -> StepReport:
         if event is not None:
             event.synchronize()
         *flags, bad, wait, read, loss = header.tolist()

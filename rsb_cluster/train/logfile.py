@@ -1,4 +1,4 @@
-"""A rank's log: on standard error, which the scheduler keeps while it runs, and in the run's folder when it ends."""
+"""A rank's log: on standard error, which the scheduler stores, and in the run's folder when the rank exits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
 
-COPY_S = 10.0  # between two copies of a log that grows
+COPY_S = 10.0  # between two copies of a growing log
 
 
 class LogFile:
     """A local file that is copied into the run's folder, which may be an object store.
 
     Attributes:
-        file: The local one. It has no name, so a rank that is killed leaves nothing behind.
-        name: Where to in the run's folder; empty: nowhere, as the attempt has no number yet.
+        file: The local file. It has no name, so a killed rank leaves no file.
+        name: Path in the run's folder; empty: no copy is made, as the attempt has no number yet.
     """
 
     def __init__(self, store: Store) -> None:
@@ -35,7 +35,7 @@ class LogFile:
         self._copier: threading.Thread | None = None
 
     def keep_copying(self) -> None:
-        """Copy it from now on whenever it has grown: where nodes share no file system, nobody could follow it else."""
+        """Start to copy the log whenever it has grown, so that it can be followed if nodes share no file system."""
         self._copier = threading.Thread(target=self._copy_as_it_grows, name="log", daemon=True)
         self._copier.start()
 
@@ -49,7 +49,7 @@ class LogFile:
                     copied = len(content)
 
     def copy(self) -> None:
-        """Copy it for the last time."""
+        """Make the last copy."""
         self._ended.set()
         if self._copier is not None:
             self._copier.join()
@@ -61,7 +61,7 @@ class LogFile:
 
 
 class _Redacting(logging.Formatter):
-    """Keeps what foreign errors may quote, such as a signed URL, out of the log."""
+    """Removes secrets that errors of other libraries may quote, such as a signed URL."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -69,11 +69,11 @@ class _Redacting(logging.Formatter):
 
 @contextlib.contextmanager
 def logging_to(store: Store, ranks: Ranks) -> Iterator[LogFile]:
-    """Log what the package says while the block runs.
+    """Log the package's messages while the block runs.
 
     Args:
         store: The run's folder.
-        ranks: Who this process is.
+        ranks: The rank of this process.
     """
     log_file = LogFile(store)
     formatter = _Redacting(f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
@@ -94,5 +94,5 @@ def logging_to(store: Store, ranks: Ranks) -> Iterator[LogFile]:
         try:
             log_file.copy()
         except StorageError as error:
-            sys.stderr.write(f"could not keep the log: {error}\n")
+            sys.stderr.write(f"the log could not be copied: {error}\n")
         log_file.file.close()

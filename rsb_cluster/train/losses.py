@@ -1,7 +1,7 @@
 """Targets and losses. Legend: B images, K classes.
 
 The paper's BCE treats every class mixed into an image as present. No published code does that for A1 (with smoothing):
-timm and DeiT threshold smoothed targets. So the targets are our own here, and theirs can be chosen by name.
+timm and DeiT threshold smoothed targets. So the paper's targets are implemented here, and theirs can be chosen by name.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def build_model(recipe: Recipe) -> nn.Module:
             f"model.name = '{spec.name}': timm has no such model.{did_you_mean(spec.name, timm.list_models())}"
         )
     arguments: dict[str, Any] = dict(spec.kwargs)
-    # Left out where they are zero: many models do not take them, and zero is what they then do.
+    # Passed only if they are not zero, which is the default: many models do not accept them.
     if spec.drop_rate:
         arguments["drop_rate"] = spec.drop_rate
     if spec.drop_path_rate:
@@ -45,11 +45,11 @@ def build_model(recipe: Recipe) -> nn.Module:
 
 
 def build_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.Optimizer:
-    """Create timm's optimizer with every one of its settings said by the recipe."""
+    """Create timm's optimizer with all settings from the recipe."""
     arguments: dict[str, Any] = {"eps": spec.eps, "betas": spec.betas}
     momentum = 0.9
     if spec.name == "lamb":
-        # timm's LAMB clips the global gradient norm inside; the paper's table says "no clipping" of the outer kind.
+        # timm's LAMB clips the global gradient norm itself; the paper's "no clipping" refers to clip_grad_norm.
         arguments["max_grad_norm"] = spec.lamb_max_grad_norm or None
     elif spec.name == "sgd":
         arguments, momentum = {"nesterov": True}, spec.momentum
@@ -66,7 +66,7 @@ def build_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.Optimizer:
 
 
 class LearningRate:
-    """The learning rate as a pure function of the step; nothing to save.
+    """The learning rate as a pure function of the step, so it has no state to save.
 
     Args:
         spec: The schedule.
@@ -87,7 +87,7 @@ class LearningRate:
         )
 
     def at(self, step: int) -> float:
-        """Return the rate of an optimizer step, counted from 0 over the whole run."""
+        """Return the learning rate of an optimizer step, counted from 0 over the whole run."""
         rate = float(self._schedule._get_lr(step // self._divide_by)[0])
         if not math.isfinite(rate):
             raise ValueError(f"the learning rate of step {step} is {rate}")

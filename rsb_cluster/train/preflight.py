@@ -1,4 +1,4 @@
-"""Checks that need torch and timm, run by ``submit`` in a process of their own before anything is queued."""
+"""Checks that need torch and timm, which ``submit`` runs in a subprocess before it queues anything."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rsb_cluster.weights.resolve import WeightsFile
 
 
 def check(recipe: Recipe, init: WeightsFile | None = None) -> dict[str, int]:
-    """Build all that a recipe names, on torch's meta device: shapes without memory.
+    """Build everything that a recipe names, the model on torch's meta device.
 
     Args:
         recipe: The recipe.
-        init: The file of weights that it starts from.
+        init: The file of initial weights.
 
     Returns:
         The number of parameters.
 
     Raises:
-        ConfigError: timm does not know the model, an argument, a transform; or the model does not take the images, or
-            the weights.
+        ConfigError: timm does not know the model, an argument or a transform; or the model does not accept images of
+            the recipe's size, or the weights.
         CheckpointError: The weights cannot be read.
     """
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def check(recipe: Recipe, init: WeightsFile | None = None) -> dict[str, int]:
                 shape = tuple(model(torch.empty(2, 3, side, side)).shape)
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise ConfigError(
-                    f"model.name = '{recipe.model.name}' does not take images of {side} px: {error}. For a vision "
+                    f"model.name = '{recipe.model.name}' does not accept images of {side} px: {error}. For a vision "
                     "transformer add --set model.kwargs.dynamic_img_size=true, or --set model.kwargs.img_size."
                 ) from error
             if shape != (2, recipe.data.num_classes):
@@ -63,7 +63,7 @@ def check(recipe: Recipe, init: WeightsFile | None = None) -> dict[str, int]:
 
 
 def main() -> None:
-    """Read pairs of a recipe and its start as JSON on standard input; answer each with JSON on standard output."""
+    """Read pairs of a recipe and its initial weights as JSON from standard input; print a result for each as JSON."""
     warnings.simplefilter("ignore")
     answers: list[dict[str, object]] = []
     for values, init in json.load(sys.stdin):

@@ -1,4 +1,4 @@
-"""The last of all files of a run: it makes the run a finished one."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rsb_cluster.train.trainer import Trainer
 
 
 def write_result(run: Run, trainer: Trainer) -> None:
-    """Write the last of all files: it makes the run a finished one."""
+    """Write ``result.json``, the last file of a run, which makes it finished."""
     recipe, spec = trainer.recipe, trainer.spec
     spent = cost(spans(run))
     images = recipe.total_steps * recipe.train.global_batch
@@ -36,7 +36,7 @@ def write_result(run: Run, trainer: Trainer) -> None:
         "best_top1": trainer.progress.best_top1,
         "best_step": trainer.progress.best_step,
         "finished": time.time(),
-        # So that a table of ten thousand runs reads one file of each.
+        # So a table of ten thousand runs reads only one file of each.
         "science": {"recipe": recipe.model_dump(mode="json"), "spec": spec.brief().model_dump(mode="json")},
     }
     if "ema_" in trainer.scores:

@@ -1,4 +1,4 @@
-"""What each micro-batch held, as a file a rank: the proof that a resumed run saw what an unbroken one would have."""
+"""The sample log: the samples of each micro-batch, the proof that a resumed run trains on those of an unbroken one."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from rsb_cluster.train.input.loader import Batch
 class SampleLog:
     """Appends a line per micro-batch to ``samples/<attempt>-rank<rank>.jsonl`` in the run's folder.
 
-    A line holds the step, the virtual rank, the numbers of the samples in the index, a CRC-32 of their pixels, and one
-    of the share of each class in them, which tells the partners and the λ of Mixup and CutMix. It is there before the
-    step is computed, so that a rank that is killed leaves no gap.
+    A line has the step, the virtual rank, the numbers of the samples in the index, a CRC-32 of their pixels, and a
+    CRC-32 of the share of each class in them, which depends on the partners and the λ of Mixup and CutMix. It is
+    written before the step is computed, so a killed rank leaves no gap.
 
     Args:
-        folder: The run's folder; it must be local, as an object store cannot append.
+        folder: The run's folder; it must be local, as object stores cannot append.
         group: The processes.
         lease: The attempt; on rank 0 only.
     """
 
     def __init__(self, folder: Store, group: ProcessGroup, lease: Lease | None) -> None:
         if not folder.is_local:
-            raise ConfigError(f"job.log_samples appends to files, and {folder.url} is not a folder. Leave it out.")
-        attempt = group.share("samples of attempt", f"{lease.record.number:04d}" if lease is not None else "")
+            raise ConfigError(
+                f"job.log_samples appends to files, which {folder.url} cannot. Remove it, or use a local --runs."
+            )
+        attempt = group.broadcast("samples of attempt", f"{lease.record.number:04d}" if lease is not None else "")
         self._path = Path(folder.locate(f"samples/{attempt}-rank{group.rank:05d}.jsonl"))
         self._path.parent.mkdir(exist_ok=True)
 
     def add(self, step: int, virtual_rank: int, batch: Batch, shares_BK: Tensor) -> None:
-        """Note a micro-batch, and what it was mixed to."""
+        """Log a micro-batch, and the shares of the classes after mixing."""
         line = {
             "step": step,
             "virtual_rank": virtual_rank,

@@ -1,7 +1,7 @@
 """The state of a training as files: plain numbers as JSON, each state dict as one file in the safetensors format.
 
-In that format tensors lie in a file as they lie in memory, so a save is one copy into host memory: what was copied is
-already the file. Nothing that is read is unpickled.
+That format stores tensors as they are in memory, so a save is one copy into host memory: the copy is the file. Reading
+unpickles nothing.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _DTYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-# Where a file begins, bytes: any type of number may lie there.
+# Alignment of files in the staging memory, bytes, enough for all types of numbers.
 _ALIGNMENT = 64
-# More is reserved than is needed, bytes: the numbers in a header get longer as training goes on.
-_SPARE = 1 << 20
+# Headroom of the staging memory, bytes, as the numbers in a header get longer during training.
+_HEADROOM = 1 << 20
 
 
 @dataclass
 class Progress:
-    """Where a training stands; the part of its state that is plain numbers.
+    """The progress of a training: the part of its state that is plain numbers.
 
     Attributes:
         step: Optimizer steps done.
         evaluated_step: Step of the last complete evaluation.
-        bad_samples: Undecodable images of the present epoch so far.
+        bad_samples: Images of the current epoch so far that could not be decoded.
         train_s: Seconds spent in the steps done, over all attempts.
-        interval_loss: Sum of the losses since the last metric row, so that a resume leaves no trace in the rows.
-        interval_wait_s: Seconds waited for data since the last metric row.
-        interval_bytes: Bytes read from the store since the last metric row.
-        interval_steps: Steps since the last metric row.
+        interval_loss: Sum of the losses since the last metrics row, so a resume leaves no trace in the rows.
+        interval_wait_s: Seconds spent waiting for data since the last metrics row.
+        interval_bytes: Bytes read from the store since the last metrics row.
+        interval_steps: Steps since the last metrics row.
         best_top1: Best top-1 of an evaluation so far, percent; negative before the first.
-        best_step: Its step.
-        scores: Of the last complete evaluation, as plain values, by prefix: an attempt that finds nothing left to train
-            writes the result from them. Empty in a checkpoint of a version that did not keep them.
+        best_step: Step of the best evaluation.
+        scores: Scores of the last complete evaluation, as plain values, by prefix; an attempt that has nothing left to
+            train writes the result from them. Empty in checkpoints of versions that did not store them.
     """
 
     step: int = 0
@@ -65,13 +65,13 @@ class Progress:
 
 
 class Staging:
-    """Host memory that holds the files of one checkpoint, and is kept from one save to the next.
+    """Host memory for the files of one checkpoint, reused by all saves.
 
-    The first use of fresh memory costs many times what copying into it costs, and a GPU copies into pinned memory only
-    as fast as the bus allows.
+    The first use of new memory costs many times more than copying into it, and only pinned memory lets a GPU copy at
+    the speed of the bus.
 
     Args:
-        device: Where the tensors are.
+        device: Device of the tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -79,15 +79,14 @@ class Staging:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def reserve(self, size: int) -> None:
-        """Have so many bytes ready; what was there before is lost if there were fewer."""
+        """Allocate at least so many bytes; discards the content if there are fewer."""
         if size > len(self._memory):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # gives the old memory back first
-            self._memory = torch.empty(size + _SPARE, dtype=torch.uint8, pin_memory=self._device.type == "cuda").fill_(
-                0
-            )
+            self._memory = torch.empty(0, dtype=torch.uint8)  # frees the old memory first
+            pin = self._device.type == "cuda"
+            self._memory = torch.empty(size + _HEADROOM, dtype=torch.uint8, pin_memory=pin).fill_(0)
 
     def put(self, progress: Progress, states: Mapping[str, Any]) -> dict[str, memoryview]:
-        """Copy a state here, in place of the one before.
+        """Copy a state into the memory, in place of the previous one.
 
         Args:
             progress: Plain numbers.
@@ -98,20 +97,20 @@ class Staging:
         """
         files = {f"{name}{_SUFFIX}": _File(state) for name, state in states.items()}
         self.reserve(sum(file.space for file in files.values()))
-        placed: dict[str, memoryview] = {"progress.json": memoryview(json.dumps(asdict(progress)).encode())}
+        contents: dict[str, memoryview] = {"progress.json": memoryview(json.dumps(asdict(progress)).encode())}
         start = 0
         for name, file in files.items():
-            place = self._memory[start : start + file.size]
-            file.copy_to(place)
-            placed[name] = place.numpy().data
+            memory = self._memory[start : start + file.size]
+            file.copy_to(memory)
+            contents[name] = memory.numpy().data
             start += file.space
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        return placed
+        return contents
 
 
-def space_of(states: Mapping[str, Any]) -> int:
-    """Return how many bytes of a staging memory state dicts take."""
+def staged_bytes(states: Mapping[str, Any]) -> int:
+    """Return the bytes that state dicts need in the staging memory."""
     return sum(_File(state).space for state in states.values())
 
 
@@ -119,14 +118,14 @@ class _File:
     """The layout of a state dict in a file.
 
     Attributes:
-        size: Its bytes.
-        space: Its bytes, and those up to where the next file may begin.
+        size: Bytes of the file.
+        space: Bytes of the file, with padding up to the start of the next file.
     """
 
     def __init__(self, state: Any) -> None:
         tensors: dict[str, Tensor] = {}
         tree = _split(state, (), tensors)
-        # The format knows no gaps: in this order each number lies at a multiple of its own size.
+        # The format allows no gaps: in this order all tensors are aligned.
         self._tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
         header: dict[str, Any] = {"__metadata__": {"tree": json.dumps(tree)}}
         end = 0
@@ -134,13 +133,13 @@ class _File:
             begin, end = end, end + tensor.nbytes
             header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
-        text = text.ljust(_rounded_up(8 + len(text)) - 8)
+        text = text.ljust(_round_up(8 + len(text)) - 8)
         self._header = len(text).to_bytes(8, "little") + text
         self.size = len(self._header) + end
-        self.space = _rounded_up(self.size)
+        self.space = _round_up(self.size)
 
     def copy_to(self, memory: Tensor) -> None:
-        """Write the file into ``size`` bytes of host memory; what comes from a GPU may arrive later, in its stream."""
+        """Write the file into ``size`` bytes of host memory; copies from a GPU are asynchronous, in its stream."""
         end = len(self._header)
         memory[:end].copy_(torch.frombuffer(bytearray(self._header), dtype=torch.uint8))
         for tensor in self._tensors.values():
@@ -149,14 +148,14 @@ class _File:
 
 
 def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progress, dict[str, Any]]:
-    """Return the plain numbers, and the state dicts by name, that a staging memory held."""
+    """Return the progress, and the state dicts by name, of a checkpoint."""
     try:
         numbers = json.loads(read.files["progress.json"])
         if unknown := sorted(numbers.keys() - Progress.__dataclass_fields__.keys()):
             raise newer_version(f"the checkpoint of step {read.step}", unknown[0])
         progress = Progress(**numbers)
         states = {
-            name.removesuffix(_SUFFIX): _state_of(content, device)
+            name.removesuffix(_SUFFIX): _load_state(content, device)
             for name, content in read.files.items()
             if name.endswith(_SUFFIX)
         }
@@ -167,14 +166,14 @@ def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progr
     return progress, states
 
 
-def _state_of(content: bytes, device: torch.device) -> Any:
+def _load_state(content: bytes, device: torch.device) -> Any:
     tensors = safetensors.torch.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return _joined(json.loads(header["__metadata__"]["tree"]), tensors, device)
+    return _join(json.loads(header["__metadata__"]["tree"]), tensors, device)
 
 
 def _split(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
-    """Take the tensors out of a nested state; return the rest, as JSON knows it, with their names in their places."""
+    """Move the tensors of a nested state into ``tensors``; return the rest as JSON values with the tensors' names."""
     if isinstance(value, Tensor):
         name = ".".join(path)
         if name in tensors:
@@ -182,7 +181,7 @@ def _split(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any
         tensors[name] = value.detach()
         if value.is_contiguous():
             return {"tensor": name}
-        # Files are contiguous. Sums over a tensor that comes back in another layout would differ in the last bit.
+        # Files are contiguous, but sums over a tensor in another layout would differ in the last bit.
         return {"tensor": name, "strides": torch.empty_like(value, device="meta").stride()}
     if isinstance(value, dict):
         return {"dict": [[key, _split(item, (*path, str(key)), tensors)] for key, item in value.items()]}
@@ -191,24 +190,24 @@ def _split(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any
         return {"tuple": items} if isinstance(value, tuple) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a state holds a {type(value).__name__}, which cannot be saved: {'.'.join(path)}")
+    raise TypeError(f"a state has a {type(value).__name__}, which cannot be saved: {'.'.join(path)}")
 
 
-def _joined(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """Undo ``_split``."""
+def _join(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Reverse ``_split``."""
     if isinstance(tree, list):
-        return [_joined(item, tensors, device) for item in tree]
+        return [_join(item, tensors, device) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if "dict" in tree:
-        return {key: _joined(item, tensors, device) for key, item in tree["dict"]}
+        return {key: _join(item, tensors, device) for key, item in tree["dict"]}
     if "tuple" in tree:
-        return tuple(_joined(item, tensors, device) for item in tree["tuple"])
+        return tuple(_join(item, tensors, device) for item in tree["tuple"])
     tensor = tensors[tree["tensor"]]
     if "strides" in tree:
         tensor = torch.empty_strided(tensor.shape, tree["strides"], dtype=tensor.dtype).copy_(tensor)
     return tensor.to(device)
 
 
-def _rounded_up(size: int) -> int:
+def _round_up(size: int) -> int:
     return math.ceil(size / _ALIGNMENT) * _ALIGNMENT

@@ -1,9 +1,9 @@
 """Experiment trackers: each run is one experiment in TensorBoard, W&B or MLflow, over all its attempts.
 
-Rank 0 forwards metrics rows when they have been written to the run's folder. So the rows of earlier attempts that lie
-there were forwarded by them: a step that is computed again after a kill is not sent a second time.
+Rank 0 forwards metrics rows after they are written to the run's folder. So the rows of earlier attempts in the folder
+have been forwarded, and a step that is repeated after a kill is not sent again.
 
-A tracker works on a thread of its own and is given up when it fails: training and saving never wait for a server.
+A tracker runs on a thread of its own and is disabled when it fails: training and saving never wait for a server.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NOT_VALUES = ("kind", "step", "time")
 
 
 class Tracker(Protocol):
-    """One library."""
+    """A tracking library."""
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:
-        """Keep the values of a step, at a unix time."""
+        """Log the values of a step, with their Unix time."""
 
     def close(self, *, finished: bool) -> None:
-        """End this attempt's part."""
+        """Close the tracker at the end of an attempt."""
 
 
 class TensorBoard:
@@ -47,18 +47,18 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if not run.store.is_local:
-            raise ValueError("TensorBoard's files need a folder, and the runs are in an object store")
+            raise ValueError("TensorBoard needs a local folder, and the runs are in an object store")
         self._writer = SummaryWriter(str(Path(run.store.url) / "tensorboard"))
         self._writer.add_text("recipe", f"```\n{recipe.model_dump_json(indent=2)}\n```")
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:
-        """Keep the values of a step."""
+        """Log the values of a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step, walltime=when)
         self._writer.flush()
 
     def close(self, *, finished: bool) -> None:
-        """End the file."""
+        """Close the file."""
         self._writer.close()
 
 
@@ -79,11 +79,11 @@ class WandB:
         )
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:
-        """Keep the values of a step."""
+        """Log the values of a step."""
         self._run.log(values | {"_timestamp": when}, step=step)
 
     def close(self, *, finished: bool) -> None:
-        """Hand over what is left; an attempt that will be followed by another is no failure."""
+        """Send the remaining values, with exit code 0, as an attempt that will be resumed has not failed."""
         self._run.finish(exit_code=0)
 
 
@@ -108,49 +108,49 @@ class MLflow:
         self._client.log_batch(self._id, params=[Param(key, str(value)) for key, value in flatten(recipe).items()])
 
     def log(self, step: int, when: float, values: dict[str, float]) -> None:
-        """Keep the values of a step."""
+        """Log the values of a step."""
         from mlflow.entities import Metric
 
         metrics = [Metric(name, value, round(when * 1000), step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self, *, finished: bool) -> None:
-        """Say that it ended; otherwise it goes on in the next attempt."""
+        """Set the run's status if it is finished; otherwise the next attempt continues it."""
         if finished:
             self._client.set_terminated(self._id, "FINISHED")
 
 
-OPEN: dict[str, Callable[[Run, Recipe], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+TRACKERS: dict[str, Callable[[Run, Recipe], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
 class Trackers:
     """Forwards an attempt's rows to all trackers of a job.
 
     Args:
-        names: Of the trackers.
+        names: Names of the trackers.
         run: The run.
-        recipe: What it trains.
-        metrics: The attempt's rows.
-        attempt: Its number.
+        recipe: Its recipe.
+        metrics: The writer of the attempt's rows.
+        attempt: Number of the attempt.
     """
 
     def __init__(self, names: Sequence[str], run: Run, recipe: Recipe, metrics: MetricsWriter, attempt: int) -> None:
         self._run, self._recipe = run, recipe
-        self._seen = _forwarded(run, attempt)
-        # None ends a thread, after the rows before it; what it should say of the run is in _finished.
+        self._forwarded = _read_forwarded(run, attempt)
+        # None ends a thread, after the rows before it.
         self._queues: list[queue.SimpleQueue[list[MetricsRow] | None]] = []
         self._threads: list[threading.Thread] = []
         self._finished = False
         for name in names:
             rows: queue.SimpleQueue[list[MetricsRow] | None] = queue.SimpleQueue()
-            thread = threading.Thread(target=self._follow, args=(name, rows), name=f"tracker-{name}", daemon=True)
+            thread = threading.Thread(target=self._track, args=(name, rows), name=f"tracker-{name}", daemon=True)
             thread.start()
             self._queues.append(rows)
             self._threads.append(thread)
         metrics.forward = self._forward
 
     def close(self, *, finished: bool) -> None:
-        """Let the trackers end, and wait for them a while."""
+        """Close the trackers, and wait for them for at most ``CLOSING_S``."""
         self._finished = finished
         for rows in self._queues:
             rows.put(None)
@@ -159,24 +159,24 @@ class Trackers:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _forward(self, rows: list[MetricsRow]) -> None:
-        new = [row for row in rows if _key(row) not in self._seen]
-        for waiting in self._queues:
-            waiting.put(new)
+        new = [row for row in rows if _key(row) not in self._forwarded]
+        for queued in self._queues:
+            queued.put(new)
 
-    def _follow(self, name: str, rows: queue.SimpleQueue[list[MetricsRow] | None]) -> None:
+    def _track(self, name: str, rows: queue.SimpleQueue[list[MetricsRow] | None]) -> None:
         try:
-            tracker = OPEN[name](self._run, self._recipe)
+            tracker = TRACKERS[name](self._run, self._recipe)
             while (batch := rows.get()) is not None:
                 for row in batch:
                     values = {f"{row['kind']}/{k}": float(v) for k, v in row.items() if _is_value(k, v)}
                     tracker.log(row["step"], row["time"], values)
             tracker.close(finished=self._finished)
-        except Exception as error:  # of any library, and none of them is worth a training
-            log.warning("%s is given up for this attempt: %s: %s", name, type(error).__name__, error)
+        except Exception as error:  # no error of a tracking library may end the training
+            log.warning("%s is disabled for this attempt: %s: %s", name, type(error).__name__, error)
 
 
-def _forwarded(run: Run, attempt: int) -> set[tuple[str, int]]:
-    """Return what earlier attempts forwarded: all that they wrote."""
+def _read_forwarded(run: Run, attempt: int) -> set[tuple[str, int]]:
+    """Return the kinds and steps of the rows that earlier attempts forwarded: all that they wrote."""
     earlier = [name for name in run.store.files("metrics") if int(name.split("/")[1].split("-")[0]) < attempt]
     contents = (content for content in run.store.read_many(earlier) if isinstance(content, bytes))
     return {_key(json.loads(line)) for content in contents for line in content.splitlines()}

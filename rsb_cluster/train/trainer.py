@@ -1,6 +1,6 @@
-"""The training loop: steps over global batches, evaluation, saving, and stopping when told to.
+"""The training loop: steps over global batches, evaluation, saving, and stopping on request.
 
-A global batch is V micro-batches, one per virtual rank. This process holds V/W of them and accumulates their gradients;
+A global batch is V micro-batches, one per virtual rank. Each of W processes accumulates the gradients of V/W of them;
 DDP averages over processes. All randomness is seeded per sample and per micro-batch, so nothing depends on W.
 """
 
@@ -37,7 +37,7 @@ from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import EvalTransform, Mix, Normalise, TrainTransform, seed_everything, seed_micro_batch
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.conversion.state_dict import fit_weights, parse
-from rsb_cluster.train.distributed import ProcessGroup, lost_peers_named
+from rsb_cluster.train.distributed import ProcessGroup, lost_peer_errors
 from rsb_cluster.train.exchange import RankReport, StepExchange, StepReport
 from rsb_cluster.train.input.loader import Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
@@ -47,13 +47,13 @@ from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_
 from rsb_cluster.train.samples import SampleLog
 from rsb_cluster.train.saver import Saver, SaveTooSlowError
 from rsb_cluster.train.state import Progress, from_files
-from rsb_cluster.train.validation.validate import Score, Stopped, add_up, logits_of
+from rsb_cluster.train.validation.validate import EvaluationStopped, Score, compute_score, predict_logits
 from rsb_cluster.train.watchdog import Watchdog
 from rsb_cluster.weights.resolve import WeightsFile
 
 log = logging.getLogger(__name__)
 
-# torch 2.15 has a new name for it.
+# torch 2.15 renamed the argument.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers": False
@@ -61,7 +61,7 @@ _KEEP_BUFFERS: dict[str, Any] = {
 
 
 class DivergedError(RsbError):
-    """The loss is no longer a number."""
+    """The loss is not finite."""
 
 
 class Trainer:
@@ -69,16 +69,16 @@ class Trainer:
 
     Args:
         run: The run.
-        spec: What was fixed at its first submit.
-        recipe: What to train.
-        job: Where.
+        spec: Its spec.
+        recipe: Its recipe.
+        job: The job.
         group: The processes of this attempt.
-        flag: Set by signals.
-        watchdog: Is told of progress.
+        flag: The stop flag of this rank.
+        watchdog: The watchdog of this rank.
         lease: The attempt; on rank 0 only.
 
     Attributes:
-        message: What is to be said of the end, besides its cause.
+        message: Details of the end, besides its cause.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Trainer:
         self.device = group.device
         self.progress = Progress()
         per_process = spec.virtual_ranks // group.world_size
-        self.mine = range(group.rank * per_process, (group.rank + 1) * per_process)
+        self.local_virtual_ranks = range(group.rank * per_process, (group.rank + 1) * per_process)
         self._open_data()
         self._build()
         self.saver = Saver(run.store, job.checkpoint, lease, self.device) if lease is not None else None
@@ -122,14 +122,15 @@ class Trainer:
         ):
             if index.digest != digest:
                 raise DataError(
-                    f"{self.spec.data}/{name} was indexed anew since this run was submitted: its samples may have "
-                    "changed. Put the old shards back, or submit again for a new run."
+                    f"{self.spec.data}/{name} was indexed again since this run was submitted: its samples may have "
+                    "changed. Restore the old shards, or submit again to start a new run."
                 )
 
     def _build(self) -> None:
         recipe = self.recipe
         if recipe.train.amp == "bf16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-            raise ConfigError(f"train.amp = 'bf16': {torch.cuda.get_device_name()} cannot. Use --set train.amp=fp16.")
+            name = torch.cuda.get_device_name()
+            raise ConfigError(f"train.amp = 'bf16': {name} does not support it. Use --set train.amp=fp16.")
         torch.backends.cudnn.benchmark = True
         seed_everything(seed_of(self.spec.seed, 4))
         self.model = build_model(recipe).to(self.device)
@@ -147,15 +148,15 @@ class Trainer:
         self.mix = Mix(recipe, self.device)
 
     def _load(self, run: Run, lease: Lease | None) -> None:
-        """Go on from the newest whole checkpoint, the same one on every rank; else start."""
+        """Resume from the newest valid checkpoint, the same on every rank; else load the initial weights, if any."""
         folder = run.store.child("checkpoints")
         found = checkpoint.read_latest(folder, lease.starts) if lease is not None else None
-        name = self.group.share("resume", found.saved.folder if found else "")
+        name = self.group.broadcast("resume", found.saved.folder if found else "")
         if saved := checkpoint.Saved.of(name):
             found = found or checkpoint.read(folder, saved)
             self.progress, states = from_files(found, self.device)
             if not self.progress.scores:
-                self.progress.evaluated_step = 0  # the result needs them, so the last evaluation is made again
+                self.progress.evaluated_step = 0  # the result needs scores, so the last evaluation is repeated
             self.model.load_state_dict(states["model"])
             self.optimizer.load_state_dict(states["optimizer"])
             if self.scaler.is_enabled():
@@ -163,7 +164,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.module.load_state_dict(states["ema"])
         elif self.spec.init is not None:
-            self._start_from(run.init, self.spec.init)
+            self._load_initial_weights(run.init, self.spec.init)
         network: nn.Module = self.model
         if self.recipe.train.compile:
             network = torch.compile(network)  # type: ignore[assignment]
@@ -175,10 +176,10 @@ class Trainer:
                 gradient_as_bucket_view=True,
                 **_KEEP_BUFFERS,  # the statistics are averaged over virtual ranks instead
             )
-            self._rehearse()
+            self._warm_up_ddp()
 
-    def _start_from(self, folder: Store, init: InitialWeights) -> None:
-        """Take the initial weights; each rank reads the same file, and a new classifier is drawn from the seed."""
+    def _load_initial_weights(self, folder: Store, init: InitialWeights) -> None:
+        """Load the initial weights, from the same file on each rank; a new classifier is drawn from the seed."""
         found = WeightsFile(init.source, folder.url, init.file, init.sha256, init.architecture)
         taken = fit_weights(
             self.model, parse(found.read(), found), init.architecture, init.source, self.recipe.init.head
@@ -191,11 +192,11 @@ class Trainer:
             init.source, init.sha256[:12], ", ".join(taken.new) or "nothing", ", ".join(taken.resized) or "nothing",
         )  # fmt: skip
 
-    def _rehearse(self) -> None:
-        """Run one backward pass for nothing.
+    def _warm_up_ddp(self) -> None:
+        """Run one backward pass and discard its gradients.
 
-        DDP regroups its buckets after the first one, and with them the order in which gradients are added up. Done
-        before the first real step, every step of every attempt adds in the same order: a resume is bit-equal.
+        DDP rebuilds its buckets after the first backward pass, and with them the order in which gradients are summed.
+        With this warm-up every step of every attempt sums in the same order, so a resume is bit-equal.
         """
         size = self.recipe.augment.resolution
         images = torch.zeros(2, 3, size, size, device=self.device)
@@ -213,13 +214,13 @@ class Trainer:
 
     @property
     def scores(self) -> dict[str, Score]:
-        """Of the last evaluation, by prefix: ``""``, and ``"ema_"`` where there is an average."""
+        """Scores of the last evaluation, by prefix: ``""`` for the model, and ``"ema_"`` for its moving average."""
         return {prefix: Score(**score) for prefix, score in self.progress.scores.items()}
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def train(self) -> Cause:
-        """Train to the end, or until told to stop; state is saved either way. Returns why it ended."""
+        """Train until the run is finished or a stop is requested; save the state, and return the cause of the end."""
         total, per_epoch = self.recipe.total_steps, self.recipe.steps_per_epoch
         stream = TrainStream(
             self._reader,
@@ -227,39 +228,39 @@ class Trainer:
             self.train_index,
             seed=self.spec.seed,
             virtual_ranks=self.spec.virtual_ranks,
-            mine=self.mine,
+            local_virtual_ranks=self.local_virtual_ranks,
             start_step=self.progress.step,
             stop_step=total,
         )
-        self._say_start(stream)
+        self._log_start(stream)
         self._first_step = self.progress.step
         cause = self._evaluate_if_due()
         early: Cause | None = None
         source = iter(self._batches(stream))
         while cause is None and self.progress.step < total:
-            with lost_peers_named():
+            with lost_peer_errors():
                 self._step(source)
             if self.saver is not None and self.progress.step == self._first_step + 1:
-                self.saver.prepare(self._states())  # now the optimizer's is there
+                self.saver.prepare(self._states())  # now the optimizer has its state
             at_epoch_end = self.progress.step % per_epoch == 0
-            cause = self._account(self.exchange.take(all_=at_epoch_end)) or early
+            cause = self._process_reports(self.exchange.take(all_=at_epoch_end)) or early
             early = None
             if self.progress.step % self.job.log_every_steps == 0 or at_epoch_end:
-                cause = self._account(self.exchange.take(all_=True)) or cause
+                cause = self._process_reports(self.exchange.take(all_=True)) or cause
                 self._log_train()
             if at_epoch_end:
                 self.progress.bad_samples = 0
                 cause = cause or self._evaluate_if_due()
-            going_on = cause is None and self.progress.step < total
-            if going_on and self.saver is not None and self.saver.is_due(self.progress.step):
-                # Only rank 0 is here. On a GPU the others read this step's numbers one step later, and all must leave
-                # the loop after the same step: what rank 0 learns now it acts on then.
-                early = self._account(self.exchange.take(all_=True))
+            continues = cause is None and self.progress.step < total
+            if continues and self.saver is not None and self.saver.is_due(self.progress.step):
+                # On rank 0 only. On a GPU the other ranks read this step's reports one step later, and all ranks must
+                # leave the loop after the same step, so rank 0 acts on these reports in the next step, too.
+                early = self._process_reports(self.exchange.take(all_=True))
                 self.saver.save(self.progress, self._states())
         return self._finish(cause)
 
     def _finish(self, cause: Cause | None) -> Cause:
-        cause = self._account(self.exchange.take(all_=True)) or cause
+        cause = self._process_reports(self.exchange.take(all_=True)) or cause
         done = self.progress.step == self.recipe.total_steps == self.progress.evaluated_step
         end: Cause = "finished" if done else (cause or "finished")
         self.watchdog.progress(self.progress.step, "saving")
@@ -275,21 +276,21 @@ class Trainer:
         return end
 
     def _step(self, source: Iterator[Batch]) -> None:
-        """One optimizer step over this process's share of a global batch."""
+        """Do one optimizer step over this process's share of a global batch."""
         started, waited, bad = time.monotonic(), 0.0, 0
-        step, share = self.progress.step, len(self.mine)
+        step, share = self.progress.step, len(self.local_virtual_ranks)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.begin_step()
         loss_sum = torch.zeros((), device=self.device)
-        for virtual_rank in self.mine:
-            asked = time.monotonic()
+        for virtual_rank in self.local_virtual_ranks:
+            wait_started = time.monotonic()
             self.watchdog.progress(step, "waiting for data")
             batch = next(source)
             self.watchdog.progress(step, "computing")
-            waited += time.monotonic() - asked
+            waited += time.monotonic() - wait_started
             bad += self._report_bad(batch)
-            loss_sum += self._micro_batch(batch, step, virtual_rank, last=virtual_rank == self.mine[-1])
+            loss_sum += self._micro_batch(batch, step, virtual_rank, last=virtual_rank == self.local_virtual_ranks[-1])
             self.statistics.end_micro_batch()
         rate = self.learning_rate.at(step)
         for parameters in self.optimizer.param_groups:
@@ -306,19 +307,19 @@ class Trainer:
         self._interval_steps += 1
 
     def _micro_batch(self, batch: Batch, step: int, virtual_rank: int, *, last: bool) -> torch.Tensor:
-        """Forward and backward of one micro-batch; returns its loss, on the device."""
+        """Do the forward and backward pass of one micro-batch, and return its loss, on the device."""
         seed_micro_batch(self.spec.seed, step, virtual_rank)
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
         images, shares = self.mix(images, batch.labels.to(self.device, non_blocking=True))
         if self._samples is not None:
             self._samples.add(step, virtual_rank, batch, shares)
-        # Gradients travel with the last micro-batch only.
-        wait = isinstance(self.network, DistributedDataParallel) and not last
-        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+        # Gradients are synchronised with the last micro-batch only.
+        no_sync = isinstance(self.network, DistributedDataParallel) and not last
+        with self.network.no_sync() if no_sync else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast():
                 logits = self.network(images)
             loss: torch.Tensor = self.loss(logits, shares)
-            self.scaler.scale(loss / len(self.mine)).backward()
+            self.scaler.scale(loss / len(self.local_virtual_ranks)).backward()
         return loss.detach()
 
     def _clip(self) -> None:
@@ -332,45 +333,45 @@ class Trainer:
             log.warning("cannot decode %s (in %s)", name, self._train_store.url)
         return len(batch.bad)
 
-    def _account(self, summaries: list[StepReport]) -> Cause | None:
-        """Add up what the ranks said of some steps; return why to stop, if one of them said so."""
+    def _process_reports(self, reports: list[StepReport]) -> Cause | None:
+        """Add the reports of some steps to the progress; return why to stop, if a rank requests it."""
         cause = None
-        for summary in summaries:
-            self.progress.bad_samples += summary.bad
-            self.progress.interval_loss += summary.loss
-            self.progress.interval_wait_s += summary.data_wait_s
+        for report in reports:
+            self.progress.bad_samples += report.bad
+            self.progress.interval_loss += report.loss
+            self.progress.interval_wait_s += report.data_wait_s
             self.progress.interval_steps += 1
-            self.progress.interval_bytes += summary.bytes_read
-            self._attempt_bytes += summary.bytes_read
-            cause = cause or self.flag.agree(summary.flags)
-            if not math.isfinite(summary.loss):
+            self.progress.interval_bytes += report.bytes_read
+            self._attempt_bytes += report.bytes_read
+            cause = cause or self.flag.agree(report.flags)
+            if not math.isfinite(report.loss):
                 raise DivergedError(
-                    f"the loss became {summary.loss} near step {self.progress.step}; the last checkpoint is older. "
-                    "Lower optimizer.lr, or use --set train.amp=bf16 (or off) where half precision overflows."
+                    f"the loss became {report.loss} near step {self.progress.step}; the last checkpoint is older. "
+                    "Lower optimizer.lr, or use --set train.amp=bf16 (or off) if half precision overflows."
                 )
         limit = self.recipe.data.max_bad_samples
         if self.progress.bad_samples > limit:
             raise DataError(
                 f"{self.progress.bad_samples} images of this epoch cannot be decoded, data.max_bad_samples allows "
-                f"{limit}. Their names are in the ranks' logs ('rsb-cluster logs'); mend them, or raise the limit."
+                f"{limit}. Their names are in the ranks' logs ('rsb-cluster logs'); fix them, or raise the limit."
             )
         return cause
 
     # --- evaluation and reporting -------------------------------------------------------------------------------
 
     def _evaluate_if_due(self) -> Cause | None:
-        """Evaluate at the end of an epoch where the recipe asks for it and it was not done before a stop."""
+        """Evaluate at the end of an epoch if the recipe says so, unless this step is already evaluated."""
         step, per_epoch = self.progress.step, self.recipe.steps_per_epoch
         epoch = step // per_epoch
         due = step % per_epoch == 0 and epoch % self.recipe.eval.every_epochs == 0
         if not step or self.progress.evaluated_step == step or not (due or step == self.recipe.total_steps):
             return None
         try:
-            with lost_peers_named():
+            with lost_peer_errors():
                 scores = {"": self._evaluate(self.model)}
                 if self.ema is not None:
                     scores["ema_"] = self._evaluate(self.ema.module)
-        except Stopped as stopped:
+        except EvaluationStopped as stopped:
             return stopped.cause
         self.progress.evaluated_step = step
         self.progress.scores = {prefix: asdict(score) for prefix, score in scores.items()}
@@ -399,16 +400,16 @@ class Trainer:
         stream = EvalStream(
             reader, self.val_index, rank=self.group.rank, world_size=self.group.world_size, batch=max(size, 64)
         )
-        answers = logits_of(
+        outputs = predict_logits(
             model,
             self._batches(stream),
             stream,
             device=self.device,
             normalise=self.normalise,
             autocast=self._autocast,
-            agree=self._agree_now,
+            agree=self._agree_on_stop,
         )
-        return add_up(answers, total=self.val_index.num_samples, group=self.group)
+        return compute_score(outputs, total=self.val_index.num_samples, group=self.group)
 
     def _batches(self, stream: TrainStream | EvalStream) -> Iterable[Batch]:
         """Return a stream's batches, by the recipe's pipeline."""
@@ -421,10 +422,10 @@ class Trainer:
         side = recipe.augment.resolution if training else recipe.eval.resolution
         return ThreadedBatches(stream, fast, side=side, threads=workers, pin=pin)
 
-    def _agree_now(self) -> Cause | None:
+    def _agree_on_stop(self) -> Cause | None:
         self.watchdog.progress(self.progress.step, "evaluating")
-        counts = torch.tensor(self.flag.to_vector(), device=self.device)
-        return self.flag.agree(self.group.sum_(counts).tolist())
+        vector = torch.tensor(self.flag.to_vector(), device=self.device)
+        return self.flag.agree(self.group.sum_(vector).tolist())
 
     def _log_train(self) -> None:
         p = self.progress
@@ -449,7 +450,7 @@ class Trainer:
             self.saver.flush_metrics(every_s=5.0)
             left = (self.recipe.total_steps - p.step) * self.recipe.train.global_batch / max(images_per_s, 1e-9)
             log.info(
-                "step %d/%d epoch %.2f loss %.5f lr %.2e %.0f images/s, %.0f %% waiting for data, %s to go",
+                "step %d/%d epoch %.2f loss %.5f lr %.2e %.0f images/s, %.0f %% waiting for data, ETA %s",
                 p.step, self.recipe.total_steps, row["epoch"], row["loss"], row["lr"], images_per_s,
                 100 * p.interval_wait_s / seconds, datetime.timedelta(seconds=round(left)),
             )  # fmt: skip
@@ -457,16 +458,16 @@ class Trainer:
         self._interval_started, self._interval_steps = time.monotonic(), 0
 
     def _needed_bytes(self) -> float:
-        """Bytes of the distinct images of this attempt's steps."""
+        """Return the bytes of the distinct images of this attempt's steps."""
         images = (self.progress.step - self._first_step) * self.recipe.train.global_batch / self.recipe.augment.repeats
         return images * float(self.train_index.image_sizes.mean())
 
-    def _say_start(self, stream: TrainStream) -> None:
+    def _log_start(self, stream: TrainStream) -> None:
         recipe, spec = self.recipe, self.spec
-        order = stream.order_of(self.progress.step // recipe.steps_per_epoch)
+        order = stream.epoch_order(self.progress.step // recipe.steps_per_epoch)
         log.info(
             "step %d of %d (%d epochs of %d); %d virtual ranks × %d images on %d processes; %s on %s; "
-            "%d samples do not fill a global batch and sit out an epoch",
+            "%d samples that do not fill a global batch are dropped per epoch",
             self.progress.step, recipe.total_steps, recipe.schedule.epochs, recipe.steps_per_epoch,
             spec.virtual_ranks, order.micro_batch, self.group.world_size, recipe.model.name, self.device, order.dropped,
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The watchdog of a rank: ends an attempt that stands still, and says who was the cause.
+"""The watchdog of a rank: ends a stalled attempt, and finds the rank that is the cause.
 
-In data-parallel training one rank that stands still makes all others wait in a collective, so that every rank looks
-stuck. The watchdogs therefore tell each other, by a connection and a thread of their own, where their ranks are: who
-does not answer any more (stopped, killed, cut off), or is behind the others, is the cause.
+In data-parallel training one stalled rank makes all others wait in a collective, so every rank looks stuck. The
+watchdogs therefore exchange heartbeats with the progress of their ranks, on a connection and a thread of their own. A
+rank that sends no heartbeat (stopped, killed, unreachable), or is behind the others, is the cause.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Phase = Literal["starting", "waiting for data", "computing", "evaluating", "saving"]
-# How often ranks tell each other where they are, seconds.
-PULSE_S = 2.0
-# How long rank 0, which keeps what they tell, may take to answer, seconds.
-ANSWER_S = 5.0
+# Interval of the heartbeats, seconds.
+HEARTBEAT_S = 2.0
+# How long rank 0, which stores the heartbeats, may take to answer, seconds.
+ANSWER_TIMEOUT_S = 5.0
 
-_NO_ANSWER = "does not answer (killed, stopped, or its node is cut off)"
+_NO_ANSWER = "does not answer (killed, stopped, or its node is unreachable)"
 
 
 @dataclass(frozen=True)
 class StalledRank:
-    """A rank that holds the others up.
+    """A rank that blocks the others.
 
     Attributes:
         rank: Its number.
-        host: Where it runs.
-        message: What is known, in words.
-        stack: Python stack of all its threads; empty where it could not be had.
+        host: Its host.
+        message: Description of its state, for the user.
+        stack: Python stacks of all its threads; empty if they are not available.
     """
 
     rank: int
@@ -54,14 +54,13 @@ class StalledRank:
 
 
 class Watchdog(threading.Thread):
-    """Watches the steps of this rank.
+    """Watches the progress of this rank.
 
     Args:
         group: The processes of the attempt.
-        limit_s: Seconds without progress that are too long; 0: never.
-        on_stuck: Called with the ranks that are the cause, on this watchdog's thread, on one of the ranks that are
-            well; it must end the process. The other ranks' processes end by themselves.
-        leave: Ends the process of this rank.
+        limit_s: Seconds without progress after which the attempt is stalled; 0: no limit.
+        on_stuck: Called with the ranks that are the cause, on the watchdog's thread of one healthy rank.
+        exit_rank: Exits the process of this rank; called on every rank.
     """
 
     def __init__(
@@ -69,174 +68,176 @@ class Watchdog(threading.Thread):
         group: ProcessGroup,
         limit_s: float,
         on_stuck: Callable[[list[StalledRank]], None],
-        leave: Callable[[], None],
+        exit_rank: Callable[[], None],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._group, self._limit_s, self._on_stuck, self._leave = group, limit_s, on_stuck, leave
+        self._group, self._limit_s, self._on_stuck, self._exit = group, limit_s, on_stuck, exit_rank
         self._step, self._phase, self._at = 0, "starting", time.monotonic()
-        self._beats = 0
+        self._heartbeat_count = 0
         self._rank_0_is_silent = False
         self._closed = threading.Event()
         self._store = group.connect()
 
     def progress(self, step: int, phase: Phase) -> None:
-        """Note that this rank has got on.
+        """Record progress of this rank.
 
         Args:
             step: Optimizer steps done.
-            phase: What it begins now.
+            phase: The phase that it enters.
         """
         self._step, self._phase, self._at = step, phase, time.monotonic()
 
     def close(self) -> None:
-        """Watch no longer; the others learn that this rank has left by itself."""
+        """Stop watching; the last heartbeat tells the other ranks that this rank exits by itself."""
         if not self._closed.is_set():
             self._closed.set()
-            self._try_tell()
+            self._send_heartbeat()
 
     def run(self) -> None:
         """Watch until closed."""
-        self._try_tell()
+        self._send_heartbeat()
         last = time.monotonic()
-        while not self._closed.wait(PULSE_S):
+        while not self._closed.wait(HEARTBEAT_S):
             now = time.monotonic()
-            if now - last > max(10.0, 3 * PULSE_S):
-                # Not this rank's main thread but the whole process stood still: suspended by the scheduler, or stopped.
-                log.warning("this process did not run for %.0f s\n%s", now - last, stacks())
-                self._at = max(self._at, now - PULSE_S)
+            if now - last > max(10.0, 3 * HEARTBEAT_S):
+                # Not only the main thread but the whole process was stopped, such as by a suspending scheduler.
+                log.warning("this process did not run for %.0f s\n%s", now - last, format_stacks())
+                self._at = max(self._at, now - HEARTBEAT_S)
             last = now
-            self._try_tell()
+            self._send_heartbeat()
             if self._limit_s and self._phase != "saving" and now - self._at > self._limit_s:
                 self._alarm(now - self._at)
                 return
 
-    def hears_rank_0(self) -> bool:
-        """Whether rank 0, through which all ranks talk, answers."""
+    def reaches_rank_0(self) -> bool:
+        """Whether rank 0, which hosts the common store, answers."""
         self._rank_0_is_silent = False
-        return self._pulses() is not None
+        return self._read_heartbeats() is not None
 
-    def missing(self) -> list[StalledRank]:
-        """Return the ranks that give no sign of life and did not say that they leave; takes some seconds."""
+    def find_lost(self) -> list[StalledRank]:
+        """Return the ranks that send no heartbeats and did not exit by themselves; takes some seconds."""
         return [
-            StalledRank(
-                rank, self._group.hosts[rank], f"rank {rank} on {self._group.hosts[rank]} {self._why(rank)}", ""
-            )
-            for rank in self._silent()
+            StalledRank(rank, host, f"rank {rank} on {host} {self._describe_silence(rank)}", "")
+            for rank in self._find_silent()
+            for host in [self._group.hosts[rank]]
         ]
 
     def _alarm(self, idle_s: float) -> None:
-        """Find out who is the cause; one of the ranks that are well reports it, then all leave."""
-        own = stacks()
+        """Find the cause; one healthy rank reports it, then all exit."""
+        own = format_stacks()
         log.error("no progress for %.0f s after step %d (%s)\n%s", idle_s, self._step, self._phase, own)
         rank = self._group.rank
         self._rank_0_is_silent = False
-        self._asked(lambda: self._store.set(f"stack/{rank}", own), None)
-        silent = self._silent()
-        behind = {} if silent else self._behind()
-        suspects = [self._suspect(culprit, self._why(culprit), idle_s, "") for culprit in silent]
-        suspects += [self._suspect(r, place, idle_s, self._stack_of(r)) for r, place in behind.items()]
+        self._ask_rank_0(lambda: self._store.set(f"stack/{rank}", own), None)
+        silent = self._find_silent()
+        behind = {} if silent else self._find_behind()
+        suspects = [self._suspect(r, self._describe_silence(r), idle_s, "") for r in silent]
+        suspects += [self._suspect(r, position, idle_s, self._read_stack(r)) for r, position in behind.items()]
         for suspect in suspects:
             log.error("%s\n%s", suspect.message, suspect.stack)
         reporter = next((r for r in range(self._group.world_size) if r not in silent), rank)
         if rank == reporter or 0 in silent:
             self._on_stuck(suspects)
         else:
-            time.sleep(3 * PULSE_S)  # until the report is written, as the first rank that ends may end all
-        self._leave()
+            time.sleep(3 * HEARTBEAT_S)  # until the report is written, as the first rank that exits may end the job
+        self._exit()
 
-    def _suspect(self, rank: int, what: str, idle_s: float, stack: str) -> StalledRank:
+    def _suspect(self, rank: int, state: str, idle_s: float, stack: str) -> StalledRank:
         host = self._group.hosts[rank]
-        return StalledRank(rank, host, f"rank {rank} on {host} made no step for {idle_s:.0f} s: it {what}", stack)
+        return StalledRank(rank, host, f"rank {rank} on {host} stalled for {idle_s:.0f} s: it {state}", stack)
 
-    def _try_tell(self) -> None:
-        self._beats += 1
-        mine = {
-            "beats": self._beats, "step": self._step, "phase": self._phase, "pid": os.getpid(),
-            "left": self._closed.is_set(),
+    def _send_heartbeat(self) -> None:
+        self._heartbeat_count += 1
+        heartbeat = {
+            "count": self._heartbeat_count, "step": self._step, "phase": self._phase, "pid": os.getpid(),
+            "exited": self._closed.is_set(),
         }  # fmt: skip
-        self._asked(lambda: self._store.set(f"pulse/{self._group.rank}", json.dumps(mine)), None)
+        self._ask_rank_0(lambda: self._store.set(f"heartbeat/{self._group.rank}", json.dumps(heartbeat)), None)
 
-    def _pulses(self) -> dict[int, dict[str, object]] | None:
-        """Read where all ranks are; None where rank 0, which keeps it, does not answer."""
+    def _read_heartbeats(self) -> dict[int, dict[str, object]] | None:
+        """Return the last heartbeat of each rank; None if rank 0, which stores them, does not answer."""
 
-        def ask() -> dict[int, dict[str, object]]:
-            names = {rank: f"pulse/{rank}" for rank in range(self._group.world_size)}
+        def read() -> dict[int, dict[str, object]]:
+            names = {rank: f"heartbeat/{rank}" for rank in range(self._group.world_size)}
             return {
                 rank: json.loads(self._store.get(name)) for rank, name in names.items() if self._store.check([name])
             }
 
-        return self._asked(ask, None)
+        return self._ask_rank_0(read, None)
 
-    def _silent(self) -> list[int]:
-        before = self._pulses()
+    def _find_silent(self) -> list[int]:
+        before = self._read_heartbeats()
         if before is None:
             return [0]
-        # Watchdogs of peers that run the alarm themselves do not tell their pulse; theirs is the stack they left.
-        time.sleep(2.5 * PULSE_S)
-        after = self._pulses()
+        # Watchdogs that have raised the alarm, too, send no more heartbeats, but have stored their stacks.
+        time.sleep(2.5 * HEARTBEAT_S)
+        after = self._read_heartbeats()
         if after is None:
             return [0]
         silent = []
         for rank in range(self._group.world_size):
-            pulse = after.get(rank, {})
-            moved = pulse.get("beats") != before.get(rank, {}).get("beats") or bool(pulse.get("left"))
-            if rank != self._group.rank and not moved and not self._has_stack(rank):
+            heartbeat = after.get(rank, {})
+            is_alive = heartbeat.get("count") != before.get(rank, {}).get("count") or bool(heartbeat.get("exited"))
+            if rank != self._group.rank and not is_alive and not self._has_stack(rank):
                 silent.append(rank)
         return silent
 
-    def _behind(self) -> dict[int, str]:
-        """Return the ranks that are behind the others, and where they are; all of them if nobody is."""
-        pulses = self._pulses() or {}
-        # Who waits for data holds up those who already compute.
-        places = {rank: (pulse["step"], pulse["phase"] != "waiting for data") for rank, pulse in pulses.items()}
-        first = min(places.values(), default=None)
+    def _find_behind(self) -> dict[int, str]:
+        """Return the ranks that are behind the others, each with a description of its position; all if none is."""
+        heartbeats = self._read_heartbeats() or {}
+        # In the same step, ranks that wait for data are behind those that compute.
+        positions = {rank: (beat["step"], beat["phase"] != "waiting for data") for rank, beat in heartbeats.items()}
+        last = min(positions.values(), default=None)
         return {
-            rank: f"was {pulses[rank]['phase']} after step {pulses[rank]['step']}"
-            for rank, place in places.items()
-            if place == first
+            rank: f"was {heartbeats[rank]['phase']} after step {heartbeats[rank]['step']}"
+            for rank, position in positions.items()
+            if position == last
         }
 
-    def _why(self, rank: int) -> str:
+    def _describe_silence(self, rank: int) -> str:
         if self._rank_0_is_silent:
             return _NO_ANSWER
-        pulse = (self._pulses() or {}).get(rank, {})
-        if self._group.hosts[rank] == self._group.host and "pid" in pulse:
+        heartbeat = (self._read_heartbeats() or {}).get(rank, {})
+        if self._group.hosts[rank] == self._group.host and "pid" in heartbeat:
             try:
-                state = Path(f"/proc/{pulse['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+                state = Path(f"/proc/{heartbeat['pid']}/stat").read_text().rpartition(")")[2].split()[0]
             except OSError:
                 return "was killed"
             if state in "Tt":
-                return f"is stopped (SIGSTOP, process {pulse['pid']})"
+                return f"is stopped (SIGSTOP, process {heartbeat['pid']})"
         return _NO_ANSWER
 
     def _has_stack(self, rank: int) -> bool:
-        return self._asked(lambda: self._store.check([f"stack/{rank}"]), False)
+        return self._ask_rank_0(lambda: self._store.check([f"stack/{rank}"]), False)
 
-    def _stack_of(self, rank: int) -> str:
-        return self._asked(lambda: self._store.get(f"stack/{rank}").decode(), "") if self._has_stack(rank) else ""
+    def _read_stack(self, rank: int) -> str:
+        return self._ask_rank_0(lambda: self._store.get(f"stack/{rank}").decode(), "") if self._has_stack(rank) else ""
 
-    def _asked(self, question: Callable[[], T], otherwise: T) -> T:
-        """Ask rank 0, who keeps what all ranks tell; once it has not answered it is not asked again."""
+    def _ask_rank_0(self, request: Callable[[], T], default: T) -> T:
+        """Return the result of a request to the store of rank 0, or the default if it does not answer in time.
+
+        After a timeout no more requests are made.
+        """
         if self._rank_0_is_silent:
-            return otherwise
+            return default
         answers: list[T] = []
 
         def ask() -> None:
             with contextlib.suppress(RuntimeError, dist.DistError):
-                answers.append(question())
+                answers.append(request())
 
-        # On a thread that can be left behind: the store waits for ever for a process that is stopped.
-        asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        # On a thread that can be abandoned: the store has no timeout if the process of rank 0 is stopped.
+        thread = threading.Thread(target=ask, name="watchdog-request", daemon=True)
         try:
-            asking.start()
-        except RuntimeError:  # no memory for a thread; whoever computes will meet that too, and say so
-            return otherwise
-        asking.join(ANSWER_S)
+            thread.start()
+        except RuntimeError:  # no memory for a thread; the main thread will fail with that, too, and report it
+            return default
+        thread.join(ANSWER_TIMEOUT_S)
         self._rank_0_is_silent = not answers
-        return answers[0] if answers else otherwise
+        return answers[0] if answers else default
 
 
-def stacks() -> str:
+def format_stacks() -> str:
     """Return the Python stacks of all threads of this process, the main one first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident

@@ -1,4 +1,4 @@
-"""One rank of one attempt: meet the others, train, and end in the way that the scheduler understands."""
+"""One rank of one attempt: rendezvous, training, and an exit code that the scheduler understands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from rsb_cluster.train.watchdog import StalledRank, Watchdog
 
 log = logging.getLogger(__name__)
 
-EXIT_OF: dict[Cause, int] = {
+EXIT_CODES: dict[Cause, int] = {
     "preempted": EXIT_RESTART,
     "timed out": EXIT_RESTART,
     "lost peer": EXIT_RESTART,
@@ -54,13 +54,13 @@ EXIT_OF: dict[Cause, int] = {
 
 
 def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) -> None:
-    """Train as one rank until the run is finished. Any other end leaves the process.
+    """Train as one rank until the run is finished; otherwise exit the process.
 
     Args:
         run_url: The run's folder.
         run_id: The run.
         job_values: The job's fields.
-        flag: Is set by signals already.
+        flag: The stop flag, already installed.
     """
     job = read_record(Job, job_values, "the submitted job")
     run = Run(Store(run_url), run_id)
@@ -76,18 +76,18 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) 
 
 
 def _exit(cause: Cause) -> NoReturn:
-    """End the process. Not by sys.exit: the threads of a broken process group, or of a slow save, may never end."""
+    """Exit the process. Not by sys.exit, as the threads of a broken process group or of a slow save may never end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_OF[cause])
+    os._exit(EXIT_CODES[cause])
 
 
 class UnreachableError(RsbError):
-    """The run's folder could not be read, for a long time."""
+    """The run's folder could not be read for a long time."""
 
 
 class _Attempt:
-    """An attempt, seen from one rank."""
+    """An attempt, on one rank."""
 
     def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile) -> None:
         self._run, self._job, self._ranks, self._flag, self._log_file = run, job, ranks, flag, log_file
@@ -99,12 +99,12 @@ class _Attempt:
         self._oom_kills = _oom_kills()
 
     def run(self) -> Cause:
-        """Train, and note how it ended. Nothing escapes: the cause is the exit code, and that is what is heard."""
+        """Train, record the end, and return its cause. Raises nothing, as the cause determines the exit code."""
         message = ""
         try:
             cause = self._train()
         except Exception as error:
-            # Lets go of what the step has computed: without memory not even a thread starts, and those below wait.
+            # Frees the memory of the step: without memory, the threads that the steps below need cannot start.
             traceback.clear_frames(error.__traceback__)
             cause, message = _classify(error)
             log.error("%s: %s", cause, message)
@@ -113,24 +113,24 @@ class _Attempt:
                 self._try(self._watchdog.close)
             if self._trainer is not None and self._trainer.saver is not None and cause != "superseded":
                 self._try(self._trainer.saver.close)
-        self._try(self._close, cause, message)
+        self._try(self._record_end, cause, message)
         if self._trackers is not None:
             self._try(self._trackers.close, finished=cause == "finished")
         if cause == "lost peer":
-            cause = self._why_lost()
+            cause = self._resolve_lost_peer()
         if cause in ("failed", "stopped"):
             starts.record(starts.ENDED, self._ranks)
         return cause
 
     def _try(self, action: Callable[..., object], *args: Any, **options: Any) -> None:
-        """Do one of the last things; what is wrong with it must not keep the others from being done."""
+        """Do one step of the cleanup; its failure must not prevent the other steps."""
         try:
             action(*args, **options)
         except Exception:
             log.warning("at the end of the attempt:\n%s", traceback.format_exc())
 
     def _report(self, cause: Cause, message: str, error: Exception) -> None:
-        """Leave word of the end for the user, and for the ranks and starts that follow."""
+        """Report a failure for the user, the other ranks and later starts."""
         if not self._number:
             starts.report(self._run, self._ranks, message, is_cause=cause != "lost peer")
             if not isinstance(error, RsbError):
@@ -138,7 +138,7 @@ class _Attempt:
         elif cause in ("crashed", "failed"):
             self._report_failure(cause, message, error)
         elif cause == "lost peer":
-            self._report_lost()
+            self._report_lost_peers()
 
     def _train(self) -> Cause:
         spec, recipe = self._wait_for_storage(), self._run.recipe()
@@ -148,8 +148,8 @@ class _Attempt:
         lease.check_not_ended(self._run, self._ranks.job_id, self._ranks.restart)
         self._ranks = self._ranks.with_largest_world(spec.virtual_ranks)
         if self._ranks.is_idle:
-            log.info("%d ranks share the work, this one (%d) waits", self._ranks.world_size, self._ranks.rank)
-            ProcessGroup.wait_aside(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
+            log.info("%d ranks share the virtual ranks; rank %d is idle", self._ranks.world_size, self._ranks.rank)
+            ProcessGroup.wait_idle(self._ranks, self._run.store, wait_s=self._job.rendezvous_s)
             return "finished"
         group = ProcessGroup(
             self._ranks,
@@ -161,7 +161,7 @@ class _Attempt:
         if group.rank == 0:
             self._lease = lease.acquire(self._run, self._draft(group))
             starts.record(starts.CLAIMED, self._ranks)
-        self._number = int(group.share("attempt number", str(self._lease.record.number) if self._lease else ""))
+        self._number = int(group.broadcast("attempt number", str(self._lease.record.number) if self._lease else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
         log.info(
             "attempt %d, rank %d of %d on %s (%s)", self._number, group.rank, group.world_size, group.host, group.device
@@ -170,9 +170,9 @@ class _Attempt:
             NoticeWatch(self._job.notice, self._flag, self._on_notice).start()
         if self._lease is not None:
             lease.check_history(self._lease, self._job)
-            self._keep_to_budget(self._lease)
-            self._lease.keep_alive(self._step, self._flag.supersede)
-        self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._leave_stuck)
+            self._enforce_budget(self._lease)
+            self._lease.keep_alive(self._current_step, self._flag.supersede)
+        self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._exit_stuck)
         self._watchdog.start()
         trainer = self._trainer = Trainer(
             self._run, spec, recipe, self._job, group, self._flag, self._watchdog, self._lease
@@ -184,16 +184,16 @@ class _Attempt:
         cause = trainer.train()
         if cause == "preempted" and self._run.is_cancelled(self._ranks.job_id):
             cause = "stopped"
-        self._close(cause, trainer.message or (self._flag.reason if cause == self._flag.cause else ""))
+        self._record_end(cause, trainer.message or (self._flag.reason if cause == self._flag.cause else ""))
         if cause == "finished" and group.rank == 0:
             write_result(self._run, trainer)
         self._watchdog.close()
-        group.leave_together()
+        group.exit_together()
         group.close()
         return cause
 
     def _wait_for_storage(self) -> Spec:
-        """Read the spec. What fails here has no attempt to be counted in, and would be started again for ever."""
+        """Read the spec, and wait if the storage fails: a start that fails here is not an attempt with limits."""
         deadline = time.monotonic() + self._job.rendezvous_s
         while True:
             try:
@@ -204,13 +204,13 @@ class _Attempt:
                 if time.monotonic() > deadline:
                     raise UnreachableError(
                         f"the run's folder could not be read for {self._job.rendezvous_s} s: {error} "
-                        "Then submit the run again."
+                        "Submit the run again when it is readable."
                     ) from error
-                log.warning("%s Waiting for it.", error)
+                log.warning("%s Retrying.", error)
                 time.sleep(5.0)
 
     def _draft(self, group: ProcessGroup) -> Attempt:
-        """Return what is known of this attempt before it has a number."""
+        """Return the record of this attempt, without its number and start step."""
         return Attempt(
             number=0,
             job_id=self._ranks.job_id,
@@ -222,119 +222,119 @@ class _Attempt:
             start_step=0,
         )
 
-    def _keep_to_budget(self, held: Lease) -> None:
-        """Have this rank's flag set when the run has used up its GPU-hours.
+    def _enforce_budget(self, claimed: Lease) -> None:
+        """Start a timer that sets this rank's stop flag when the run exceeds its GPU-hour budget.
 
         Raises:
-            SpentError: It has already.
+            BudgetExceededError: The earlier attempts have exceeded it.
         """
-        left_h = gpu_hours.check_budget(self._run, self._job, held.earlier)
+        left_h = gpu_hours.check_budget(self._run, self._job, claimed.earlier)
         if self._job.max_gpu_hours:
-            ends = held.record.started + left_h * 3600 / gpu_hours.count_devices(held.record)
+            deadline = claimed.record.started + left_h * 3600 / gpu_hours.count_devices(claimed.record)
             reason = gpu_hours.budget_message(self._run, self._job.max_gpu_hours, self._job)
-            timer = threading.Timer(max(0.0, ends - time.time()), self._flag.stop, ("stopped", reason))
+            timer = threading.Timer(max(0.0, deadline - time.time()), self._flag.stop, ("stopped", reason))
             timer.daemon = True
             timer.start()
 
     def _on_notice(self, notice: Notice) -> None:
-        """Leave the word for rank 0, which writes the record of the attempt, and for people."""
+        """Record the notice for rank 0, which writes the attempt's record, and for the user."""
         try:
             self._run.write_notice(self._number, socket.gethostname(), asdict(notice))
         except StorageError as error:
-            log.warning("the notice could not be written down: %s", error)
+            log.warning("the interruption notice could not be recorded: %s", error)
 
-    def _step(self) -> int:
+    def _current_step(self) -> int:
         if self._trainer is not None:
             return self._trainer.progress.step
         return self._lease.record.start_step if self._lease else 0
 
-    def _close(self, cause: Cause, message: str) -> None:
-        """Note the end of the attempt, on rank 0."""
+    def _record_end(self, cause: Cause, message: str) -> None:
+        """Record the end of the attempt, on rank 0."""
         if self._lease is None or self._lease.record.cause not in ("", "finished") or self._lease.record.cause == cause:
-            return  # "finished" was too early where result.json could not be written
+            return  # "finished" is overwritten if result.json could not be written
         self._lease.release()
         if cause in ("lost peer", "stuck", "superseded") and self._run.attempt(self._number).cause:
-            return  # a peer has noted it meanwhile, and this rank, which was cut off or suspended, knows less
+            return  # a peer has recorded it while this rank was unreachable or suspended, and knows more
         if cause == "lost peer":
-            # What the lost peer said itself is the better explanation.
+            # The lost peer's own report explains more.
             for failure in self._run.rank_failures(self._number).values():
                 cause, message = failure["cause"], failure["message"]
         cause, message = self._with_notices(cause, message)
-        self._write_record(ended=time.time(), end_step=self._step(), cause=cause, message=message)
+        self._write_record(ended=time.time(), end_step=self._current_step(), cause=cause, message=message)
 
     def _with_notices(self, cause: Cause, message: str) -> tuple[Cause, str]:
-        """Say of the end of this attempt that a cloud took machines back; of a lost peer, it is the reason."""
+        """Add the interruption notices of this attempt to its end; a peer lost after a notice was preempted."""
         if not self._job.notice or cause not in ("preempted", "lost peer"):
             return cause, message
-        told = [
-            f"{notice['source']} takes {host} back at {time.strftime('%H:%M:%S UTC', time.gmtime(notice['deadline']))}"
+        notices = [
+            f"{notice['source']} reclaims {host} at {time.strftime('%H:%M:%S UTC', time.gmtime(notice['deadline']))}"
             for host, notice in self._run.notices(self._number).items()
         ]
-        return ("preempted" if told else cause), "; ".join([*told, *filter(None, [message])])
+        return ("preempted" if notices else cause), "; ".join([*notices, *filter(None, [message])])
 
     def _write_record(self, **update: Any) -> None:
         assert self._lease is not None
         self._lease.record = self._lease.record.model_copy(update=update)
         self._run.write_attempt(self._lease.record)
 
-    def _close_for_rank_0(self, cause: Cause, message: str) -> None:
-        """Note the end of the attempt in place of rank 0, which cannot do it any more."""
+    def _record_end_for_rank_0(self, cause: Cause, message: str) -> None:
+        """Record the end of the attempt in place of rank 0, which cannot."""
         record = self._run.attempt(self._number)
         if not record.cause:
             cause, message = self._with_notices(cause, message)
-            # All ranks are at the same step, and rank 0's last sign of life may be some steps old.
+            # This rank's step, as all ranks are at the same step and rank 0's last heartbeat may be some steps old.
             update = {
                 "ended": time.time(),
-                "end_step": max(record.start_step, self._step()),
+                "end_step": max(record.start_step, self._current_step()),
                 "cause": cause,
                 "message": message,
             }
             self._run.write_attempt(record.model_copy(update=update))
 
-    def _why_lost(self) -> Cause:
-        """Return what the attempt ended with where another rank has ended it for good; it said so before it left.
+    def _resolve_lost_peer(self) -> Cause:
+        """Return the cause with which another rank ended the attempt permanently, if one did; else "lost peer".
 
-        Otherwise this rank would ask to be started again: where each node speaks for itself, that is heard.
+        Otherwise this rank's exit code would request a restart, which counts if each node has its own exit code.
         """
         with contextlib.suppress(StorageError):
-            said = [self._run.attempt(self._number).cause] if self._number else []
-            said += [failure["cause"] for failure in self._run.rank_failures(self._number).values()]
-            return next((cause for cause in said if cause in ("failed", "stopped")), "lost peer")
+            causes = [self._run.attempt(self._number).cause] if self._number else []
+            causes += [failure["cause"] for failure in self._run.rank_failures(self._number).values()]
+            return next((cause for cause in causes if cause in ("failed", "stopped")), "lost peer")
         return "lost peer"
 
-    def _report_lost(self) -> None:
-        """Say which ranks are gone, where they could not do it themselves."""
+    def _report_lost_peers(self) -> None:
+        """Report the lost ranks that could not report their failure themselves."""
         if self._watchdog is None or self._run.rank_failures(self._number):
             return
-        if self._ranks.rank and (self._watchdog.hears_rank_0() or self._run.attempt(self._number).cause):
-            return  # it is rank 0 that says it
-        for suspect in self._watchdog.missing():
+        if self._ranks.rank and (self._watchdog.reaches_rank_0() or self._run.attempt(self._number).cause):
+            return  # rank 0 reports it
+        for suspect in self._watchdog.find_lost():
             message = suspect.message
             if suspect.host == socket.gethostname() and _oom_kills() > self._oom_kills:
                 message += (
-                    "; the kernel has killed a process of this host for lack of memory. Ask for more (job.mem_gb), "
-                    "or use fewer loader workers"
+                    "; the kernel killed a process on this host because it ran out of memory. Request more memory "
+                    "(job.mem_gb), or use fewer loader workers"
                 )
             log.error("%s", message)
             self._run.write_rank_failure(
                 self._number, suspect.rank, {"cause": "lost peer", "message": message, "host": suspect.host}
             )
             if suspect.rank == 0:
-                self._close_for_rank_0("lost peer", message)
+                self._record_end_for_rank_0("lost peer", message)
 
     def _report_stuck(self, suspects: list[StalledRank]) -> None:
-        """Note who stands still; called by the watchdog on its own thread."""
+        """Record the stalled ranks; called by the watchdog on its own thread."""
         with contextlib.suppress(StorageError):
             for s in suspects:
                 failure = {"cause": "stuck", "message": s.message, "host": s.host, "traceback": redact(s.stack)}
                 self._run.write_rank_failure(self._number, s.rank, failure)
             message = "; ".join(s.message for s in suspects)
             if self._lease is not None:
-                self._close("stuck", message)
+                self._record_end("stuck", message)
             else:
-                self._close_for_rank_0("stuck", message)
+                self._record_end_for_rank_0("stuck", message)
 
-    def _leave_stuck(self) -> None:
+    def _exit_stuck(self) -> None:
         with contextlib.suppress(StorageError):
             self._log_file.copy()
         _exit("stuck")
@@ -342,16 +342,16 @@ class _Attempt:
     def _report_failure(self, cause: Cause, message: str, error: Exception) -> None:
         text = "".join(traceback.format_exception(error))
         log.error("%s", text)
-        said = f"rank {self._ranks.rank}: {message}"
-        failure = {"cause": cause, "message": said, "host": socket.gethostname(), "traceback": redact(text)}
+        message = f"rank {self._ranks.rank}: {message}"
+        failure = {"cause": cause, "message": message, "host": socket.gethostname(), "traceback": redact(text)}
         self._run.write_rank_failure(self._number, self._ranks.rank, failure)
         if self._lease is None:
-            # Rank 0 may never learn of it: under NCCL it waits for this rank until somebody kills it.
-            self._close_for_rank_0(cause, said)
+            # Rank 0 may never notice the failure: under NCCL it waits for this rank until it is killed.
+            self._record_end_for_rank_0(cause, message)
 
 
 def _classify(error: BaseException) -> tuple[Cause, str]:
-    """Say what an exception means for the run: go on elsewhere, try once more, or end it."""
+    """Return the cause of an attempt's end, and its message, for an exception."""
     text = redact(str(error)) or type(error).__name__
     if isinstance(error, lease.SupersededError):
         return "superseded", text
@@ -360,23 +360,23 @@ def _classify(error: BaseException) -> tuple[Cause, str]:
     if isinstance(error, lease.EndedError):
         return error.cause, text
     if isinstance(error, DeviceError):
-        return "crashed", text  # another host may have them
+        return "crashed", text  # another host may have the GPUs
     if isinstance(error, LostPeerError) or is_lost_peer(error):
         return "lost peer", text
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_host_memory(error):
         return "failed", (
-            f"out of memory: {text.splitlines()[0]} A smaller micro-batch needs less: submit with more "
-            "--virtual-ranks, or a larger --set job.mem_gb."
+            f"out of memory: {text.splitlines()[0]} Submit with smaller micro-batches (more --virtual-ranks), or more "
+            "host memory (--set job.mem_gb)."
         )
     if isinstance(error, StorageError) and not isinstance(error, AccessError):
-        return "crashed", text  # a network that fails for a while deserves another attempt
+        return "crashed", text  # may be a transient error of the network
     if isinstance(error, RsbError):
         return "failed", text
     return "crashed", f"{type(error).__name__}: {text}"
 
 
 def _is_host_memory(error: BaseException) -> bool:
-    """Whether torch could not have memory of the host; it has no class of its own for that."""
+    """Whether torch ran out of host memory, for which it has no error class."""
     signs = (
         "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc",
         "can't start new thread",
@@ -385,7 +385,7 @@ def _is_host_memory(error: BaseException) -> bool:
 
 
 def _oom_kills() -> int:
-    """Return how many processes the kernel of this host has killed for lack of memory since it started."""
+    """Return the number of the kernel's OOM kills on this host since boot."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

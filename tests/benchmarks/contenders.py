@@ -156,8 +156,8 @@ def ours(task: Task, repeats: int = 1) -> Iterator[Any]:
         batches = ThreadedBatches(stream, FastEval(recipe.eval), side=task.side, threads=task.workers, pin=False)
         return _endless(batches)
     training = TrainStream(
-        reader, recipe, index, seed=0, virtual_ranks=virtual_ranks, mine=range(virtual_ranks), start_step=0,
-        stop_step=recipe.total_steps,
+        reader, recipe, index, seed=0, virtual_ranks=virtual_ranks, local_virtual_ranks=range(virtual_ranks),
+        start_step=0, stop_step=recipe.total_steps,
     )  # fmt: skip
     return iter(ThreadedBatches(training, FastTrain(recipe), side=task.side, threads=task.workers, pin=False))
 

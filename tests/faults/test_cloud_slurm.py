@@ -46,7 +46,7 @@ def test_a_notice_on_the_machine_without_rank_0_loses_nothing(victim: Victim, ho
     hosts.announce(doomed, goes=time.time() + 120)
     ended = victim.wait_for_end(1, one_rank_knows=True)
     assert ended.cause == "preempted" and ended.end_step >= reached
-    assert ended.message.startswith(f"aws takes {doomed} back at ")
+    assert ended.message.startswith(f"aws reclaims {doomed} at ")
     hosts.take_back(doomed)
     # As it may still have done, if it could.
     victim.run.write_notice(1, doomed, victim.run.notices(1)[doomed])

@@ -16,7 +16,7 @@ from rsb_cluster.node.exit_codes import EXIT_RESTART
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.worker import EXIT_OF
+from rsb_cluster.train.worker import EXIT_CODES
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Killed, Lab
 
@@ -165,14 +165,14 @@ def test_a_result_that_cannot_be_written_is_a_crash_and_is_not_tried_for_ever(
         patched.setattr(Store, "write_bytes", refuse)
         for _ in range(3):  # the first of them got on: it saved the last step
             cause = lab.start()
-            assert (cause, EXIT_OF[cause]) == ("crashed", EXIT_RESTART)
+            assert (cause, EXIT_CODES[cause]) == ("crashed", EXIT_RESTART)
             (status,) = read_status([lab.run])
             assert (status.state, "No space left on device" in status.cause) == ("crashed", True)
         assert "at the end of the attempt" not in capfd.readouterr().err, "what was closed is closed"
         assert lab.start() == "failed"
         assert "the last 2 attempts crashed" in lab.run.attempts()[-1].message
     number = len(lab.run.attempts())
-    assert lab.start() == "failed" and len(lab.run.attempts()) == number, "its job has ended it for good"
+    assert lab.start() == "failed" and len(lab.run.attempts()) == number, "its job has ended it permanently"
     lab.resubmit()
     assert lab.start() == "finished"
     assert_as_if_nothing_had_been(lab.run, whole)

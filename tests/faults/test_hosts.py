@@ -89,7 +89,7 @@ def test_a_rank_that_is_stopped_is_named_with_its_host(victim: Victim) -> None:
     stuck = victim.wait_for_end(4)
     os.kill(pid, signal.SIGKILL)
     assert stuck.cause == "stuck"
-    assert f"rank 1 on {second} made no step" in stuck.message and "does not answer" in stuck.message
+    assert f"rank 1 on {second} stalled for " in stuck.message and "does not answer" in stuck.message
     victim.wait_for_steps(5)
     assert victim.steps_lost(4, reached) <= EVERY_STEPS
 

@@ -41,7 +41,7 @@ def test_a_rank_that_is_stopped_is_named_and_costs_the_steps_since_the_last_chec
     victim.kill(1, signal.SIGSTOP)
     stuck = victim.wait_for_end(1)
     assert stuck.cause == "stuck"
-    assert f"rank 1 on {stuck.hosts[0]} made no step" in stuck.message
+    assert f"rank 1 on {stuck.hosts[0]} stalled for " in stuck.message
     assert f"is stopped (SIGSTOP, process {pid})" in stuck.message
     assert victim.run.rank_failures(1)[1]["cause"] == "stuck"
     victim.wait_for_steps(2)
@@ -70,7 +70,7 @@ def test_a_rank_that_the_kernel_kills_for_lack_of_memory_is_named(victim: Victim
     ended = victim.wait_for_end(2)
     assert ended.cause == "lost peer"
     assert f"rank 1 on {ended.hosts[0]} " in ended.message
-    assert "the kernel has killed a process of this host for lack of memory. Ask for more (job.mem_gb)" in ended.message
+    assert "the kernel killed a process on this host because it ran out of memory. Request more" in ended.message
     victim.wait_for_steps(3)
     assert victim.steps_lost(2, reached) <= EVERY_STEPS
 
@@ -105,7 +105,7 @@ def test_ctrl_c_once_saves_and_stops(victim: Victim, rsb: RsbCluster, digits: Pa
 
 
 def test_ctrl_c_twice_stops_now(victim: Victim, rsb: RsbCluster, digits: Path) -> None:
-    """It went on where the last one had saved, and ends without a save, even if its ranks do not answer."""
+    """It resumed from the last checkpoint, and ends without a save, even if its ranks do not answer."""
     number = len(victim.run.attempts()) + 1
     with foreground(rsb, digits) as process:
         until_it_says(process, "submitted")

@@ -119,18 +119,18 @@ def test_a_run_without_gpu_hours_left_stays_away_and_no_node_asks_for_another_st
 
 
 def test_a_start_that_becomes_no_attempt_is_one_that_the_engine_counts(nodes: Nodes) -> None:
-    """Else SkyPilot would pay for machines for ever: after code 75 it starts a job as often as it ends so."""
+    """Otherwise SkyPilot would pay for machines for ever: it restarts a job after code 75 without a limit."""
     number = len(nodes.run.attempts())
     nodes.submission_id = "rsb-no-gpu"
     process = nodes.start(0, "gpus_per_node=1", SKYPILOT_NODE_IPS=ADDRESS, SKYPILOT_NUM_NODES="1")
     said, _ = process.communicate(timeout=GUARD_S)
     assert process.returncode == EXIT_NO_ATTEMPT, said
-    assert "1 GPU is asked for on this node, and CUDA sees none" in said
+    assert "the job requests 1 GPU per node, and CUDA sees none" in said
     assert len(nodes.run.attempts()) == number
 
 
-def test_the_next_attempt_goes_on_and_listens_on_the_private_address_only(nodes: Nodes) -> None:
-    """The notice is another's: in its time, which is long over, the machine was spared."""
+def test_the_next_attempt_resumes_and_listens_on_the_private_address_only(nodes: Nodes) -> None:
+    """The notice is stale: its deadline is long over."""
     nodes.submission_id = "rsb-again"
     nodes._metadata[0].announce(aws_notice(datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()))
     first = nodes.run.attempts()[0]

@@ -1,4 +1,4 @@
-"""Machines that a cloud announced to take back, and that went before the run had saved."""
+"""Machines that a cloud reclaimed after a notice, before the run had saved."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.faults.lab import AtStep, Lab
 
 
 @pytest.mark.parametrize(("announced", "cause"), [(True, "preempted"), (False, "lost peer")])
-def test_a_peer_that_was_announced_to_go_was_preempted_and_is_no_crash(
+def test_a_peer_that_is_lost_after_a_notice_was_preempted_and_is_no_crash(
     tmp_path: Path, tiny_digits: Path, monkeypatch: pytest.MonkeyPatch, announced: bool, cause: str
 ) -> None:
     """Two crashes in a row without a new step would end the run."""
@@ -20,9 +20,9 @@ def test_a_peer_that_was_announced_to_go_was_preempted_and_is_no_crash(
     def lose_the_peer() -> None:
         if announced:
             lab.run.write_notice(1, "h9", {"source": "aws", "deadline": 1795457377.0, "text": "{}"})
-        raise LostPeerError("another rank is gone")
+        raise LostPeerError("lost a peer rank")
 
     attempt = lab.attempt(AtStep({5: lose_the_peer}))
     assert (attempt.cause, attempt.end_step) == (cause, 4)
-    told = "aws takes h9 back at 18:09:37 UTC; " if announced else ""
-    assert attempt.message == f"{told}another rank is gone"
+    notice = "aws reclaims h9 at 18:09:37 UTC; " if announced else ""
+    assert attempt.message == f"{notice}lost a peer rank"

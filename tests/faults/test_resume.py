@@ -74,13 +74,13 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(unbroken, tiny_digits
         assert [end for _, end in starts[:-1]] == [start for start, _ in starts[1:]], "no step is done twice"
 
 
-def test_what_a_peer_has_noted_of_the_end_stands(tmp_path: Path, tiny_digits: Path) -> None:
-    """The peer of a rank 0 that was suspended gives it up; it wakes, finds the peer gone, and knows no better."""
+def test_the_end_that_a_peer_has_recorded_stays(tmp_path: Path, tiny_digits: Path) -> None:
+    """The peer of a suspended rank 0 presumed it dead; rank 0 wakes, and finds the peer lost."""
     lab = Lab(tmp_path / "run", tiny_digits)
 
     def wake_alone() -> None:
         lab.run.write_attempt(lab.run.attempt(1).model_copy(update={"cause": "stuck", "message": "rank 0", "ended": 1}))
-        raise LostPeerError("another rank is gone")
+        raise LostPeerError("lost a peer rank")
 
     ended = lab.attempt(AtStep({5: wake_alone}))
     assert (ended.cause, ended.message, ended.ended) == ("stuck", "rank 0", 1)

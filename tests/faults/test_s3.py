@@ -89,11 +89,11 @@ def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_s
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For longer than anything waits, which is less than usual here. The run goes on when it is submitted again."""
+    """For longer than any timeout, which is shorter than usual here. The run resumes when it is submitted again."""
     monkeypatch.setattr(s3_client, "TRIES", 3)
     monkeypatch.setitem(store.S3_CLIENT, "retries", {"total_max_attempts": 1})
     store._filesystem.cache_clear()
-    with pytest.raises(StorageError):  # how it ended cannot be noted
+    with pytest.raises(StorageError):  # its end cannot be recorded
         lab.attempt(AtStep({8: proxy.refuse}))
     assert "crashed: cannot use s3://" in capfd.readouterr().err, "the scheduler is asked for another attempt"
     lab.job = lab.job.model_copy(update={"rendezvous_s": 2})
@@ -101,7 +101,7 @@ def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_s
         lab.attempt()
     said = capfd.readouterr().err
     assert "failed: the run's folder could not be read for 2 s: cannot use s3://" in said
-    assert "Then submit the run again." in said
+    assert "Submit the run again when it is readable." in said
     proxy.accept_again()
     attempt = lab.attempt()
     assert attempt.cause == "finished"
@@ -113,12 +113,12 @@ def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_s
 def test_credentials_that_expire_end_the_run_with_a_message(
     lab: Lab, proxy: FaultyProxy, tiny_unbroken: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Another attempt would have the same ones: the run stops, and goes on when it is submitted with others."""
+    """Another attempt would have the same ones: the run stops, and resumes when it is submitted with others."""
 
     def expire() -> None:
         proxy.always = Fault(status=400, code="ExpiredToken")
 
-    with pytest.raises(AccessError):  # its end cannot be noted either; the run's folder is out of reach
+    with pytest.raises(AccessError):  # its end cannot be recorded either, as the run's folder is unreachable
         lab.attempt(AtStep({8: expire}))
     said = capfd.readouterr().err
     assert "failed: not allowed to use s3://" in said and "whether the credentials have expired" in said

@@ -1,4 +1,4 @@
-"""A rank that is told to stop before it knows anything, and starts that cannot become an attempt."""
+"""A rank that gets a signal while it imports torch, and starts that fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from rsb_cluster.monitor.status import read_status
 from rsb_cluster.node.exit_codes import EXIT_RESTART
 from rsb_cluster.runs.run import Submission
-from rsb_cluster.train.worker import EXIT_OF
+from rsb_cluster.train.worker import EXIT_CODES
 from tests.command import ROOT
 from tests.faults.lab import Lab, fill
 from tests.servers.daemons import GUARD_S
@@ -107,9 +107,9 @@ def test_gpus_that_are_not_there(tmp_path: Path, tiny_digits: Path, scripts: Pat
     """Another host may have them; to train on the CPU instead is never what was meant."""
     lab = Lab(tmp_path / "run", tiny_digits)
     lab.job = lab.job.model_copy(update={"gpus_per_node": 2})
-    assert EXIT_OF[lab.start()] == EXIT_RESTART
+    assert EXIT_CODES[lab.start()] == EXIT_RESTART
     reason = why(lab, scripts, "lab0")
-    assert "2 GPUs are asked for on this node, and CUDA sees none. torch " in reason
+    assert "the job requests 2 GPUs per node, and CUDA sees none. torch " in reason
     assert "NVIDIA driver: " in reason and "--gpus-per-node 0" in reason
 
 
@@ -123,7 +123,7 @@ def test_a_runs_folder_that_cannot_be_used(small_disk: Path, tiny_digits: Path, 
         fill(small_disk)
     else:
         (small_disk / "run").rename(small_disk / "elsewhere")
-    assert EXIT_OF[lab.start()] == EXIT_RESTART
+    assert EXIT_CODES[lab.start()] == EXIT_RESTART
     assert (scripts / "lab0_start.json").exists()
     if problem == "read-only":
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)

@@ -81,7 +81,7 @@ class Victim:
 
         last = self.wait(f"attempt {attempt}", began).start_step + count
         self.rsb.allow(last)
-        # What it began with is noted before its first step.
+        # Its start step is recorded before its first step.
         self.wait(f"{count} steps of attempt {attempt}", lambda: self.progress() >= (attempt, max(1, last)) or None)
         return self.progress()[1]
 
@@ -89,7 +89,7 @@ class Victim:
         return next(a for a in self.run.attempts() if a.number == number)
 
     def wait_for_end(self, attempt: int, *, one_rank_knows: bool = False) -> Attempt:
-        """Wait until an attempt has noted why it ended.
+        """Wait until an attempt has recorded why it ended.
 
         Args:
             attempt: Its number.

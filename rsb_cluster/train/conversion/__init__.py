@@ -1,1 +1,1 @@
-"""Weights in the forms that others write and read."""
+"""Weights in the formats of timm and the Hugging Face Hub."""

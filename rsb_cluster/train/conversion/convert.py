@@ -1,4 +1,4 @@
-"""A run's weights as a folder that timm loads; made in a process of its own, as it needs torch."""
+"""Converts a run's weights to a folder that timm loads; the program of a subprocess, as it needs torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rsb_cluster.weights.resolve import CONFIG, FOLDER_FILES, WeightsFile
 
 
 def write_timm_folder(folder: Path, weights: Weights) -> None:
-    """Write ``model.safetensors`` and ``config.json`` into a folder that is there."""
+    """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
     model = weights.build()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    # The metadata says whose tensors they are; transformers refuses files without it.
+    # transformers rejects files without the format in their metadata.
     (folder / FOLDER_FILES[0]).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     (folder / CONFIG).write_text(json.dumps(_config(model, weights), indent=2) + "\n", encoding="utf-8")
 
 
 def _config(model: Any, weights: Weights) -> dict[str, Any]:
-    """Return timm's description of a model: how to build it, and how its images have to look."""
-    of_timm = {key: model.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "pool_size")}
+    """Return timm's configuration of a model: how to build it, and how to prepare its images."""
+    layers = {key: model.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "pool_size")}
     if weights.eval.resolution != model.pretrained_cfg["input_size"][-1]:
-        of_timm["pool_size"] = None
+        layers["pool_size"] = None
     config: dict[str, Any] = {
         "architecture": weights.architecture,
         "num_classes": weights.num_classes,
@@ -43,7 +43,7 @@ def _config(model: Any, weights: Weights) -> dict[str, Any]:
             "mean": list(weights.mean),
             "std": list(weights.std),
             "num_classes": weights.num_classes,
-            **of_timm,
+            **layers,
         },
     }
     if weights.kwargs:
@@ -54,12 +54,12 @@ def _config(model: Any, weights: Weights) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read what to export and whereto as JSON on standard input; answer with JSON on standard output."""
+    """Read the weights' file and the target folder as JSON from standard input; print the error, if any, as JSON."""
     warnings.simplefilter("ignore")
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     answer: dict[str, str] = {}
     try:
-        write_timm_folder(Path(asked["folder"]), read_weights(WeightsFile(**asked["found"])))
+        write_timm_folder(Path(request["folder"]), read_weights(WeightsFile(**request["found"])))
     except RsbError as error:
         answer["error"] = str(error)
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -1,4 +1,4 @@
-"""Weights by their timm name, from the Hugging Face Hub or its cache on this machine."""
+"""Weights by their timm name, from the Hugging Face Hub or its local cache."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rsb_cluster.weights.resolve import FOLDER_FILES, PROCEDURES, WeightsFile
 
 
 def fetch(name: str) -> WeightsFile:
-    """Return the file of a timm name (``resnet50.a1_in1k``) or of a repository (``hf-hub:owner/model``).
+    """Return the weights file of a timm name (``resnet50.a1_in1k``) or of a repository (``hf-hub:owner/model``).
 
     Raises:
-        ConfigError: There is no such name, it has no weights, or the hub cannot be reached.
+        ConfigError: The name is unknown, has no weights, or the hub cannot be reached.
     """
     try:
-        return _of_repository(name) if ":" in name else _of_timm(name)
+        return _fetch_repository(name) if ":" in name else _fetch_timm(name)
     except (OSError, HfHubHTTPError, AssertionError, KeyError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(
@@ -36,32 +36,32 @@ def fetch(name: str) -> WeightsFile:
         ) from error
 
 
-def _of_timm(name: str) -> WeightsFile:
+def _fetch_timm(name: str) -> WeightsFile:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise ConfigError(f"timm has no such model.{did_you_mean(architecture, timm.list_models())}")
     cfg = get_pretrained_cfg(name) if name in (architecture, *timm.list_pretrained(f"{architecture}.*")) else None
     if cfg is None or cfg.custom_load or not (cfg.hf_hub_id or isinstance(cfg.url, str)):
-        there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
-        raise ConfigError(f"timm has no weights of that name. It has, of this model: {there}.")
+        available = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ConfigError(f"timm has no weights of that name. For this model it has: {available}.")
     path = _download(cfg.hf_hub_id, cfg.hf_hub_filename) if cfg.hf_hub_id else Path(download_cached_file(str(cfg.url)))
     pretrained = cfg.to_dict(remove_source=True)
     config = {"architecture": architecture, "num_classes": cfg.num_classes, "pretrained_cfg": pretrained}
-    return _found(f"{architecture}.{cfg.tag}" if cfg.tag else architecture, path, config)
+    return _describe(f"{architecture}.{cfg.tag}" if cfg.tag else architecture, path, config)
 
 
-def _of_repository(name: str) -> WeightsFile:
+def _fetch_repository(name: str) -> WeightsFile:
     repository = name.partition(":")[2]
     pretrained, architecture, arguments = load_model_config_from_hf(repository)
     config = {"architecture": architecture, "num_classes": pretrained.get("num_classes"), "model_args": arguments}
-    return _found(f"hf-hub:{repository}", _download(repository, None), config | {"pretrained_cfg": pretrained})
+    return _describe(f"hf-hub:{repository}", _download(repository, None), config | {"pretrained_cfg": pretrained})
 
 
 def _download(repository: str, file: str | None) -> Path:
-    """Return the repository's file of weights in the hub's cache, after fetching it where it is not there."""
+    """Return the path of the repository's weights file in the hub's cache; download it if it is not there."""
     owner_and_name, revision = hf_split(repository)
     names = [file] if file else list(FOLDER_FILES)
-    for local_only in (True, False):  # what is in the cache needs no network
+    for local_only in (True, False):  # a cached file needs no network
         for name in names:
             try:
                 return Path(hf_hub_download(owner_and_name, name, revision=revision, local_files_only=local_only))
@@ -70,13 +70,13 @@ def _download(repository: str, file: str | None) -> Path:
                     raise
             except EntryNotFoundError:
                 continue
-    raise ConfigError(f"{repository} holds none of {', '.join(names)}.")
+    raise ConfigError(f"{repository} has none of these files: {', '.join(names)}.")
 
 
-def _found(source: str, path: Path, config: dict[str, Any]) -> WeightsFile:
+def _describe(source: str, path: Path, config: dict[str, Any]) -> WeightsFile:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    plain: dict[str, Any] = json.loads(json.dumps(config))  # tuples become lists, as they are in a config.json
+    plain: dict[str, Any] = json.loads(json.dumps(config))  # tuples become lists, as in a config.json
     tag = plain["pretrained_cfg"].get("tag", "")
     return WeightsFile(
         source, str(path.parent), path.name, sha256, plain["architecture"], plain, procedure=PROCEDURES.get(tag, "")
@@ -84,7 +84,7 @@ def _found(source: str, path: Path, config: dict[str, Any]) -> WeightsFile:
 
 
 def main() -> None:
-    """Fetch the name given as argument; print what was found, or the error, as JSON."""
+    """Fetch the weights of the name in the first argument; print their file, or the error, as JSON."""
     warnings.simplefilter("ignore")
     answer: dict[str, Any]
     try:

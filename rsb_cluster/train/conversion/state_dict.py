@@ -1,4 +1,4 @@
-"""What is inside a file of weights, and how it gets into a model. Nothing is ever unpickled."""
+"""Reads files of weights and fits them to a model, without unpickling arbitrary objects."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from rsb_cluster.weights.resolve import WeightsFile, find_weights
 
 Head = Literal["auto", "replace"]
 
-# Where training scripts put the weights in their checkpoints; timm's order.
+# Keys of the weights in the checkpoints of training scripts, in timm's order.
 _KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Tensors, and what one must know to use them.
+    """Weights, and the configuration to use them.
 
     Attributes:
-        found: The file, and where it comes from.
+        found: The file, and its source.
         architecture: timm's name of the network, without a tag.
-        tensors: Its state dict, on the CPU.
-        num_classes: Outputs of its classifier.
-        eval: How the run's recipe, or timm, evaluates them.
-        mean: Of the red, green and blue of the images they were trained on, of 1.
-        std: Likewise.
+        tensors: The state dict, on the CPU.
+        num_classes: Outputs of the classifier.
+        eval: The evaluation settings of the run's recipe, or of timm.
+        mean: Mean of each channel (RGB) of the training images, on a scale of 0 to 1.
+        std: Standard deviation of each channel, likewise.
         kwargs: Further arguments of ``timm.create_model``.
-        classes: Names of the classes 0, 1, ...; empty where they are not known.
+        classes: Names of the classes 0, 1, ...; empty if they are unknown.
         tag: timm's tag of pretrained weights, such as ``a1_in1k``.
-        run: The run, where they are one's.
+        run: The run that trained the weights, if any.
         recipe: Its recipe.
     """
 
@@ -66,17 +66,17 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """What they are called: a run's id, timm's name, a file's or a folder's."""
+        """Name of the weights: the id of the run, timm's name, or the name of the file or folder."""
         return self.run.run_id if self.run else self.found.source.rpartition("/")[2]
 
     @property
     def url(self) -> str:
-        """Where they come from: a checkpoint, file or folder; a name where timm fetched them."""
+        """Source of the weights: a checkpoint, file or folder; a name if timm fetched them."""
         return self.found.source
 
     @property
     def step(self) -> int:
-        """The run's optimizer steps; 0 for others."""
+        """Optimizer steps of the run; 0 for other weights."""
         return self.found.step
 
     @property
@@ -88,7 +88,7 @@ class Weights:
         """Return the network with these weights, in evaluation mode.
 
         Raises:
-            ConfigError: They are not those of the architecture.
+            ConfigError: The weights do not fit the architecture.
         """
         model: nn.Module = _create(self.architecture, {**self.kwargs, "num_classes": self.num_classes})
         model.load_state_dict(fit_weights(model, self.tensors, self.architecture, self.url).tensors)
@@ -97,12 +97,12 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class FittedWeights:
-    """What a model takes, made of weights and of what it has itself.
+    """A complete state dict for a model, made of weights and of the model's own tensors.
 
     Attributes:
-        tensors: All of the model's.
-        new: Names of those that are the model's own: a new classifier's.
-        resized: Names of those that were interpolated for another resolution.
+        tensors: The state dict.
+        new: Names of the model's own tensors: those of a new classifier.
+        resized: Names of the tensors that were interpolated for another resolution.
     """
 
     tensors: Mapping[str, Tensor]
@@ -113,63 +113,63 @@ class FittedWeights:
 def load_weights(
     source: str, *, runs: str = "", model: str = "", ema: bool | None = False, which: str = "last"
 ) -> Weights:
-    """Find and read weights; `rsb_cluster.weights.resolve` says what a source is.
+    """Find and read weights; `rsb_cluster.weights.resolve` defines the kinds of sources.
 
     Args:
-        source: A run, checkpoint, file, folder, or a name of timm's.
+        source: A run, checkpoint, file, folder, or timm's name of weights.
         runs: The folder of runs, for ids.
-        model: The architecture of a weight file; such a file does not say it.
-        ema: Of a run: its moving average; None: where it has one.
-        which: Of a run: its ``last`` checkpoint, the ``best``, or that of a step.
+        model: The architecture of a file that does not name it.
+        ema: For a run: whether to read its moving average; None: if it has one.
+        which: For a run: its ``last`` checkpoint, the ``best``, or that of a step.
 
     Raises:
-        ConfigError: There is nothing of that name, or it is not said what it is.
-        CheckpointError: A run has no weights yet, or they are damaged.
-        StorageError: It could not be read.
+        ConfigError: The source does not exist, or its architecture is unknown.
+        CheckpointError: The run has no weights yet, or they are damaged.
+        StorageError: The file could not be read.
     """
     return read_weights(find_weights(source, runs, which=which, ema=ema, fetch=fetch), model)
 
 
 def read_weights(found: WeightsFile, model: str = "") -> Weights:
-    """Read a file of weights, and put together what is known of them.
+    """Read a file of weights and their configuration.
 
     Args:
         found: The file.
-        model: The architecture, where nothing else says it.
+        model: The architecture, if the file does not name it.
     """
     name = found.architecture or model
     if not name:
         raise ConfigError(
-            f"{found.source} does not say what network its weights are for. Add --model, with timm's name of it."
+            f"{found.source} does not name the network of its weights. Add --model, with timm's name of the network."
         )
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}")
     tensors = parse(found.read(), found)
-    return _of_run(found, tensors) if found.run_url else _of_timm(found, name, tensors)
+    return _from_run(found, tensors) if found.run_url else _from_timm(found, name, tensors)
 
 
 def parse(content: bytes, found: WeightsFile) -> dict[str, Tensor]:
     """Return the tensors in a file of weights, by name.
 
     Raises:
-        CheckpointError: It holds something else, or more than tensors and plain values.
+        CheckpointError: The file has no state dict, or objects that are not tensors or plain values.
     """
-    where = f"{found.url}/{found.file}"
+    path = f"{found.url}/{found.file}"
     try:
         if found.file.endswith(".safetensors"):
             return safetensors.torch.load(content)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in timm's own checkpoints; a plain container
+        with torch.serialization.safe_globals([argparse.Namespace]):  # a plain container in timm's own checkpoints
             loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise CheckpointError(
-            f"{where} holds no weights that can be read without running what is in it: {first} "
-            "Save the state dict alone, as .safetensors."
+            f"{path} cannot be read as weights without executing code in it: {first} "
+            "Save only the state dict, as .safetensors."
         ) from error
     if isinstance(loaded, dict):
         loaded = next((loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict)), loaded)
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{where} holds no state dict, which is names and a tensor each.")
+        raise CheckpointError(f"{path} has no state dict, which maps names to tensors.")
     tensors: dict[str, Tensor] = clean_state_dict(loaded)
     return tensors
 
@@ -177,42 +177,42 @@ def parse(content: bytes, found: WeightsFile) -> dict[str, Tensor]:
 def fit_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, source: str, head: Head = "auto"
 ) -> FittedWeights:
-    """Return weights as a model takes them: converted by timm, and resized for another resolution.
+    """Fit weights to a model: convert them as timm does, and resize them for another resolution.
 
     Args:
-        model: Of the same architecture; it may be on torch's meta device.
+        model: A model of the architecture; it may be on torch's meta device.
         tensors: The weights.
-        architecture: timm's name of it.
-        source: Where the weights come from, for messages.
-        head: ``auto``: a classifier of the same number of classes is kept; ``replace``: none is.
+        architecture: timm's name of the architecture.
+        source: Source of the weights, for messages.
+        head: ``auto``: the classifier is kept if the number of classes is the same; ``replace``: it is not.
 
     Raises:
-        ConfigError: A tensor is missing, too many, or of another shape; it is named.
+        ConfigError: A tensor is missing, unknown, or of another shape.
     """
     own: dict[str, Tensor] = model.state_dict()
     try:
-        given = _converted(tensors, model, architecture)
+        converted = _convert(tensors, model, architecture)
     except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{source}: timm cannot read it as {architecture}: {error!r}.") from error
     classifiers = _classifiers(model)
-    given_head = {key for key in given if key.rpartition(".")[0] in classifiers}
+    old_head = {key for key in converted if key.rpartition(".")[0] in classifiers}
     own_head = {key for key in own if key.rpartition(".")[0] in classifiers}
-    same = given_head == own_head and all(given[key].shape == own[key].shape for key in own_head)
+    same = old_head == own_head and all(converted[key].shape == own[key].shape for key in own_head)
     new = set() if same and head == "auto" else own_head
     if new:
-        given = {key: value for key, value in given.items() if key not in given_head}
-    wrong = [f"{key} is missing" for key in own if key not in given and key not in new]
-    wrong += [f"{key} is not in the model" for key in given if key not in own]
+        converted = {key: value for key, value in converted.items() if key not in old_head}
+    wrong = [f"{key} is missing" for key in own if key not in converted and key not in new]
+    wrong += [f"{key} is not in the model" for key in converted if key not in own]
     wrong += [
         f"{key} has the shape {tuple(value.shape)} and not {tuple(own[key].shape)}"
-        for key, value in given.items()
+        for key, value in converted.items()
         if key in own and value.shape != own[key].shape
     ]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigError(f"{source} does not fit {architecture}: {'; '.join(wrong[:5])}{more}.")
-    resized = tuple(key for key in given if key in tensors and tensors[key].shape != given[key].shape)
-    return FittedWeights({key: own[key] if key in new else given[key] for key in own}, tuple(sorted(new)), resized)
+    resized = tuple(key for key in converted if key in tensors and tensors[key].shape != converted[key].shape)
+    return FittedWeights({key: own[key] if key in new else converted[key] for key in own}, tuple(sorted(new)), resized)
 
 
 def _create(architecture: str, kwargs: Mapping[str, Any]) -> Any:
@@ -223,19 +223,19 @@ def _create(architecture: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _classifiers(model: Any) -> tuple[str, ...]:
-    """Return the names of a timm model's classifiers: one, or two where it was distilled."""
-    named = model.pretrained_cfg.get("classifier") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
+    """Return the names of a timm model's classifiers: one, or two for a distilled model."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _converted(tensors: Mapping[str, Tensor], model: nn.Module, architecture: str) -> dict[str, Tensor]:
-    """Do what timm does to weights that it fetches: old names, position embeddings for another number of patches."""
+def _convert(tensors: Mapping[str, Tensor], model: nn.Module, architecture: str) -> dict[str, Tensor]:
+    """Apply timm's conversion of old names, and of position embeddings for another number of patches."""
     module = inspect.getmodule(model_entrypoint(architecture))
     convert: Callable[..., dict[str, Tensor]] | None = getattr(module, "checkpoint_filter_fn", None)
     return dict(tensors) if convert is None else convert(dict(tensors), model)
 
 
-def _of_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
+def _from_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
     run = Run.at(*found.run_url.rsplit("/", 1))
     recipe = run.recipe()
     return Weights(
@@ -247,14 +247,14 @@ def _of_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
         recipe.data.mean,
         recipe.data.std,
         kwargs=recipe.model.kwargs,
-        classes=_classes_of(run),
+        classes=_class_names(run),
         run=run,
         recipe=recipe,
     )
 
 
-def _classes_of(run: Run) -> tuple[str, ...]:
-    """Return the names of the classes, where the data is still there and is the data that the run was trained on."""
+def _class_names(run: Run) -> tuple[str, ...]:
+    """Return the names of the classes, if the run's training data is still there and unchanged."""
     spec = run.spec()
     try:
         index = load_index(Store(spec.data).child("train"))
@@ -263,16 +263,16 @@ def _classes_of(run: Run) -> tuple[str, ...]:
     return index.classes if index.digest == spec.train_digest else ()
 
 
-def _of_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:
-    """Return weights with what their config.json says, or timm by default says, of the architecture."""
+def _from_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:
+    """Return weights with the settings of their config.json, and timm's defaults for the architecture."""
     kwargs = dict(found.config.get("model_args") or {})
     with torch.device("meta"):
         blank = _create(architecture, kwargs)
     stated = {key: value for key, value in found.config.get("pretrained_cfg", {}).items() if value is not None}
     config = {**blank.pretrained_cfg, **stated}
-    seen = resolve_data_config(pretrained_cfg=config)
-    if seen["interpolation"] not in ("bicubic", "bilinear"):
-        seen["interpolation"] = "bicubic"
+    data = resolve_data_config(pretrained_cfg=config)
+    if data["interpolation"] not in ("bicubic", "bilinear"):
+        data["interpolation"] = "bicubic"
     weight = tensors.get(f"{next(iter(_classifiers(blank)), '')}.weight")
     outputs = found.config.get("num_classes") or blank.num_classes if weight is None else weight.shape[0]
     names = found.config.get("label_names") or stated.get("label_names") or ()
@@ -281,9 +281,9 @@ def _of_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tensor
         architecture,
         tensors,
         int(outputs),
-        Eval(resolution=seen["input_size"][-1], crop=seen["crop_pct"], interpolation=seen["interpolation"]),
-        tuple(seen["mean"]),
-        tuple(seen["std"]),
+        Eval(resolution=data["input_size"][-1], crop=data["crop_pct"], interpolation=data["interpolation"]),
+        tuple(data["mean"]),
+        tuple(data["std"]),
         kwargs=kwargs,
         classes=tuple(names.values() if isinstance(names, dict) else names),
         tag=str(stated.get("tag") or ""),

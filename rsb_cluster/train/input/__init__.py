@@ -1,1 +1,1 @@
-"""From shards to batches on the device."""
+"""From shards to batches of decoded images."""

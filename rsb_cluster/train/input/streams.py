@@ -1,6 +1,6 @@
-"""The encoded samples of a process, in order: read in blocks ahead of need, each byte once.
+"""The encoded samples of a process, in order, read ahead in blocks, each byte once.
 
-What is read and in which order is decided by ``data.order``; nothing here can change it.
+``data.order`` alone decides which samples are read, and in which order.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ BlockKey = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as it goes to a decoder.
+    """A sample for the decoder.
 
     Attributes:
-        number: In the index.
-        image: The file's bytes.
-        seed: Of its augmentation.
-        copy: Which copy of the image, from 0.
+        number: Number of the sample in the index.
+        key: Key of the sample in its shard.
+        image: The encoded image.
+        label: Number of the class.
+        seed: Seed of the augmentation.
+        copy: Number of the copy of the image, from 0 (repeated augmentation).
     """
 
     number: int
@@ -42,20 +44,20 @@ class EncodedSample:
 
 
 class TrainStream:
-    """The micro-batches of a process, in order, from a step on to the end of the run.
+    """The micro-batches of a process, in order, from a step to the end of the run.
 
-    Those of a step that hold copies of the same images come together, so that each image is decoded once; without
-    repeated augmentation each comes alone.
+    Micro-batches of a step that share images are yielded together, so each image is decoded once; without repeated
+    augmentation each is yielded alone.
 
     Args:
-        reader: Where the samples come from.
+        reader: Reads the samples.
         recipe: The recipe.
-        index: The training shards.
+        index: The index of the training shards.
         seed: The run's seed.
-        virtual_ranks: Parts of a global batch.
-        mine: The virtual ranks of this process.
-        start_step: Optimizer step to start at, counted over the whole run.
-        stop_step: Step to stop before.
+        virtual_ranks: Micro-batches per step.
+        local_virtual_ranks: The virtual ranks of this process.
+        start_step: First optimizer step, counted over the whole run.
+        stop_step: The step after the last one.
     """
 
     def __init__(
@@ -66,15 +68,15 @@ class TrainStream:
         *,
         seed: int,
         virtual_ranks: int,
-        mine: Sequence[int],
+        local_virtual_ranks: Sequence[int],
         start_step: int,
         stop_step: int,
     ) -> None:
         self._reader, self._recipe, self._index = reader, recipe, index
-        self._seed, self._virtual_ranks, self._mine = seed, virtual_ranks, mine
+        self._seed, self._virtual_ranks, self._local = seed, virtual_ranks, local_virtual_ranks
         self._start, self._stop = start_step, stop_step
 
-    def order_of(self, epoch: int) -> EpochOrder:
+    def epoch_order(self, epoch: int) -> EpochOrder:
         """Return the order of an epoch."""
         return EpochOrder(
             self._index,
@@ -88,12 +90,12 @@ class TrainStream:
         )
 
     def __iter__(self) -> Iterator[list[list[EncodedSample]]]:
-        # One block of each of this process's streams beyond those in use: they all end at about the same step.
-        depth = len(set(map(self.order_of(0).group_of, self._mine)))
+        # Read ahead one block of each group of this process, as the blocks in use all end at about the same step.
+        depth = len(set(map(self.epoch_order(0).group_of, self._local)))
         with ReadAhead(self._reader, self._blocks(), depth) as ahead:
             held: set[BlockKey] = set()
             for epoch, order, step in self._steps():
-                for group, members in itertools.groupby(self._mine, order.group_of):
+                for group, members in itertools.groupby(self._local, order.group_of):
                     first, last = order.blocks(step, group)
                     for key in [k for k in held if k[0] < epoch or (k[1] == group and k[2] < first)]:
                         ahead.release(key)
@@ -104,19 +106,19 @@ class TrainStream:
                     yield [self._encode(epoch, order, step, virtual_rank, images) for virtual_rank in members]
 
     def _steps(self) -> Iterator[tuple[int, EpochOrder, int]]:
-        """Yield each step to come: its epoch, the epoch's order, and its number in the epoch."""
+        """Yield each step's epoch, the epoch's order, and the step's number in the epoch."""
         order: EpochOrder | None = None
         for step in range(self._start, self._stop):
-            epoch, here = divmod(step, self._recipe.steps_per_epoch)
-            if order is None or here == 0:
-                order = self.order_of(epoch)
-            yield epoch, order, here
+            epoch, epoch_step = divmod(step, self._recipe.steps_per_epoch)
+            if order is None or epoch_step == 0:
+                order = self.epoch_order(epoch)
+            yield epoch, order, epoch_step
 
     def _blocks(self) -> Iterator[tuple[BlockKey, Ints]]:
-        """Yield the blocks in the order in which the steps need them first."""
+        """Yield the blocks in the order of their first use."""
         latest: dict[tuple[int, int], int] = {}
         for epoch, order, step in self._steps():
-            for group in dict.fromkeys(map(order.group_of, self._mine)):
+            for group in dict.fromkeys(map(order.group_of, self._local)):
                 first, last = order.blocks(step, group)
                 for block in range(max(first, latest.get((epoch, group), -1) + 1), last + 1):
                     latest[epoch, group] = block
@@ -140,21 +142,21 @@ class TrainStream:
 
 
 class EvalStream:
-    """The evaluation samples of a process: a contiguous part, so that each image is dealt exactly once.
+    """The evaluation samples of a process: a contiguous part, so each image belongs to exactly one process.
 
     Args:
-        reader: Where the samples come from.
-        index: The evaluation shards.
-        rank: Number of this process.
-        world_size: Processes in all.
-        batch: Images in a batch.
+        reader: Reads the samples.
+        index: The index of the evaluation shards.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        batch: Images per batch.
     """
 
     def __init__(self, reader: ShardReader, index: ShardIndex, *, rank: int, world_size: int, batch: int) -> None:
         self._reader, self._index, self._batch = reader, index, batch
         total = index.num_samples
         self.first, self.stop = total * rank // world_size, total * (rank + 1) // world_size
-        # The same number of rounds on every rank, so that they can agree to stop in between.
+        # The number of rounds is the same on every rank, so the ranks can agree to stop after each.
         largest = max(total * (r + 1) // world_size - total * r // world_size for r in range(world_size))
         self.rounds = -(-largest // batch)
 

@@ -1,4 +1,4 @@
-"""Evaluating weights on a part of a data set, as one of some processes; and the process that `evaluate` starts."""
+"""Evaluates weights on a part of a data set, on one of several processes; also the program of each such process."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.conversion.state_dict import Weights, load_weights
-from rsb_cluster.train.distributed import ProcessGroup, lost_peers_named
+from rsb_cluster.train.distributed import ProcessGroup, lost_peer_errors
 from rsb_cluster.train.input.loader import ThreadedBatches
 from rsb_cluster.train.input.pixels.transforms import FastEval
 from rsb_cluster.train.input.streams import EvalStream
 from rsb_cluster.train.model import AMP_DTYPE
-from rsb_cluster.train.validation.predictions import Predictions, gather
-from rsb_cluster.train.validation.validate import logits_of
+from rsb_cluster.train.validation.predictions import Predictions, gather_predictions
+from rsb_cluster.train.validation.validate import predict_logits
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ def evaluate_sources(
     """Evaluate each source on the data of a request, and write its record and predictions on rank 0.
 
     Args:
-        request: What to do.
+        request: The request.
         group: The processes; each calls this.
         progress: Called after each batch.
-        agree: Asked by all ranks after each batch; a cause ends the evaluation.
+        agree: Called by all ranks after each batch; a cause ends the evaluation.
 
     Raises:
-        Stopped: A cause was agreed.
-        ConfigError: A source is not known, its classes are not those of the data, or it takes no such images.
+        EvaluationStopped: The ranks agreed on a cause.
+        ConfigError: A source is unknown, its classes differ from those of the data, or it does not accept such images.
     """
     target = open_target(request)
     for source in request.sources:
@@ -75,7 +75,7 @@ def evaluate_sources(
         predictions = _predict(request, target, weights, spec, amp, group, progress, agree)
         seconds = time.monotonic() - started
         scores = _scores(target, predictions)
-        found = Evaluation(
+        evaluation = Evaluation(
             weights=weights.name,
             weights_digest=weights.digest,
             weights_url=weights.url,
@@ -111,21 +111,21 @@ def evaluate_sources(
         if group.rank == 0:
             if request.predictions:
                 Path(request.predictions).write_text(_table(target, predictions), encoding="utf-8")
-            if said := found.save(weights.run.runs_url if weights.run else request.runs):
-                log.warning("%s", said)
-        yield found
+            if problem := evaluation.save(weights.run.runs_url if weights.run else request.runs):
+                log.warning("%s", problem)
+        yield evaluation
 
 
 def _input(request: EvaluationRequest, weights: Weights) -> tuple[Eval, record.Amp]:
-    """Return how images are prepared, and the precision: as the weights' run has it, where the request says nothing."""
+    """Return how images are prepared, and the precision: from the request, or else from the weights' run."""
     recipe = weights.recipe
-    own = weights.eval.model_dump()
+    default = weights.eval.model_dump()
     if recipe is not None and recipe.data.pipeline == "timm":
-        own["exact"] = True
-    asked = {key: getattr(request, key) for key in ("resolution", "crop", "interpolation") if getattr(request, key)}
+        default["exact"] = True
+    changes = {key: getattr(request, key) for key in ("resolution", "crop", "interpolation") if getattr(request, key)}
     if request.exact is not None:
-        asked["exact"] = request.exact
-    return validate(Eval, own | asked, "evaluate"), request.amp or (recipe.train.amp if recipe else "off")
+        changes["exact"] = request.exact
+    return validate(Eval, default | changes, "evaluate"), request.amp or (recipe.train.amp if recipe else "off")
 
 
 def _predict(
@@ -144,7 +144,7 @@ def _predict(
     model = _for_resolution(weights, spec.resolution).build().to(device, memory_format=layout)  # type: ignore[call-overload]
     reader = ShardReader(target.store, index)
     stream = EvalStream(reader, index, rank=group.rank, world_size=group.world_size, batch=request.batch_size)
-    answers = logits_of(
+    outputs = predict_logits(
         model,
         ThreadedBatches(
             stream, FastEval(spec), side=spec.resolution, threads=request.workers, pin=device.type == "cuda"
@@ -155,22 +155,22 @@ def _predict(
         autocast=lambda: torch.autocast(device.type, dtype=AMP_DTYPE[amp], enabled=amp != "off"),
         agree=agree,
     )
-    mine = stream.stop - stream.first
+    local_total = stream.stop - stream.first
     try:
-        with lost_peers_named():
-            return gather(
-                answers,
+        with lost_peer_errors():
+            return gather_predictions(
+                outputs,
                 total=index.num_samples,
-                among=target.sets.among if target.sets is not None else None,
+                allowed=target.sets.among if target.sets is not None else None,
                 group=group,
-                progress=lambda done: progress(done, mine),
+                progress=lambda done: progress(done, local_total),
             )
     except torch.OutOfMemoryError as error:
         raise RsbError(f"out of memory with {request.batch_size} images: use a smaller --batch-size.") from error
 
 
 def _for_resolution(weights: Weights, resolution: int) -> Weights:
-    """Return weights for a network that takes images of a resolution: a vision transformer is built for one."""
+    """Return weights for a network with an input resolution, as a vision transformer is built for one resolution."""
     known = timm.get_pretrained_cfg(weights.architecture)
     fixed = known is not None and known.fixed_input_size and "dynamic_img_size" not in weights.kwargs
     if not fixed or resolution == weights.eval.resolution:
@@ -186,52 +186,52 @@ def _scores(target: Target, predictions: Predictions) -> Scores:
 
 
 def _table(target: Target, predictions: Predictions) -> str:
-    """Return a line of CSV for each image: its key, the right classes, and the predicted ones, best first."""
+    """Return a CSV table of the images: the key, the correct classes, and the predicted classes, best first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "labels", "predictions"])
     for i, best in enumerate(predictions.best.tolist()):
-        right = target.sets.of(i).tolist() if target.sets is not None else [int(target.index.labels[i])]
+        correct = target.sets.of(i).tolist() if target.sets is not None else [int(target.index.labels[i])]
         predicted = [number for number in best if number != UNDECODABLE]
-        writer.writerow([target.index.key(i), " ".join(map(str, right)), " ".join(map(str, predicted))])
+        writer.writerow([target.index.key(i), " ".join(map(str, correct)), " ".join(map(str, predicted))])
     return text.getvalue()
 
 
-# --- a process of its own -----------------------------------------------------------------------------------------
+# --- the program of a process -------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Be one of the processes that `rsb_cluster.evaluation.launcher` starts.
+    """Run one of the processes that `rsb_cluster.evaluation.launcher` starts.
 
-    What to do comes as JSON on standard input. On standard output go lines of JSON: rank 0's progress and records, and
-    the error of any rank.
+    Reads the request as JSON from standard input. Writes lines of JSON to standard output: the progress and the records
+    of rank 0, and the error of any rank.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; one of them says what happened
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; the launcher reports it
     warnings.simplefilter("ignore")
     logging.basicConfig(format="%(message)s")
-    asked = json.load(sys.stdin)
-    rank, world_size = int(asked["rank"]), int(asked["world_size"])
-    torch.set_num_threads(int(asked["threads"]))
+    message = json.load(sys.stdin)
+    rank, world_size = int(message["rank"]), int(message["world_size"])
+    torch.set_num_threads(int(message["threads"]))
     ranks = Ranks(rank, rank, world_size, "evaluate", 0, world_size)
 
-    def say(**line: Any) -> None:
+    def send(**line: Any) -> None:
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
     def progress(done: int, total: int) -> None:
         if rank == 0:
-            say(done=done, total=total)
+            send(done=done, total=total)
 
     try:
-        request = validate(EvaluationRequest, asked["request"], "the request")
-        group = ProcessGroup(ranks, Store(asked["folder"]), wait_s=300, collective_s=600, gpus=asked["gpus"])
-        for found in evaluate_sources(request, group, progress=progress):
+        request = validate(EvaluationRequest, message["request"], "the request")
+        group = ProcessGroup(ranks, Store(message["folder"]), wait_s=300, collective_s=600, gpus=message["gpus"])
+        for evaluation in evaluate_sources(request, group, progress=progress):
             if rank == 0:
-                say(evaluation=found.model_dump(mode="json"))
-        group.leave_together()
+                send(evaluation=evaluation.model_dump(mode="json"))
+        group.exit_together()
         group.close()
     except RsbError as error:
-        say(error=redact(str(error)), exit_code=error.exit_code)
+        send(error=redact(str(error)), exit_code=error.exit_code)
         sys.exit(error.exit_code)
 
 

@@ -1,4 +1,4 @@
-"""The predictions of a network for every image of a part, whatever the number of processes."""
+"""The predictions of a network for every image of a part, on any number of processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rsb_cluster.train.input.loader import Batch
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network says of all N images of an index, in the index's order.
+    """The predictions of a network for all N images of an index, in the index's order.
 
     Attributes:
         best: The classes with the largest logits, best first, shape (N, 5); -1 where there are fewer classes, and for
@@ -32,49 +32,49 @@ class Predictions:
     bad: int
 
 
-def gather(
-    answers: Iterable[tuple[Batch, Tensor]],
+def gather_predictions(
+    outputs: Iterable[tuple[Batch, Tensor]],
     *,
     total: int,
-    among: Classes | None,
+    allowed: Classes | None,
     group: ProcessGroup,
     progress: Callable[[int], None],
 ) -> Predictions:
-    """Put the predictions of all processes together.
+    """Gather the predictions of all processes.
 
     Args:
-        answers: Batches of this process, and the logits of each.
+        outputs: Batches of this process, and the logits of each.
         total: Images in the index, N.
-        among: The classes that a prediction may be; None for all.
+        allowed: The classes that can be predicted; None for all.
         group: The processes.
         progress: Called with the number of images of this process so far.
 
     Raises:
-        DataError: An image is missing, or came twice.
+        DataError: An image is missing or duplicate.
     """
     device = group.device
-    chosen = None if among is None else torch.from_numpy(among).to(device)
-    table = torch.zeros((total, BEST + 1), dtype=torch.int64, device=device)  # the last: how often the image came
+    classes = None if allowed is None else torch.from_numpy(allowed).to(device)
+    table = torch.zeros((total, BEST + 1), dtype=torch.int64, device=device)  # last column: occurrences of the image
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # losses, undecodable images
     done = 0
-    for batch, logits_BK in answers:
+    for batch, logits_BK in outputs:
         labels_B, good_B, samples_B = (x.to(device) for x in (batch.labels, batch.good, batch.samples))
         losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none") * good_B
         sums += torch.stack([losses_B.double().sum(), (~good_B).double().sum()])
-        allowed_BK = logits_BK if chosen is None else logits_BK[:, chosen]
+        allowed_BK = logits_BK if classes is None else logits_BK[:, classes]
         best_B5 = allowed_BK.topk(min(BEST, allowed_BK.shape[1]), dim=1).indices
-        best_B5 = best_B5 if chosen is None else chosen[best_B5]
+        best_B5 = best_B5 if classes is None else classes[best_B5]
         padded_B5 = F.pad(best_B5, (0, BEST - best_B5.shape[1]), value=UNDECODABLE)
         table[samples_B, :BEST] = torch.where(good_B[:, None], padded_B5, UNDECODABLE)
         table[samples_B, BEST] += 1
         done += len(samples_B)
         progress(done)
-    found = group.sum_(table).cpu().numpy()
+    summed = group.sum_(table).cpu().numpy()
     loss, bad = group.sum_(sums).tolist()
-    wrong = np.flatnonzero(found[:, BEST] != 1)
+    wrong = np.flatnonzero(summed[:, BEST] != 1)
     if wrong.size:
         raise DataError(
-            f"{wrong.size} images of the index were not seen exactly once, number {wrong[0]} among them. This is a bug "
-            "in the dealing of samples; report it."
+            f"{wrong.size} images of the index were not evaluated exactly once, such as number {wrong[0]}. This is a "
+            "bug in the distribution of samples; report it."
         )
-    return Predictions(found[:, :BEST], loss / max(1, total - int(bad)), int(bad))
+    return Predictions(summed[:, :BEST], loss / max(1, total - int(bad)), int(bad))

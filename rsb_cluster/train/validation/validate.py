@@ -1,4 +1,4 @@
-"""Exact evaluation: every image of the set counts once, whatever the number of processes."""
+"""Exact evaluation: every image counts once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Score:
         top5: Share of images whose class is among the five (or K, if fewer) largest logits, percent.
         loss: Mean cross-entropy, nats.
         samples: Images counted.
-        bad: Images among them that could not be decoded; they count as wrong, and not in the loss.
+        bad: Images that could not be decoded; they are counted as wrong, and not in the loss.
     """
 
     top1: float
@@ -37,7 +37,7 @@ class Score:
     bad: int
 
 
-class Stopped(Exception):
+class EvaluationStopped(Exception):
     """The ranks agreed to stop in the middle of an evaluation."""
 
     def __init__(self, cause: Cause) -> None:
@@ -46,7 +46,7 @@ class Stopped(Exception):
 
 
 @torch.inference_mode()
-def logits_of(
+def predict_logits(
     model: nn.Module,
     batches: Iterable[Batch],
     stream: EvalStream,
@@ -56,19 +56,19 @@ def logits_of(
     autocast: Callable[[], Any],
     agree: Callable[[], Cause | None],
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield each batch of this process, and the model's answers to it: float32, shape (B, K).
+    """Yield each batch of this process, and the model's logits for it: float32, shape (B, K).
 
     Args:
         model: The network; left in evaluation mode.
         batches: The stream's decoded batches.
-        stream: This process's part of the set.
-        device: Where the model is.
+        stream: This process's part of the evaluation set.
+        device: Device of the model.
         normalise: From uint8 to the model's input.
-        autocast: Context of the forward pass.
-        agree: Asked once a round by every rank; a cause ends the evaluation.
+        autocast: Returns the context of the forward pass.
+        agree: Called by every rank after each round; a cause ends the evaluation.
 
     Raises:
-        Stopped: A cause was agreed.
+        EvaluationStopped: The ranks agreed on a cause.
     """
     model.eval()
     source = iter(batches)
@@ -81,29 +81,29 @@ def logits_of(
             yield batch, logits_BK.float()
         cause = agree()
         if cause is not None:
-            raise Stopped(cause)
+            raise EvaluationStopped(cause)
 
 
-def add_up(answers: Iterable[tuple[Batch, Tensor]], *, total: int, group: ProcessGroup) -> Score:
-    """Add up the answers of all processes.
+def compute_score(outputs: Iterable[tuple[Batch, Tensor]], *, total: int, group: ProcessGroup) -> Score:
+    """Return the score over all processes.
 
     Args:
-        answers: Those of this process.
+        outputs: Batches of this process, and the logits of each.
         total: Images in the index; the sum over all processes is checked against it.
         group: The processes.
 
     Raises:
-        DataError: The images counted are not those of the index.
+        DataError: The number of images differs from that of the index.
     """
     # top-1 hits, top-5 hits, sum of losses, images, images that could not be decoded
     sums = torch.zeros(5, dtype=torch.float64, device=group.device)
-    for batch, logits_BK in answers:
+    for batch, logits_BK in outputs:
         sums += _counts(batch, logits_BK)
     hits1, hits5, loss, counted, bad = group.sum_(sums).tolist()
     if int(counted) != total:
         raise DataError(
-            f"the evaluation counted {int(counted)} images, the index has {total}. This is a bug in the dealing of "
-            "samples, or shards changed while they were read; run 'rsb-cluster shards verify'."
+            f"the evaluation counted {int(counted)} images, the index has {total}. Shards changed while they were "
+            "read (run 'rsb-cluster shards verify'), or this is a bug in the distribution of samples; report it."
         )
     return Score(100 * hits1 / total, 100 * hits5 / total, loss / max(1, total - bad), total, int(bad))
 

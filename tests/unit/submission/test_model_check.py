@@ -22,7 +22,7 @@ def test_a_model_that_timm_does_not_know_is_refused_with_the_nearest(rsb):
 
 def test_a_model_that_takes_one_size_only_is_refused_with_what_to_do(rsb):
     said = rsb.error("submit", "--recipe", "a3", "--job", "slurm", "--model", "deit_small_patch16_224", "--dry-run")
-    assert "model.name = 'deit_small_patch16_224' does not take images of 160 px" in said
+    assert "model.name = 'deit_small_patch16_224' does not accept images of 160 px" in said
     assert "add --set model.kwargs.dynamic_img_size=true" in said
 
 

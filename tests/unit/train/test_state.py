@@ -14,7 +14,7 @@ from torch import nn
 from rsb_cluster.errors import CheckpointError
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.checkpoint import Checkpoint, Saved
-from rsb_cluster.train.state import Progress, Staging, from_files, space_of
+from rsb_cluster.train.state import Progress, Staging, from_files, staged_bytes
 from tests.equality import assert_bit_equal
 
 
@@ -109,7 +109,7 @@ def test_what_was_put_does_not_change_when_training_goes_on() -> None:
 def test_the_next_save_takes_the_same_memory_although_its_header_is_longer() -> None:
     staging, weight = Staging(CPU), torch.zeros(1000)
     states = [{"model": {"weight": weight, "lr": [lr] * 10}} for lr in (0.1, 1 / 3, 1.0)]
-    staging.reserve(space_of(states[0]))
+    staging.reserve(staged_bytes(states[0]))
     contents = [staging.put(Progress(), state)["model.safetensors"] for state in states]
     assert len({torch.frombuffer(content, dtype=torch.uint8).data_ptr() for content in contents}) == 1
 
@@ -117,7 +117,7 @@ def test_the_next_save_takes_the_same_memory_although_its_header_is_longer() -> 
 def test_two_tensors_of_one_name_and_what_has_no_place_in_a_file_are_refused() -> None:
     with pytest.raises(ValueError, match=r"two tensors of a state have the name a\.b"):
         returned({"model": {"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)}})
-    with pytest.raises(TypeError, match=r"a state holds a set, which cannot be saved: a\.0"):
+    with pytest.raises(TypeError, match=r"a state has a set, which cannot be saved: a\.0"):
         returned({"model": {"a": [{1, 2}]}})
 
 

@@ -13,7 +13,7 @@ import pytest
 from rsb_cluster.config import catalog
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.runs.run import Run
-from rsb_cluster.train.trackers import OPEN, Trackers
+from rsb_cluster.train.trackers import TRACKERS, Trackers
 
 RECIPE = catalog.load_recipe("digits").recipe
 # Two attempts: the first was killed at step 50, its checkpoint was of step 30.
@@ -106,15 +106,15 @@ def wandb_history(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_tracker_that_fails_is_given_up_and_the_metrics_are_written(
+def test_a_tracker_that_fails_is_disabled_and_the_metrics_are_written(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> Any:
         raise ConnectionError("no server")
 
-    monkeypatch.setitem(OPEN, "mlflow", refuse)
+    monkeypatch.setitem(TRACKERS, "mlflow", refuse)
     with caplog.at_level(logging.WARNING):
         train(run, ("mlflow", "tensorboard"))
-    assert caplog.messages == ["mlflow is given up for this attempt: ConnectionError: no server"] * 2
+    assert caplog.messages == ["mlflow is disabled for this attempt: ConnectionError: no server"] * 2
     assert len(run.store.files("metrics")) == 2
     assert run.store.files("tensorboard")

@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(tmp_path: Path, digits: P
         lab.attempt()
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_used(tmp_path: Path, digits: Path) -> None:
+def test_a_damaged_checkpoint_is_quarantined_and_the_previous_one_used(tmp_path: Path, digits: Path) -> None:
     lab, unbroken = Lab(tmp_path / "run", digits), Lab(tmp_path / "unbroken", digits)
     unbroken.attempt()
     lab.attempt(StopAfter(5))

@@ -1,4 +1,4 @@
-"""An attempt from the weights that a run starts from: the copy is taken, and it is worth it."""
+"""An attempt from initial weights: it uses the run's copy, and fine-tuning beats training from scratch."""
 
 from __future__ import annotations
 

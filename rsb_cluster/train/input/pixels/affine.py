@@ -1,8 +1,8 @@
 """RandAugment's affine operations: images of shape (H, W, 3), uint8, in and out.
 
-PIL samples at ``A (x + 0.5, y + 0.5)``, repeats the outermost pixels for a filter that reaches over the edge, takes the
-fill colour where the centre is outside, cuts fractions off, and has bicubic with a = -1. OpenCV agrees with none of it,
-except with bilinear on floats; its bicubic has a = -0.75.
+PIL samples at ``A (x + 0.5, y + 0.5)``, repeats the outermost pixels if a filter reaches over the edge, uses the fill
+colour if the centre is outside, truncates fractions, and has bicubic with a = -1. OpenCV differs in all of this, except
+in bilinear on floats; its bicubic has a = -0.75.
 
 A translation is a filter of two or four taps along one axis, a shear one whose weights differ from line to line. A
 rotation goes through OpenCV's remap.
@@ -34,7 +34,7 @@ def shear_x(image: Pixels, factor: float, *, cubic: bool, fill: Colour) -> Pixel
 
 
 def shear_y(image: Pixels, factor: float, *, cubic: bool, fill: Colour) -> Pixels:
-    """Move each column by ``factor`` times its place."""
+    """Move each column by ``factor`` times its position."""
     return _transpose(shear_x(_transpose(image), factor, cubic=cubic, fill=fill))
 
 
@@ -62,8 +62,8 @@ def rotate(image: Pixels, degrees: float, *, cubic: bool, fill: Colour) -> Pixel
     at_y -= 0.5
     source = image.astype(np.float32)
     if cubic:
-        # Along one axis PIL's bicubic is 4/3 of OpenCV's, less 1/3 of the cubic with a = 0; and that one is bilinear at
-        # a place bent by smoothstep. Along both axes a small mixed term is left over.
+        # Along one axis PIL's bicubic is 4/3 of OpenCV's, less 1/3 of the cubic with a = 0, which is bilinear at a
+        # position mapped by smoothstep. Along both axes a small mixed term is left over.
         steep = cv2.remap(source, at_x, at_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         flat = cv2.remap(source, _smooth(at_x), _smooth(at_y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         result = cv2.addWeighted(steep, 4 / 3, flat, -1 / 3, TRUNCATE, dtype=cv2.CV_8U)
@@ -73,11 +73,11 @@ def rotate(image: Pixels, degrees: float, *, cubic: bool, fill: Colour) -> Pixel
 
 
 def _translate(image: Pixels, shift_px: float, axis: int, cubic: bool, fill: Colour) -> Pixels:
-    """Sample each place of an axis at ``place + shift``: one filter for the whole image."""
+    """Sample each position of an axis at ``position + shift``, with one filter for the whole image."""
     length, floor = image.shape[axis], math.floor(shift_px)
     weights_1T = _weights(np.array([shift_px - floor]), cubic).astype(np.float32)
     taps = weights_1T.shape[1]
-    # Of the first place. Outside by more than the image's length there is only fill.
+    # First tap of the first position. Beyond the image's length there is only fill.
     first = max(-length - 2, min(floor, length + 2)) + 1 - taps // 2
     before, after = max(0, -first), max(0, first + taps - 1)
     top, bottom, left, right = (0, 0, before, after) if axis else (before, after, 0, 0)
@@ -85,7 +85,7 @@ def _translate(image: Pixels, shift_px: float, axis: int, cubic: bool, fill: Col
     source = padded[first + before :][: length + taps - 1].swapaxes(0, axis)
     kernel = weights_1T if axis else weights_1T.T
     result = cv2.filter2D(source, -1, kernel, anchor=(0, 0), delta=TRUNCATE).swapaxes(0, axis)[:length]
-    # Inside where 0 <= place + 0.5 + shift < length.
+    # Inside where 0 <= position + 0.5 + shift < length.
     start, stop = (math.ceil(max(-1.0, min(edge - 0.5 - shift_px, length))) for edge in (0, length))
     result[: max(0, start)] = fill
     result[max(0, stop) :] = fill
@@ -96,8 +96,8 @@ def _shift_rows(image: Pixels, shifts_H: Floats, cubic: bool, fill: Colour) -> P
     """Sample each row at ``x + shift``."""
     height, width = image.shape[:2]
     taps = 4 if cubic else 2
-    first = 1 - taps // 2  # of the taps, counted from the pixel at or left of the place
-    # Outside by more than the image's width there is only fill.
+    first = 1 - taps // 2  # the first tap, relative to the pixel at or left of the position
+    # Beyond the image's width there is only fill.
     whole_H = np.clip(np.floor(shifts_H), -width - 2, width + 2).astype(np.intp)
     left, right = max(0, -(int(whole_H.min()) + first)), max(0, int(whole_H.max()) + first + taps - 1)
     padded = cv2.copyMakeBorder(image, 0, 0, left, right, cv2.BORDER_REPLICATE)
@@ -115,7 +115,7 @@ def _shift_rows(image: Pixels, shifts_H: Floats, cubic: bool, fill: Colour) -> P
 
 
 def _weights(d: Floats, cubic: bool) -> Floats:
-    """Return the taps' weights, shape (H, 2) or (H, 4), for places ``d`` right of a pixel."""
+    """Return the weights of the taps, shape (H, 2) or (H, 4), for positions ``d`` right of a pixel."""
     if not cubic:
         return np.stack([1 - d, d], axis=-1)
     e, a = 1 - d, -1.0

@@ -25,8 +25,8 @@ class Box(NamedTuple):
     height: int
     width: int
 
-    def of(self, pixels: Pixels) -> Pixels:
-        """Return this part of an image; nothing is copied."""
+    def crop(self, pixels: Pixels) -> Pixels:
+        """Return this part of an image, as a view."""
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -36,9 +36,9 @@ def random_box(
     """Draw a part of random area and aspect ratio; the middle of the image if ten draws do not fit.
 
     Args:
-        height: Of the image, in px.
-        width: Of the image, in px.
-        rng: Where the numbers come from; drawn in timm's order.
+        height: Height of the image, px.
+        width: Width of the image, px.
+        rng: The generator; numbers are drawn in timm's order.
         scale: Smallest and largest share of the image's area.
         ratio: Smallest and largest width over height.
     """
@@ -50,7 +50,7 @@ def random_box(
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if w <= width and h <= height:
             top, left = rng.randint(0, height - h), rng.randint(0, width - w)
-            # Images of a few pixels can draw an empty part, where timm would fail.
+            # In images of a few pixels the part can be empty, where timm would fail.
             return Box(min(top, height - 1), min(left, width - 1), max(h, 1), max(w, 1))
     w, h = width, height
     if width / height < ratio[0]:
@@ -62,8 +62,8 @@ def random_box(
 
 def resize(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:
     """Return the image in another size, antialiased as by PIL; ``bilinear`` or ``bicubic``."""
-    # This order of view and permute is the one that torch recognises as channels_last where N = 1. With
-    # permute(2, 0, 1)[None] the result comes back planar, and all takes two and a half times as long.
+    # torch recognises this order of view and permute as channels_last if N = 1. With permute(2, 0, 1)[None] the result
+    # is planar, and it takes two and a half times as long.
     view_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resized_1CHW = interpolate(view_1CHW, size=(height, width), mode=interpolation, antialias=True)
     result: Pixels = resized_1CHW[0].permute(1, 2, 0).numpy()
@@ -71,10 +71,10 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixel
 
 
 def eval_crop(pixels: Pixels, resolution: int, crop: float, interpolation: str) -> Pixels:
-    """Resize the short side to ``floor(resolution / crop)``, and return the square in the middle.
+    """Resize the short side to ``floor(resolution / crop)``, and return the central square.
 
     Raises:
-        BadImageError: The image is so long and narrow that the resized one would not fit into memory.
+        BadImageError: The image is so long and narrow that the resized image would be too large.
     """
     short = math.floor(resolution / crop)
     height, width = pixels.shape[:2]
@@ -86,4 +86,4 @@ def eval_crop(pixels: Pixels, resolution: int, crop: float, interpolation: str) 
         raise BadImageError(f"{width} x {height} pixels become {new_width} x {new_height} when resized")
     resized = resize(pixels, new_height, new_width, interpolation)
     top, left = round((new_height - resolution) / 2), round((new_width - resolution) / 2)
-    return Box(top, left, resolution, resolution).of(resized)
+    return Box(top, left, resolution, resolution).crop(resized)

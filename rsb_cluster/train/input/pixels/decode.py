@@ -1,6 +1,6 @@
 """From encoded bytes to RGB pixels.
 
-The reference is PIL's ``Image.open(...).convert("RGB")``. An EXIF orientation is not applied by it, so it is not here.
+The reference is PIL's ``Image.open(...).convert("RGB")``, which does not apply the EXIF orientation.
 """
 
 from __future__ import annotations
@@ -28,22 +28,20 @@ class BadImageError(ValueError):
 
 
 def max_pixels() -> float:
-    """Return the number of pixels above which PIL takes an image for a decompression bomb."""
+    """Return the number of pixels above which PIL considers an image a decompression bomb."""
     return Image.MAX_IMAGE_PIXELS or math.inf
 
 
 class EncodedImage:
-    """An encoded image: its size is known at once, its pixels are decoded as far down as they are asked for.
-
-    For one thread.
+    """An encoded image, whose rows are decoded on demand, from the top. Not thread-safe.
 
     Attributes:
         encoded: The file's bytes.
-        height: In px.
-        width: In px.
+        height: Height, px.
+        width: Width, px.
 
     Raises:
-        BadImageError: PIL cannot read it either.
+        BadImageError: PIL cannot read the image either.
     """
 
     def __init__(self, encoded: bytes | memoryview) -> None:
@@ -59,12 +57,12 @@ class EncodedImage:
             self.height, self.width = self._pixels.shape[:2]
 
     def rows(self, stop: int) -> Pixels:
-        """Return the rows above ``stop`` and maybe more: shape (H, W, 3), RGB, writeable and contiguous.
+        """Return at least the rows above ``stop``: shape (H, W, 3), RGB, writeable and contiguous.
 
-        What has been decoded is kept: who needs several parts of an image asks for its whole height first.
+        Decoded rows are cached: to read several parts of an image, read its whole height first.
 
         Raises:
-            BadImageError: PIL cannot decode it either.
+            BadImageError: PIL cannot decode the image either.
         """
         if self._pixels is None or len(self._pixels) < stop:
             self._pixels = self._decode_jpeg(stop)
@@ -73,15 +71,15 @@ class EncodedImage:
     def _decode_jpeg(self, rows: int) -> Pixels:
         cut = cut_to_rows(self.encoded, self._headers, rows) if self._headers is not None else None
         with contextlib.suppress(ValueError):
-            # Strict: libjpeg only warns of a truncated file and fills the rest with grey.
+            # Strict, as libjpeg only warns of a truncated file and fills the rest with grey.
             pixels: Pixels = simplejpeg.decode_jpeg(cut or self.encoded, colorspace="RGB", strict=cut is None)
             return pixels
-        # PIL decides: it accepts most damage inside a file, and refuses a truncated one.
+        # PIL decides: it accepts most damage inside a file, and rejects a truncated one.
         return decode_with_pil(self.encoded)
 
 
 def _jpeg_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
-    """Return height and width of a JPEG of any kind that needs no PIL; None for all else."""
+    """Return height and width of a JPEG that can be decoded without PIL; None for any other image."""
     if encoded[:3] == b"\xff\xd8\xff":
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -91,24 +89,24 @@ def _jpeg_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
 
 
 def decode_with_pil(encoded: bytes | memoryview) -> Pixels:
-    """Decode as the reference does.
+    """Return the pixels as PIL, the reference, decodes them.
 
     Raises:
-        BadImageError: PIL cannot decode it.
+        BadImageError: PIL cannot decode the image.
     """
     return np.array(open_with_pil(encoded))
 
 
 def open_with_pil(encoded: bytes | memoryview) -> Image.Image:
-    """Return the reference's image.
+    """Return the image as PIL, the reference, decodes it.
 
     Raises:
-        BadImageError: PIL cannot decode it.
+        BadImageError: PIL cannot decode the image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise BadImageError(f"no known image format in its {len(encoded)} bytes") from error
-    except Exception as error:  # a broken file makes PIL raise almost anything: OSError, SyntaxError, struct.error, ...
+        raise BadImageError(f"unknown image format ({len(encoded)} bytes)") from error
+    except Exception as error:  # PIL raises many kinds of errors for a broken file: OSError, SyntaxError, ...
         raise BadImageError(f"{type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""The random numbers of a sample."""
+"""The random generators of a sample."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Draws:
-    """The three generators that timm draws from, but of this thread alone.
+    """The three generators that timm draws from, local to a thread.
 
-    timm takes the flip from torch, the choice of operations from NumPy, and all else from Python. So does this, with
-    the seeds of ``augment.seed_everything``: a seed means the same draws in both pipelines.
+    timm draws the flip from torch, the choice of operations from NumPy, and all else from Python. This class does the
+    same, with the seeds of ``augment.seed_everything``, so a seed gives the same draws in both pipelines.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Draws:
 
 
 class _Local(threading.local):
-    """The generators of each thread: to seed one is three times as fast as to make one."""
+    """The generators of each thread, reused because seeding is three times as fast as construction."""
 
     def __init__(self) -> None:
         self.draws = Draws()
@@ -41,7 +41,7 @@ class _Local(threading.local):
 _LOCAL = _Local()
 
 
-def draws_of(seed: int) -> Draws:
-    """Return this thread's generators, set to a seed; they are the caller's until this thread asks again."""
+def seeded_draws(seed: int) -> Draws:
+    """Return this thread's generators, seeded; they are valid until the next call in this thread."""
     _LOCAL.draws._seed(seed)
     return _LOCAL.draws

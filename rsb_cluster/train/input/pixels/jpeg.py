@@ -1,9 +1,9 @@
-"""Cutting a JPEG to its topmost rows before it is decoded: three quarters of a decode is reading its bits.
+"""Cutting a JPEG to its topmost rows before decoding, as three quarters of the decoding time is reading its bits.
 
-A baseline JPEG is coded from top to bottom, so a decoder that is told of a smaller height stops early, and the rows
-that it gives are those of the whole image, bit for bit. What lies behind is then skipped, and libjpeg's warning of it
-has to be ignored, with all its other warnings. So only files without a stray marker are cut: of the damaged ones, PIL
-refuses none that passes this check, and decodes them to the same pixels.
+A baseline JPEG is coded from top to bottom, so a decoder that finds a smaller height in the header stops early, and its
+rows are those of the whole image, bit for bit. libjpeg then warns of the data that it skips, and this warning must be
+ignored with all its other warnings. So only files without a stray marker are cut: PIL accepts all damaged files that
+pass this check, and decodes them to the same pixels.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _BLOCK_PX = 8
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What the headers of a baseline JPEG say.
+    """The headers of a baseline JPEG.
 
     Attributes:
-        height: In px.
-        width: In px.
-        channels: 1 is grey, 3 are colours, 4 are CMYK.
-        mcu_px: Rows that are coded together.
-        height_at: Where in the file its height is.
-        data_at: Where the headers end, but for the last.
+        height: Height, px.
+        width: Width, px.
+        channels: 1 for grey, 3 for colour, 4 for CMYK.
+        mcu_px: Height of an MCU, px: rows that are coded together.
+        height_at: Offset of the height in the file.
+        data_at: Offset of the scan header, the last of the headers.
     """
 
     height: int
@@ -39,7 +39,7 @@ class Baseline:
 
 
 def read_headers(encoded: bytes | memoryview) -> Baseline | None:
-    """Return what the headers say; None where it is not a baseline JPEG, or a damaged one."""
+    """Return the headers; None if the file is not a baseline JPEG, or is damaged."""
     if encoded[:2] != b"\xff\xd8":
         return None
     frame_at, at = 0, 2
@@ -62,16 +62,16 @@ def read_headers(encoded: bytes | memoryview) -> Baseline | None:
 
 
 def cut_to_rows(encoded: bytes | memoryview, headers: Baseline, rows: int) -> bytearray | None:
-    """Return a JPEG of the image's topmost rows, at least ``rows`` of them and exact in those.
+    """Return a JPEG of at least the topmost ``rows`` rows of the image, which are exact.
 
-    It holds all of the file's bytes. None where nothing is saved, or the file is not a plain one: a single scan, no
-    restart markers, nothing stray and nothing behind its end.
+    It has all bytes of the file. None if cutting saves nothing, or the file does not consist of a single scan without
+    restart markers, stray markers and data after its end.
     """
-    # One row more: the smooth upsampling of colours looks at the row below.
+    # One row more, as the smooth upsampling of colours reads the row below.
     rows = -(-(rows + 1) // headers.mcu_px) * headers.mcu_px
     if rows >= headers.height or encoded[-2:] != _END:
         return None
-    # In coded data 0xFF is followed by a zero; without one it is a marker, and there must be the last only.
+    # In coded data 0xFF is followed by a zero; otherwise it is a marker, and only the end marker is allowed.
     content = np.frombuffer(encoded, dtype=np.uint8, offset=headers.data_at)[:-1]
     if ((content[:-1] == 0xFF) & (content[1:] != _STUFFING)).any():
         return None

@@ -1,6 +1,6 @@
 """RandAugment's operations on colours: images of shape (H, W, 3), uint8, in and out.
 
-Each gives what PIL gives, up to ``tolerances``; the arguments are those of timm's functions of the same names.
+The results are PIL's, up to ``tolerances``; the arguments are those of timm's functions of the same names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from rsb_cluster.train.input.pixels.decode import Pixels
 
-# PIL cuts fractions off, OpenCV rounds. A little less than half, so that whole numbers stay what they are.
+# PIL truncates, OpenCV rounds. A little less than half, so integers do not change.
 TRUNCATE = -0.4999
 
 # PIL's ImageFilter.SMOOTH
@@ -27,7 +27,7 @@ def auto_contrast(image: Pixels) -> Pixels:
             levels = np.clip((np.arange(256) * scale - low * scale).astype(np.int64), 0, 255)
             channel = cv2.LUT(channel, levels.astype(np.uint8))
         channels.append(channel)
-    return _pixels(cv2.merge(channels))  # an operation on three channels at once takes longer
+    return _pixels(cv2.merge(channels))  # faster than an operation on three channels at once
 
 
 def equalize(image: Pixels) -> Pixels:
@@ -51,7 +51,7 @@ def invert(image: Pixels) -> Pixels:
 
 
 def posterize(image: Pixels, bits: int) -> Pixels:
-    """Keep the leading bits of each sample; black where none are kept, which Pillow 13 refuses to do."""
+    """Keep the leading bits of each sample; 0 bits give black, which Pillow 13 rejects."""
     if bits >= 8:
         return image
     return image & np.uint8(256 - (1 << min(8, 8 - bits)))

@@ -1,7 +1,7 @@
-"""RandAugment: which operations, how strong, in timm's notation and from timm's draws.
+"""RandAugment: the choice of operations and their magnitudes, in timm's notation and from timm's draws.
 
-timm reads the notation and says which operations there are, with which probabilities, magnitudes and weights; the
-arguments are computed here, because timm's functions draw signs from the global generator.
+timm parses the notation into operations, probabilities, magnitudes and weights. The arguments of the operations are
+computed here, because timm's functions draw signs from the global generator.
 
 Source: timm 1.0.31, ``timm/data/auto_augment.py``.
 """
@@ -57,7 +57,7 @@ def _absolute(level: float, hparams: Mapping[str, Any], rng: random.Random) -> f
     return _negate(level / FULL * float(hparams["translate_const"]), rng)
 
 
-# Argument of an operation from a magnitude; operations without one are absent.
+# The argument of an operation for a magnitude; operations without an argument are absent.
 LEVELS: dict[str, Level] = {
     "Rotate": _signed(30.0),
     "Posterize": _whole(4, most=99),
@@ -117,7 +117,7 @@ class RandAugment:
     """A recipe's RandAugment on arrays.
 
     Raises:
-        ConfigError: The notation is not RandAugment's, or has operations that are not here.
+        ConfigError: The notation is not RandAugment's, or has operations that are not implemented here.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -127,7 +127,7 @@ class RandAugment:
         self.ops = [_Op(op) for op in stock.ops]
 
     def __call__(self, image: Pixels, draws: Draws) -> Pixels:
-        """Return the augmented image, which may be the given one itself."""
+        """Return the augmented image, which may be ``image`` itself."""
         # With weights timm draws without replacement.
         chosen = draws.numpy.choice(len(self.ops), self.layers, replace=self.weights is None, p=self.weights)
         for number in chosen.tolist():
@@ -142,7 +142,7 @@ class _Op:
         self.name: str = stock.name
         if self.name not in COLOUR and self.name not in AFFINE:
             raise ConfigError(
-                f"augment.rand_augment needs '{self.name}', which the fast pipeline does not have. "
+                f"augment.rand_augment uses '{self.name}', which the fast pipeline does not support. "
                 "Set data.pipeline = 'timm'."
             )
         self._probability: float = stock.prob
@@ -174,12 +174,12 @@ class _Op:
 
 
 def _stock(recipe: Recipe) -> timm_augment.RandAugment:
-    """Let timm read the notation."""
+    """Return timm's RandAugment for the notation of a recipe."""
     a = recipe.augment
     if not a.rand_augment.startswith("rand"):
         raise ConfigError(
             f"augment.rand_augment = '{a.rand_augment}' is not of the form 'rand-m7-mstd0.5-inc1', the only one that "
-            "the fast pipeline has. Set data.pipeline = 'timm'."
+            "the fast pipeline supports. Set data.pipeline = 'timm'."
         )
     try:
         _, secondary, _ = transforms_imagenet_train(

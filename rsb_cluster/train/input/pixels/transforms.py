@@ -1,6 +1,6 @@
 """From encoded bytes and a seed to the pixels of a sample.
 
-Both transforms may be called from many threads at once, and pickled.
+Both transforms are thread-safe and can be pickled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.train.augment import EvalTransform
 from rsb_cluster.train.input.pixels.crop import eval_crop, random_box, resize
 from rsb_cluster.train.input.pixels.decode import EncodedImage, Pixels, open_with_pil
-from rsb_cluster.train.input.pixels.draws import draws_of
+from rsb_cluster.train.input.pixels.draws import seeded_draws
 from rsb_cluster.train.input.pixels.randaugment import RandAugment
 
 Transform = Callable[[EncodedImage, int, Pixels], None]
@@ -30,37 +30,38 @@ class FastTrain:
     """The training transform: crop, resize, flip, RandAugment.
 
     Raises:
-        ConfigError: The recipe asks for something that only timm's own transforms have.
+        ConfigError: The recipe uses something that only timm's own transforms support.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         a = self._augment = recipe.augment
-        # timm switches colour jitter off beside RandAugment, but not beside its set '3a'.
+        # timm disables colour jitter with RandAugment, but not with its set '3a'.
         if a.color_jitter and (not a.rand_augment or "3a" in a.rand_augment):
             raise ConfigError(
-                f"augment.color_jitter = {a.color_jitter} is not in the fast pipeline. Set data.pipeline = 'timm'."
+                f"augment.color_jitter = {a.color_jitter}: the fast pipeline does not support it. "
+                "Set data.pipeline = 'timm'."
             )
         self._interpolations = _INTERPOLATIONS[a.interpolation]
         self._rand_augment = RandAugment(recipe) if a.rand_augment else None
 
     def __call__(self, source: EncodedImage, seed: int, out: Pixels) -> None:
-        """Write the augmented image of a seed.
+        """Write the augmented image.
 
         Args:
-            source: The image; nothing that was asked of it before changes the result.
-            seed: Decides all that is random, together with nothing else.
-            out: uint8, shape (resolution, resolution, 3), any strides; RGB.
+            source: The image; the rows that are already decoded do not change the result.
+            seed: The seed of all random numbers.
+            out: The result: uint8, shape (resolution, resolution, 3), any strides; RGB.
 
         Raises:
-            BadImageError: The image cannot be decoded; ``out`` is as it was.
+            BadImageError: The image cannot be decoded; ``out`` is unchanged.
         """
         a, side = self._augment, self._augment.resolution
         _check(out, side)
-        draws = draws_of(seed)
+        draws = seeded_draws(seed)
         box = random_box(source.height, source.width, draws.python, scale=a.crop_scale, ratio=a.crop_ratio)
         several = len(self._interpolations) > 1
         interpolation = draws.python.choice(self._interpolations) if several else self._interpolations[0]
-        image = resize(box.of(source.rows(box.top + box.height)), side, side, interpolation)
+        image = resize(box.crop(source.rows(box.top + box.height)), side, side, interpolation)
         if draws.flips(a.hflip):
             image = cv2.flip(image, 1)  # type: ignore[assignment]
         if self._rand_augment is not None:
@@ -72,7 +73,7 @@ class FastEval:
     """The evaluation transform: resize, centre crop.
 
     Args:
-        spec: What to do; where it is exact, by PIL through timm's transform, which takes more than twice as long.
+        spec: The settings; with ``exact``, timm's transform on PIL is used, which takes more than twice as long.
     """
 
     def __init__(self, spec: Eval) -> None:

@@ -50,7 +50,7 @@ def test_a_timm_name_is_found_in_the_hubs_cache(cached_hub: dict[str, torch.Tens
     ("name", "message"),
     [
         ("resnet18.a1_in1k", "could not be fetched from the Hugging Face Hub.*Without a network, name a file"),
-        ("resnet18.a9_in1k", r"timm has no weights of that name. It has, of this model: .*resnet18.a1_in1k"),
+        ("resnet18.a9_in1k", r"timm has no weights of that name. For this model it has: .*resnet18.a1_in1k"),
         ("resnet5O", "timm has no such model. Did you mean 'resnet50'"),
     ],
 )

@@ -45,7 +45,7 @@ def test_files_and_folders_anywhere(anywhere: Store) -> None:
     assert alone.digest == folder.digest
     assert (folder.eval.resolution, folder.eval.crop, folder.mean, folder.tag) == (96, 0.9, (0.5,) * 3, "a2_in1k")
     assert folder.classes == tuple("abcdefg") and folder.found.procedure == "A2"
-    with pytest.raises(ConfigError, match="does not say what network its weights are for"):
+    with pytest.raises(ConfigError, match="does not name the network of its weights"):
         load_weights(anywhere.locate("alone.safetensors"))
     with pytest.raises(MissingError):
         load_weights(anywhere.locate("none.safetensors"))
@@ -79,9 +79,9 @@ def test_nothing_is_run_that_is_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     for name, message in (
-        ("evil.pth", "without running what is in it"),
-        ("text.safetensors", "holds no weights that can be read"),
-        ("none.pth", "holds no state dict"),
+        ("evil.pth", "cannot be read as weights without executing code"),
+        ("text.safetensors", "cannot be read as weights"),
+        ("none.pth", "has no state dict"),
     ):
         found = found_file(tmp_path / name)
         with pytest.raises(CheckpointError, match=message):

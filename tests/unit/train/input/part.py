@@ -34,8 +34,8 @@ class Part:
 
     def stream(self, start: int = 0, stop: int = STEPS) -> TrainStream:
         return TrainStream(
-            self.reader, self.recipe, self.index, seed=0, virtual_ranks=self.virtual_ranks, mine=self.mine,
-            start_step=start, stop_step=stop,
+            self.reader, self.recipe, self.index, seed=0, virtual_ranks=self.virtual_ranks,
+            local_virtual_ranks=self.mine, start_step=start, stop_step=stop,
         )  # fmt: skip
 
     def batches(self, threads: int, start: int = 0, stop: int = STEPS) -> ThreadedBatches:

@@ -165,7 +165,7 @@ for world in (1, 2, 4):
             (found,) = evaluate_sources(request, group)
             if rank == 0:
                 print(found.model_dump_json(), flush=True)
-            group.leave_together()
+            group.exit_together()
             group.close()
             os._exit(0)
         children.append(child)

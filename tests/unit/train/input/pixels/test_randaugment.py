@@ -17,7 +17,7 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.train.augment import seed_everything
 from rsb_cluster.train.input.pixels import randaugment, tolerances
-from rsb_cluster.train.input.pixels.draws import draws_of
+from rsb_cluster.train.input.pixels.draws import seeded_draws
 from rsb_cluster.train.input.pixels.randaugment import AFFINE, COLOUR, LEVELS, RandAugment
 from rsb_cluster.train.input.pixels.transforms import FastTrain
 from tests.unit.train.input.pixels.images import Pixels, a_recipe, difference
@@ -135,7 +135,7 @@ def recorded_by_us(recipe: Recipe, seeds: range, monkeypatch: pytest.MonkeyPatch
     result = []
     for seed in seeds:
         calls.clear()
-        ours(np.zeros((2, 2, 3), np.uint8), draws_of(seed))
+        ours(np.zeros((2, 2, 3), np.uint8), seeded_draws(seed))
         result.append(list(calls))
     return result
 

@@ -1,16 +1,16 @@
-"""What can go wrong, as one tree.
+"""The hierarchy of errors.
 
     RsbError                 exit 1   operational: try again, or ask the administrator
       SubmitError                     the scheduler refused, or could not be reached
       StorageError                    a URL could not be read or written
-        MissingError                  ... because nothing is there
-        AccessError                   ... because we may not, or not any more
+        MissingError                  ... because it does not exist
+        AccessError                   ... because permission is missing or credentials have expired
       CheckpointError                 missing, damaged, or of another run
-      NewerVersionError               a file of ours says what this version does not know
+      NewerVersionError               a file was written by a newer version of this package
       DataError                       shards missing, changed, too few, or too many bad samples
       ConfigError            exit 2   the user's file or flag is wrong
 
-A message says what, where and what next, in that order. Anything else that is raised is a bug and keeps its traceback.
+A message says what happened, where, and what to do next. Any other exception is a bug and keeps its traceback.
 """
 
 import difflib
@@ -32,11 +32,11 @@ class StorageError(RsbError):
 
 
 class MissingError(StorageError):
-    """Nothing is at the URL."""
+    """The URL does not exist."""
 
 
 class AccessError(StorageError):
-    """The URL may not be used: no permission, or credentials that are wrong or have expired."""
+    """Access to the URL was denied: no permission, or credentials that are wrong or have expired."""
 
 
 class CheckpointError(RsbError):
@@ -44,7 +44,7 @@ class CheckpointError(RsbError):
 
 
 class NewerVersionError(RsbError):
-    """A file was written by a newer version of this package; ``config.schema`` says what tells."""
+    """A file was written by a newer version of this package; see ``config.schema``."""
 
 
 class DataError(RsbError):

@@ -1,6 +1,6 @@
-"""Finding recipes, jobs and sweeps by name, and resolving them with what the command line changes.
+"""Finds recipes, jobs and sweeps by name, and applies the overrides of the command line.
 
-Look-up, first hit wins: a path; ``./recipes``, ``./jobs`` or ``./jobs/sweeps``; the same in each folder of
+Search order, first hit wins: a path; ``./recipes``, ``./jobs`` or ``./jobs/sweeps``; the same in each folder of
 ``$RSB_CLUSTER_PATH``; the bundled ones.
 """
 
@@ -27,10 +27,10 @@ class Resolved:
     """A recipe as it will run.
 
     Attributes:
-        recipe: The recipe with everything that the command line changed.
-        path: The file it came from.
-        modified: What differs from the procedure it is named after, as ``{field: (there, here)}``. The model is not
-            part of a procedure: the paper itself runs one recipe on many.
+        recipe: The recipe with the overrides of the command line.
+        path: The recipe's file.
+        modified: The fields that differ from the published procedure, as ``{field: (there, here)}``. The model is not
+            part of a procedure: the paper itself trains many models with one recipe.
     """
 
     recipe: Recipe
@@ -39,21 +39,21 @@ class Resolved:
 
 
 def bundled_dir(kind: Kind) -> Path:
-    """Return the folder that ships with the package: inside an installed wheel, else beside it in a checkout."""
+    """Return the bundled folder: inside an installed wheel, else beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_bundled" / FOLDERS[kind]
-    # The installed one first: beside an installed package lies site-packages, where 'recipes' may be anyone's.
+    # The installed one first: an installed package lies in site-packages, where 'recipes' may be any package's.
     return installed if installed.is_dir() else package.parent / FOLDERS[kind]
 
 
 def search_path(kind: Kind) -> list[Path]:
-    """Return the folders in which a name is looked up, first hit first."""
+    """Return the folders in which a name is looked up, in search order."""
     team = [Path(folder) for folder in os.environ.get("RSB_CLUSTER_PATH", "").split(os.pathsep) if folder]
     return [*(folder / FOLDERS[kind] for folder in (Path.cwd(), *team)), bundled_dir(kind)]
 
 
 def available(kind: Kind) -> dict[str, Path]:
-    """Return all names that can be used, with the file that each would come from."""
+    """Return all known names with their files."""
     found: dict[str, Path] = {}
     for folder in search_path(kind):
         for path in sorted(folder.glob("*.toml")):
@@ -66,7 +66,7 @@ def find(kind: Kind, name: str) -> Path:
     if "/" in name or name.endswith(".toml"):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise ConfigError(f"there is no file {path}.")
+            raise ConfigError(f"there is no file {path}. Check the path.")
         return path
     known = available(kind)
     if name not in known:
@@ -78,7 +78,7 @@ def find(kind: Kind, name: str) -> Path:
 
 
 def load_recipe(name: str, *, model: str | None = None, overrides: Sequence[Override] = ()) -> Resolved:
-    """Read a recipe, apply ``--model`` and ``--set``, check it, and say what was changed."""
+    """Read a recipe, apply ``--model`` and ``--set``, validate it, and compare it with its procedure."""
     path = find("recipes", name)
     values = parse_toml(path)
     original = validate(Recipe, values, str(path))
@@ -90,17 +90,17 @@ def load_recipe(name: str, *, model: str | None = None, overrides: Sequence[Over
         bundled = bundled_dir("recipes") / f"{recipe.paper.lower()}.toml"
         original = validate(Recipe, parse_toml(bundled), str(bundled))
     modified = differences(original, recipe)
-    if original.init.weights:  # a fine-tuning procedure is run on many weights, as any procedure is on many models
+    if original.init.weights:  # a fine-tuning procedure is used with many weights, as any procedure with many models
         modified.pop("init.weights", None)
     return Resolved(recipe, path, modified)
 
 
-def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+def differences(original: Recipe, changed: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return the fields in which two recipes differ, apart from names, the model, and how a batch is computed."""
-    left, right = flatten(one), flatten(other)
+    before, after = flatten(original), flatten(changed)
     ignored = {"name", "description", "paper", "reconstruction", "model.name"}
     ignored |= {"train.virtual_ranks", "train.channels_last", "train.compile"}
-    return {key: (left[key], right[key]) for key in left if key not in ignored and left[key] != right[key]}
+    return {key: (before[key], after[key]) for key in before if key not in ignored and before[key] != after[key]}
 
 
 def load_job(name: str, *, overrides: Sequence[Override] = ()) -> tuple[Job, Path]:
@@ -110,7 +110,7 @@ def load_job(name: str, *, overrides: Sequence[Override] = ()) -> tuple[Job, Pat
 
 
 def notes(path: Path) -> dict[str, str]:
-    """Return the comment behind each value of a TOML file, as ``{"optimizer.lr": "Table 2"}``."""
+    """Return the comment after each value of a TOML file, as ``{"optimizer.lr": "Table 2"}``."""
     import tomlkit
     from tomlkit.items import Item, Table
 
@@ -118,7 +118,7 @@ def notes(path: Path) -> dict[str, str]:
 
     def walk(table: Any, prefix: str) -> None:
         for key in table:
-            item = table.item(key)  # unlike items(), which turns a boolean into Python's own, without its comment
+            item = table.item(key)  # items() would turn a boolean into Python's own, without its comment
             if isinstance(item, Table):
                 walk(item.value, f"{prefix}{key}.")
             elif isinstance(item, Item):

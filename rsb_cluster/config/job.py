@@ -12,42 +12,40 @@ from rsb_cluster.config.schema import Count, Section
 
 
 class CheckpointPolicy(Section):
-    """When state is saved, besides at a preemption and at the end."""
+    """When checkpoints are saved, besides at a preemption and at the end."""
 
-    every_min: float = Field(15.0, ge=0, description="minutes between two saves; 0: off")
-    every_steps: int = Field(0, ge=0, description="steps between two saves; 0: off")
+    every_min: float = Field(15.0, ge=0, description="minutes between two checkpoints; 0: off")
+    every_steps: int = Field(0, ge=0, description="steps between two checkpoints; 0: off")
     keep: int = Field(2, ge=2, description="complete checkpoints kept; 2 at least, as one may be damaged")
 
 
 class Cloud(Section):
-    """Machines that SkyPilot gets, in its own words; for the back end ``cloud``."""
+    """Resources that SkyPilot provisions, in its own terms; for the back end ``cloud``."""
 
     infra: tuple[str, ...] = Field(
-        (), description="aws, aws/us-east-1, gcp, azure, k8s/context, slurm/cluster ...: any of these; empty: of all"
+        (), description="aws, aws/us-east-1, gcp, azure, k8s/context, slurm/cluster ...: any of these; empty: any"
     )
-    accelerators: str = Field("", description="GPUs of a node, such as H100:8")
-    instance_type: str = Field("", description="instead of what the accelerators, CPUs and memory leave open")
-    spot: bool = Field(False, description="preemptible machines")
-    disk_gb: Count = Field(256, description="disk of a node, GB")
+    accelerators: str = Field("", description="GPUs per node, such as H100:8")
+    instance_type: str = Field("", description="instance type; empty: chosen by accelerators, CPUs and memory")
+    spot: bool = Field(False, description="use spot (preemptible) instances")
+    disk_gb: Count = Field(256, description="disk per node, GB")
     image: str = Field("", description="machine image or docker:NAME; empty: SkyPilot's own")
     recovery: Literal["EAGER_NEXT_REGION", "FAILOVER"] = Field(
-        "EAGER_NEXT_REGION", description="where to look for new machines first: another region, or the same"
+        "EAGER_NEXT_REGION", description="where new machines are requested first: another region, or the same"
     )
     max_restarts: int = Field(
-        10,
-        ge=0,
-        description="restarts after an error that the run cannot judge, such as a node that could not be set up",
+        10, ge=0, description="restarts after a failure outside of the run, such as a node that could not be set up"
     )
-    pool: str = Field("", description="SkyPilot pool whose workers take the runs; its size limits how many run at once")
+    pool: str = Field("", description="SkyPilot pool whose workers execute the runs; its size limits concurrent runs")
     envs: dict[str, str] = Field({}, description="environment variables of the nodes; no credentials")
     secrets: tuple[str, ...] = Field(
-        (), description="variables of the submitting shell that SkyPilot hands over; their values are not kept by us"
+        (), description="variables of the submitting shell that SkyPilot passes on; their values are not stored by us"
     )
-    price: float = Field(0, ge=0, description="$ of a node and hour, for the estimate; 0: SkyPilot's catalog")
+    price: float = Field(0, ge=0, description="$ per node-hour, for the estimate; 0: from SkyPilot's catalog")
 
     @property
     def gpus(self) -> int:
-        """GPUs of a node that ``accelerators`` stands for."""
+        """GPUs per node according to ``accelerators``."""
         name, _, count = self.accelerators.partition(":")
         return int(count or 1) if name else 0
 
@@ -67,12 +65,12 @@ class Cloud(Section):
             if re.search(r"(?i)SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY", name):
                 raise ValueError(
                     f"envs: {name} looks like a credential, and would be written into the task. Give the machines a "
-                    f"role instead, or use secrets = ['{name}'], which takes it from your shell"
+                    f"role instead, or use secrets = ['{name}'], which reads it from your shell"
                 )
         return envs
 
     @model_validator(mode="after")
-    def _spot_can_be_had(self) -> Cloud:
+    def _spot_is_supported(self) -> Cloud:
         slurm = [where for where in self.infra if where.split("/")[0] == "slurm"]
         if self.spot and slurm:
             raise ValueError(f"spot: SkyPilot has no spot nodes on Slurm ({slurm[0]}). Use spot = false")
@@ -86,56 +84,60 @@ class Job(Section):
     description: str = ""
     backend: str = Field(description="local, slurm or cloud")
     nodes: Count = 1
-    min_nodes: int = Field(0, ge=0, description="fewest nodes to start on where not all are free; 0: always all")
+    min_nodes: int = Field(0, ge=0, description="fewest nodes to start on if not all are available; 0: always all")
     gpus_per_node: int = Field(0, ge=0, description="0: train on the CPU")
-    tasks_per_node: int = Field(0, ge=0, description="ranks on a node; 0: one per GPU, or one on the CPU")
+    tasks_per_node: int = Field(0, ge=0, description="ranks per node; 0: one per GPU, or one on the CPU")
     cpus_per_task: Count = 1
-    mem_gb: float = Field(0, ge=0, description="per node; 0: the site's default")
-    time_min: Count = Field(1440, description="limit of one attempt, minutes; the run goes on in the next")
-    signal_delay_s: Count = Field(120, description="how long before the limit the run is told to save, s")
+    mem_gb: float = Field(0, ge=0, description="memory per node; 0: the site's default")
+    time_min: Count = Field(1440, description="time limit of an attempt, minutes; the next attempt resumes the run")
+    signal_delay_s: Count = Field(120, description="how long before the time limit the job is signalled to save, s")
     slurm: dict[str, Any] = Field({}, description="any sbatch option: partition, account, qos, constraint ...")
     cloud: Cloud = Cloud()
     setup: tuple[str, ...] = Field((), description="shell lines run before training, for example module load")
-    array_parallelism: Count = Field(256, description="elements of an array that run at once")
-    loader_workers: int = Field(0, ge=0, description="decoding threads per rank; 0: decode in the rank's own")
-    cache_dir: str = Field("", description="folder on a node's own disk that keeps shards; empty: none")
+    array_parallelism: Count = Field(256, description="concurrent array tasks")
+    loader_workers: int = Field(0, ge=0, description="decoding threads per rank; 0: decode in the main thread")
+    cache_dir: str = Field("", description="folder on a node's local disk that caches shards; empty: no cache")
     cache_gb: float = Field(500.0, gt=0, description="size of cache_dir, GB of 10^9 bytes")
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
     log_every_steps: Count = 50
-    rendezvous_s: Count = Field(600, description="how long ranks wait for each other at the start, s")
-    collective_s: Count = Field(900, description="how long a rank waits for its peers in a step, s")
-    watchdog_s: int = Field(600, ge=0, description="a rank that stands still for so long ends the attempt, s; 0: off")
-    grace_s: int = Field(0, ge=0, description="what the site leaves a preempted job before it is killed, s; 0: unknown")
-    notice: Literal["", "auto", "aws", "gcp", "azure"] = Field("", description="whose interruption notices to watch")
-    max_gpu_hours: float = Field(0, ge=0, description="GPU-hours of all attempts that stop a run; 0: no limit")
+    rendezvous_s: Count = Field(600, description="timeout of the rendezvous of all ranks at the start, s")
+    collective_s: Count = Field(900, description="timeout of a collective, s")
+    watchdog_s: int = Field(600, ge=0, description="a rank that is stalled for so long ends the attempt, s; 0: off")
+    grace_s: int = Field(0, ge=0, description="the site's grace time between preemption and kill, s; 0: unknown")
+    notice: Literal["", "auto", "aws", "gcp", "azure"] = Field(
+        "", description="cloud whose interruption notices are watched; empty: none"
+    )
+    max_gpu_hours: float = Field(0, ge=0, description="GPU-hour budget of a run, over all attempts; 0: no limit")
     max_preemptions: int = Field(0, ge=0, description="preemptions of a job that end the run; 0: unlimited")
-    log_samples: bool = Field(False, description="note what each micro-batch held, in the run's folder")
-    submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: in the runs")
-    data: str = Field("", description="root of the data sets where --data is not given")
-    runs: str = Field("", description="folder of the runs where --runs is not given")
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="who gets the metrics too")
+    log_samples: bool = Field(False, description="record the samples of each micro-batch in the run's folder")
+    submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: with the runs")
+    data: str = Field("", description="root of the data sets if --data is not given")
+    runs: str = Field("", description="folder of the runs if --runs is not given")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="experiment trackers that also receive the metrics"
+    )
     checkpoint: CheckpointPolicy = CheckpointPolicy()
 
     @property
     def ranks_per_node(self) -> int:
-        """Processes on each node: one per GPU, or as many as the job asks for on the CPU."""
+        """Ranks per node: one per GPU, or as many as the job requests on the CPU."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Number of all ranks."""
         return self.nodes * self.ranks_per_node
 
     @property
     def shape(self) -> str:
-        """The resources in words, for messages."""
+        """A description of the resources, for messages."""
         kind = "GPUs" if self.gpus_per_node else "processes"
         count = f"{self.min_nodes}-{self.nodes}" if self.is_elastic else str(self.nodes)
         return f"{count} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
 
     @property
     def is_elastic(self) -> bool:
-        """Whether an attempt may get fewer nodes than the job asks for."""
+        """Whether an attempt may get fewer nodes than the job requests."""
         return 0 < self.min_nodes < self.nodes
 
     @field_validator("trackers")

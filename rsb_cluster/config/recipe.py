@@ -1,7 +1,7 @@
-"""Recipes: what to train. No hardware in them.
+"""Recipes: what to train, independent of the hardware.
 
-A recipe is a TOML file in ``recipes/``; here are its fields, their meaning and their checks. All are explicit, so that
-a run's ``recipe.json`` says everything that decided its result.
+A recipe is a TOML file in ``recipes/``; this module defines its fields and validates them. All fields are explicit, so
+that a run's ``recipe.json`` holds everything that determines its result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Procedure = Literal[
     "FT-CIFAR10", "FT-CIFAR100", "FT-Flowers102", "FT-Cars", "FT-iNat2019",
 ]  # fmt: skip
 
-# What a recipe says of itself, besides its science; where its weights lie is no science, what is in them is.
+# Fields that cannot change the result. Where the initial weights lie is one of them; what they contain is not.
 ABOUT: dict[str, Any] = {"description": True, "paper": True, "reconstruction": True, "init": {"weights"}}
 
 
@@ -40,33 +40,33 @@ class Init(Section):
     """The weights that training starts from."""
 
     weights: str = Field(
-        "", description="a run, checkpoint, file of weights, timm's folder or name (--init); empty: random"
+        "", description="a run, checkpoint, weights file, timm's folder or name (--init); empty: random"
     )
     head: Literal["auto", "replace"] = Field(
-        "auto", description="the classifier; auto: new where the number of classes differs; replace: always new"
+        "auto", description="the classifier; auto: new if the number of classes differs; replace: always new"
     )
 
 
 class Data(Section):
-    """The data set. Where it lies is said at submit (``--data``), not here."""
+    """The data set. Its location is given at submit (``--data``), not here."""
 
     set: str = Field(description="folder name under the data root; holds train/ and val/")
     num_classes: Count
     train_samples: Count = Field(description="images in train/; other counts are refused")
     val_samples: Count
-    make: Literal["", "digits"] = Field("", description="made on the fly where it is missing")
+    make: Literal["", "digits"] = Field("", description="data set that is made on the fly if it is missing")
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     pipeline: Literal["fast", "timm"] = Field(
-        "fast", description="who decodes and augments; fast: the same draws as timm's, pixels within a stated tolerance"
+        "fast", description="decoding and augmentation; fast: timm's random draws, pixels within a stated tolerance"
     )
-    shuffle_samples: Count = Field(4096, description="samples of a stream that are shuffled together; a block")
+    shuffle_samples: Count = Field(4096, description="size of a shuffle block, samples of a stream")
     shuffle_piece: Count = Field(64, description="consecutive samples of a shard that are read in one request")
     max_bad_samples: int = Field(0, ge=0, description="undecodable images that an epoch tolerates")
 
 
 class Augment(Section):
-    """What happens to a training image, in this order."""
+    """Augmentations of a training image, in this order."""
 
     resolution: Count = Field(description="side of the training crop, px")
     crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="area of the random resized crop")
@@ -100,9 +100,9 @@ class Loss(Section):
         description="paper: 1 for each class mixed in; soft: lambda-weighted, sum 1; timm: soft above a threshold; "
         "deit: soft above 0",
     )
-    target_threshold: Fraction = Field(0.0, description="timm's threshold; read only with targets = timm")
+    target_threshold: Fraction = Field(0.0, description="timm's threshold; used only with targets = timm")
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    reduction: Literal["mean", "sum"] = Field("mean", description="of BCE, over classes; always mean over images")
+    reduction: Literal["mean", "sum"] = Field("mean", description="of BCE over classes; over images always the mean")
 
     @model_validator(mode="after")
     def _targets_fit(self) -> Loss:
@@ -127,31 +127,31 @@ class Optimizer(Section):
     decay_norm_and_bias: bool = Field(False, description="whether BN weights and biases decay too")
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Positive = 1e-6
-    momentum: Fraction = Field(0.9, description="SGD's (Nesterov)")
+    momentum: Fraction = Field(0.9, description="momentum of SGD (Nesterov)")
     lamb_max_grad_norm: NonNegative = Field(1.0, description="LAMB's own clip of the global gradient norm; 0: off")
     clip_grad_norm: NonNegative = Field(0.0, description="clip before the optimizer; 0: off")
 
 
 class Schedule(Section):
-    """The learning rate over time."""
+    """The learning rate schedule."""
 
     name: Literal["cosine"] = "cosine"
     epochs: Count
     warmup_epochs: int = Field(0, ge=0)
     warmup_lr: NonNegative = 0.0
     min_lr: NonNegative = 0.0
-    update: Literal["epoch", "step"] = Field("step", description="when the rate changes")
+    update: Literal["epoch", "step"] = Field("step", description="when the learning rate is updated")
 
 
 class Train(Section):
     """Batches and numerics."""
 
     global_batch: Count = Field(description="images in one optimizer step, copies included")
-    virtual_ranks: int = Field(0, ge=0, description="parts of the global batch; 0: chosen at submit from the job")
+    virtual_ranks: int = Field(0, ge=0, description="micro-batches per step; 0: chosen at submit from the job")
     amp: Literal["off", "fp16", "bf16"] = "off"
     channels_last: bool = False
     compile: bool = False
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="moving average of the weights; 0: off")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the weights' EMA; 0: off")
 
 
 class Eval(Section):
@@ -169,9 +169,9 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
-    paper: Procedure = Field("", description="the published procedure that this is")
+    paper: Procedure = Field("", description="the published procedure that the recipe implements")
     reconstruction: bool = Field(
-        False, description="its values are not public and these are ours: no match is called a reproduction"
+        False, description="the procedure's values are not public, these are ours: no match is called a reproduction"
     )
     model: Model
     init: Init = Init()
@@ -210,15 +210,15 @@ class Recipe(Section):
         return self
 
     def digest(self, seed: int, data_digest: str, init_digest: str = "") -> str:
-        """Name all that can change the result, in 8 hex digits.
+        """Return a digest (8 hex digits) of everything that can change the result.
 
-        Fields that stand at their default are left out, so that a later version may add a field without making every
-        unfinished run a stranger.
+        Fields at their default are left out, so that a later version can add a field without changing the digest of
+        every unfinished run.
 
         Args:
-            seed: The run's.
-            data_digest: Stands for the content of the data.
-            init_digest: SHA-256 of the weights that it starts from; empty for random ones.
+            seed: The run's seed.
+            data_digest: Digest of the data.
+            init_digest: SHA-256 of the initial weights; empty for random ones.
         """
         science = self.model_dump(exclude_defaults=True, exclude={"name": True, **ABOUT}, mode="json")
         text = json.dumps([science, seed, data_digest, *([init_digest] if init_digest else [])], sort_keys=True)

@@ -1,7 +1,7 @@
-"""Tables with checked fields: what users write as TOML, and what this package writes as JSON.
+"""Validation of the TOML files that users write and of the JSON files that this package writes.
 
-A mistake in a user's file is explained with its place, and a key that nobody knows is one: it may be a typo. A file of
-our own that holds one was written by a newer version.
+An error in a user's file is reported with its location. An unknown key is an error, as it may be a typo; in a file that
+this package wrote it means that a newer version wrote it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _bool_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
             raise PydanticCustomError("bool_as_number", "input should be a valid number")
         return value
@@ -48,10 +48,10 @@ def parse_toml(path: Path) -> dict[str, Any]:
 
 
 def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Check what a user wrote; each mistake is explained with its place.
+    """Validate what a user wrote; each error is reported with its location.
 
     Args:
-        kind: What it is to be.
+        kind: The model to validate against.
         values: Plain values.
         where: The file, for messages.
 
@@ -65,39 +65,39 @@ def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def read_record(kind: type[S], values: Any, where: str) -> S:
-    """Check what some version of this package wrote.
+    """Validate what some version of this package wrote.
 
     Args:
-        kind: What it is to be.
+        kind: The model to validate against.
         values: Plain values, or the bytes of a JSON file.
         where: The file, for messages.
 
     Raises:
-        NewerVersionError: It says what this version does not know.
-        ConfigError: A field is wrong or missing: it was edited by hand, or is damaged.
+        NewerVersionError: A key or value is unknown to this version.
+        ConfigError: A field is wrong or missing: the file was edited by hand, or is damaged.
     """
     try:
         return kind.model_validate_json(values) if isinstance(values, bytes) else kind.model_validate(values)
     except ValidationError as error:
-        mistakes = error.errors()
-        unknown = [e for e in mistakes if e["type"] in ("extra_forbidden", "literal_error")]
+        errors = error.errors()
+        unknown = [e for e in errors if e["type"] in ("extra_forbidden", "literal_error")]
         if unknown:
-            raise newer_version(where, _place(unknown[0])) from error
-        raise ConfigError("\n".join(_explain(kind, dict(e), where) for e in mistakes)) from error
+            raise newer_version(where, _location(unknown[0])) from error
+        raise ConfigError("\n".join(_explain(kind, dict(e), where) for e in errors)) from error
 
 
 def newer_version(where: str, unknown: str) -> NewerVersionError:
-    """Return the error for a file that says what this version does not know.
+    """Return the error for a file with content that this version does not know.
 
     Args:
         where: The file.
-        unknown: What in it.
+        unknown: The unknown key or value.
     """
     import rsb_cluster
 
     return NewerVersionError(
         f"{where} was written by a newer version of rsb-cluster: '{unknown}' in it is not known to "
-        f"{rsb_cluster.__version__}. Upgrade the one here: pip install --upgrade rsb-cluster."
+        f"{rsb_cluster.__version__}. Upgrade this installation: pip install --upgrade rsb-cluster."
     )
 
 
@@ -119,7 +119,7 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """Return nested plain values with some fields replaced, the later of two for one field counting."""
+    """Return nested plain values with some fields replaced; the last override of a field wins."""
     result = copy.deepcopy(dict(values))
     for path, value in overrides:
         *tables, key = path.split(".")
@@ -143,16 +143,16 @@ def flatten(section: Section) -> dict[str, Any]:
     return result
 
 
-def _place(error: Mapping[str, Any]) -> str:
+def _location(error: Mapping[str, Any]) -> str:
     return ".".join(str(part) for part in error["loc"])
 
 
 def _explain(kind: type[BaseModel], error: dict[str, Any], where: str) -> str:
-    location = _place(error)
+    location = _location(error)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key '{location}'.{did_you_mean(location, _known_keys(kind))}"
     if error["type"] == "missing":
-        return f"{where}: '{location}' is missing. Every recipe and job must say it."
+        return f"{where}: '{location}' is missing. Every recipe and job must set it."
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}."
     return f"{where}: {location} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."

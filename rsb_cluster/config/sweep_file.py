@@ -1,6 +1,6 @@
-"""Sweep files: many runs as grids of recipes, models, seeds and values, and what each needs of a job.
+"""Sweep files: many runs as grids of recipes, models, seeds and values, and the resources of each.
 
-A sweep file is a TOML file in ``jobs/sweeps/``. Each ``[[grid]]`` is a product; a sweep is all of them together.
+A sweep file is a TOML file in ``jobs/sweeps/``. Each ``[[grid]]`` is a product; a sweep is the union of its grids.
 """
 
 from __future__ import annotations
@@ -46,44 +46,44 @@ class Grid(Section):
         return value
 
     def combinations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yield recipe, model (empty: the recipe's own) and values, for each point but the seeds."""
+        """Yield recipe, model (empty: the recipe's own) and values of each point, without the seeds."""
         varied = leaves(self.vary)
         for recipe, model, *values in itertools.product(self.recipes, self.models or ("",), *varied.values()):
             yield recipe, model, dict(zip(varied, values, strict=True))
 
 
 class Resources(Section):
-    """What some of the runs need. The first entry that fits a run counts; one that fits none is the job as it is."""
+    """Job fields of some of the runs. The first entry that matches a run applies; without one the job is unchanged."""
 
-    recipes: tuple[str, ...] = Field(("*",), description="names, or globs of them")
-    models: tuple[str, ...] = Field(("*",), description="names, or globs of them")
+    recipes: tuple[str, ...] = Field(("*",), description="names or globs")
+    models: tuple[str, ...] = Field(("*",), description="names or globs")
     set: dict[str, Any] = Field(description="fields of the job, for example { nodes = 4 }")
 
-    def fit(self, recipe: str, model: str) -> bool:
-        """Whether they are for a run of this recipe and model."""
+    def matches(self, recipe: str, model: str) -> bool:
+        """Whether this entry is for runs of a recipe and model."""
         return any(fnmatchcase(recipe, r) for r in self.recipes) and any(fnmatchcase(model, m) for m in self.models)
 
 
 class SweepFile(Section):
-    """What to train in one go, and where."""
+    """The runs of a sweep, and the job that trains them."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
-    job: str = Field("", description="where to train, unless --job says it")
+    job: str = Field("", description="the job, unless --job names another")
     grid: tuple[Grid, ...] = Field(min_length=1)
     resources: tuple[Resources, ...] = ()
 
 
 @dataclass(frozen=True)
 class Point:
-    """A recipe as it will run, how often, and where.
+    """A recipe as it will run, its seeds, and its job.
 
     Attributes:
         resolved: The recipe, with model and values.
-        varied: The values that the grid gave it, by field.
-        seeds: One run each.
-        job: Where.
-        job_path: The file the job came from.
+        varied: The values from the grid, by field.
+        seeds: The seeds; one run each.
+        job: The job, with its resources.
+        job_path: The job's file.
     """
 
     resolved: Resolved
@@ -102,13 +102,13 @@ def load_sweep(name: str) -> tuple[SweepFile, Path]:
 def expand(
     file: SweepFile, *, job: str, for_recipes: Sequence[Override] = (), for_jobs: Sequence[Override] = ()
 ) -> list[Point]:
-    """Return the points of a sweep, each once, with their jobs.
+    """Return the distinct points of a sweep, with their jobs.
 
     Args:
         file: The sweep.
         job: Name of the job.
-        for_recipes: Fields of all recipes, such as ``("optimizer.lr", 4e-3)``; they come after those of the grid.
-        for_jobs: Fields of all jobs, such as ``("nodes", 4)``; they come after those of the resources.
+        for_recipes: Overrides of all recipes, such as ``("optimizer.lr", 4e-3)``; they win over those of the grid.
+        for_jobs: Overrides of all jobs, such as ``("nodes", 4)``; they win over those of the resources.
     """
     jobs: dict[str, tuple[Job, Path]] = {}
     points: dict[str, Point] = {}
@@ -116,11 +116,11 @@ def expand(
         for name, model, varied in grid.combinations():
             resolved = load_recipe(name, model=model or None, overrides=[*varied.items(), *for_recipes])
             recipe = resolved.recipe
-            fitting = (r.set for r in file.resources if r.fit(recipe.name, recipe.model.name))
-            resources = [*leaves(next(fitting, {})).items(), *for_jobs]
+            matching = (r.set for r in file.resources if r.matches(recipe.name, recipe.model.name))
+            resources = [*leaves(next(matching, {})).items(), *for_jobs]
             if (text := repr(resources)) not in jobs:
                 jobs[text] = load_job(job, overrides=resources)
-            # Two grids may name the same point; its seeds are then those of both.
+            # Two grids may contain the same point, which then gets the seeds of both.
             key = f"{recipe.name} {recipe.digest(0, '', recipe.init.weights)}"
             seeds = (*points[key].seeds, *grid.seeds) if key in points else grid.seeds
             points[key] = Point(resolved, varied, tuple(dict.fromkeys(seeds)), *jobs[text])

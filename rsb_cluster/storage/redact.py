@@ -1,4 +1,4 @@
-"""Keeping credentials out of what is shown or stored."""
+"""Removes credentials from text that is shown or stored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _SECRET = re.compile(
 
 
 def redact(text: str) -> str:
-    """Take signatures, keys, tokens and passwords out of a text that will be shown or stored."""
+    """Replace signatures, keys, tokens and passwords in a text by ``***``."""
     text = re.sub(r"(?i)(://)[^/\s:@]+:[^/\s@]+@", r"\1***@", text)
     return _SECRET.sub(r"\1***", text)

@@ -1,7 +1,7 @@
-"""Streams objects of S3 through botocore's plain client: reading a shard costs a fraction of what s3fs takes for it.
+"""Streams S3 objects through botocore's plain client, which needs a fraction of the CPU time of s3fs.
 
-An answer that breaks off is gone on with by a range from the byte where it broke. Retries are made here and nowhere
-below, so that they are bounded, logged, and can be cut short from another thread.
+A response that breaks off is resumed with a range request from that byte. Retries are made here and in no layer below,
+so that they are bounded, logged, and can be cancelled from another thread.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # without a byte
-TRIES = 9  # in a row, without PROGRESS_BYTES in between
+MAX_ATTEMPTS = 9  # in a row, without PROGRESS_BYTES in between
 PROGRESS_BYTES = 1 << 20
-FIRST_PAUSE_S = 0.5  # doubled after each try: 64 to 128 s in all, so that a server may be gone for a minute
+FIRST_BACKOFF_S = 0.5  # doubled after each attempt: 64 to 128 s in all, so a server may be unreachable for a minute
 
 _TRANSIENT_STATUS = (429, 500, 502, 503, 504)
 _TRANSIENT_CODES = ("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 
-_local = threading.local()  # .transfer: whose request this thread is sending
+_local = threading.local()  # .transfer: the transfer whose request this thread is sending
 _lock = threading.Lock()
 
 
 def endpoint_url() -> str | None:
-    """Return the S3 endpoint that the environment names; None for Amazon's own."""
+    """Return the S3 endpoint set in the environment; None for Amazon's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
@@ -47,7 +47,7 @@ def stream_object(
     """Yield the bytes ``[start, stop)`` of an object, fewer where it ends before, in pieces of at most ``chunk``.
 
     Raises:
-        OSError, botocore.exceptions.BotoCoreError: All tries failed, or there is no sense in another.
+        OSError, botocore.exceptions.BotoCoreError: All attempts failed, or the error is permanent.
         StorageError: The object was replaced after the first piece.
         TransferCancelled: ``transfer.cancel()`` was called.
     """
@@ -55,21 +55,21 @@ def stream_object(
     from s3fs.errors import translate_boto_error
 
     url = f"s3://{bucket}/{key}"
-    position, marked, tries = start, start, 0
+    position, last_progress, attempts = start, start, 0
     etag: str | None = None
     while stop is None or position < stop:
         body = None
         try:
             transfer.check()
-            answer = _get(bucket, key, position, stop, transfer)
-            if answer is None:  # the object ends before the range
+            response = _get(bucket, key, position, stop, transfer)
+            if response is None:  # the object ends before the range
                 if etag is not None:
-                    raise _replaced(url)
+                    raise _replaced_error(url)
                 return
-            body, end, new_etag = answer
-            # Compared here, not by If-Match: Ceph 16 takes that only without the quotes that the standard asks for.
+            body, end, new_etag = response
+            # Compared here, not by If-Match: Ceph 16 accepts that only without the quotes that the standard requires.
             if etag is not None and new_etag != etag:
-                raise _replaced(url)
+                raise _replaced_error(url)
             etag = new_etag
             first = position
             while position < end:
@@ -81,20 +81,21 @@ def stream_object(
                 transfer.check()
             return
         except Exception as error:
-            transfer.check()  # the error may be but the connection that cancel() has shut
-            if position - marked >= PROGRESS_BYTES:
-                tries, marked = 0, position
-            tries += 1
-            if tries >= TRIES or not _is_transient(error):
-                if isinstance(error, ClientError):  # as s3fs puts it, so that the store has one kind of error to know
+            transfer.check()  # the error may come from cancel(), which shuts the connection
+            if position - last_progress >= PROGRESS_BYTES:
+                attempts, last_progress = 0, position
+            attempts += 1
+            if attempts >= MAX_ATTEMPTS or not _is_transient(error):
+                if isinstance(error, ClientError):  # as s3fs raises it, so that the store handles one kind of error
                     raise translate_boto_error(error) from error
                 raise
-            pause_s = FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1)  # not all readers in step
-            # Without botocore's sentence around a refusal: it says that there were no retries.
+            backoff_s = _backoff_s(attempts)
+            # Only the code: botocore's message claims that there were no retries.
             reason = error.response["Error"].get("Code") if isinstance(error, ClientError) else error
-            log.warning("%s broke at byte %d (%s). Try %d in %.1f s", url, position, reason, tries + 1, pause_s)
+            where = f"{url} failed at byte {position} ({reason})"
+            log.warning("%s. Attempt %d of %d in %.1f s", where, attempts + 1, MAX_ATTEMPTS, backoff_s)
             transfer.retries += 1
-            transfer.sleep(pause_s)
+            transfer.sleep(backoff_s)
         finally:
             transfer.watch(None)
             if body is not None:
@@ -102,16 +103,16 @@ def stream_object(
 
 
 def create_object(bucket: str, key: str, content: bytes) -> bool | None:
-    """Write an object where none is.
+    """Write an object if the key does not exist.
 
     Returns:
-        False where another one is already; None where the server does not know ``If-None-Match``.
+        False if another object exists; None if the server does not support ``If-None-Match``.
     """
     from botocore.exceptions import ClientError
     from s3fs.errors import translate_boto_error
 
     client = _client(endpoint_url())
-    tries = 0
+    attempts = 0
     while True:
         try:
             try:
@@ -120,47 +121,52 @@ def create_object(bucket: str, key: str, content: bytes) -> bool | None:
                 code = error.response["Error"].get("Code")
                 if code == "NotImplemented":
                     return None
-                # 409: somebody else is writing it just now.
+                # 409: another writer is writing the object at this moment.
                 if code not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
                     raise
-            # A request that was sent twice finds its own object; and a server may have ignored the condition.
-            there: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-            return there == content
+            # A retried request may find the object that it wrote; and a server may have ignored the condition.
+            stored: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return stored == content
         except Exception as error:
-            tries += 1
-            if tries >= TRIES or not _is_transient(error):
+            attempts += 1
+            if attempts >= MAX_ATTEMPTS or not _is_transient(error):
                 if isinstance(error, ClientError):
                     raise translate_boto_error(error) from error
                 raise
-            time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1))
+            time.sleep(_backoff_s(attempts))
+
+
+def _backoff_s(attempts: int) -> float:
+    """Return the pause after a number of failed attempts, with jitter so that readers do not retry in step."""
+    return FIRST_BACKOFF_S * 2.0 ** (attempts - 1) * random.uniform(0.5, 1)
 
 
 def _get(
     bucket: str, key: str, position: int, stop: int | None, transfer: Transfer
 ) -> tuple[Any, int, str | None] | None:
-    """Ask for a range: its body, the byte after its last, and the ETag. None where the object ends before it."""
+    """Request a range; return its body, the byte after its last, and the ETag. None if the object ends before it."""
     from botocore.exceptions import ClientError
 
     transfer.requests += 1
     _local.transfer = transfer
     try:
         last = "" if stop is None else stop - 1
-        answer = _client(endpoint_url()).get_object(Bucket=bucket, Key=key, Range=f"bytes={position}-{last}")
+        response = _client(endpoint_url()).get_object(Bucket=bucket, Key=key, Range=f"bytes={position}-{last}")
     except ClientError as error:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
             return None
         raise
     finally:
         _local.transfer = None
-    found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
+    found = _CONTENT_RANGE.match(response.get("ContentRange", ""))
     if found is None or int(found[1]) != position:
-        answer["Body"].close()
-        raise StorageError(f"s3://{bucket}/{key}: the server does not answer by ranges. Check AWS_ENDPOINT_URL.")
-    return answer["Body"], int(found[2]) + 1, answer.get("ETag")
+        response["Body"].close()
+        raise StorageError(f"s3://{bucket}/{key}: the server ignores range requests. Check AWS_ENDPOINT_URL.")
+    return response["Body"], int(found[2]) + 1, response.get("ETag")
 
 
-def _replaced(url: str) -> StorageError:
-    return StorageError(f"{url} was replaced while it was read. Wait until nobody writes there, and try again.")
+def _replaced_error(url: str) -> StorageError:
+    return StorageError(f"{url} was replaced while it was read. Wait until it is no longer written, then try again.")
 
 
 def _is_transient(error: Exception) -> bool:
@@ -181,7 +187,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _client(endpoint: str | None) -> Any:
-    with _lock:  # two threads must not both make one; a client itself is safe to share
+    with _lock:  # creating a client is not thread-safe; using one is
         return _new_client(endpoint, os.environ.get("AWS_PROFILE"), os.getpid())
 
 
@@ -208,10 +214,10 @@ def _new_client(endpoint: str | None, profile: str | None, pid: int) -> Any:
         ),
     )
 
-    class Plain(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # botocore is untyped
+    class Plain(_CancellableConnection, AWSHTTPConnection):  # type: ignore[misc]  # botocore is untyped
         pass
 
-    class Secure(_Watched, AWSHTTPSConnection):  # type: ignore[misc]
+    class Secure(_CancellableConnection, AWSHTTPSConnection):  # type: ignore[misc]
         pass
 
     class PlainPool(AWSHTTPConnectionPool):  # type: ignore[misc]
@@ -220,25 +226,25 @@ def _new_client(endpoint: str | None, profile: str | None, pid: int) -> Any:
     class SecurePool(AWSHTTPSConnectionPool):  # type: ignore[misc]
         ConnectionCls = Secure
 
-    # The one place that reaches into botocore: it has no way to end a request from outside. Without these pools all
-    # works, but a cancelled reader that waits for an answer notices only at the time-out.
+    # The one place that uses botocore's private parts: it cannot cancel a request from another thread. Without these
+    # pools everything works, but a cancelled reader that waits for a response notices only at the timeout.
     with contextlib.suppress(AttributeError):
         client._endpoint.http_session._pool_classes_by_scheme.update(http=PlainPool, https=SecurePool)
     return client
 
 
-class _Watched:
-    """A connection that tells the transfer it serves, so that a cancel() can shut it."""
+class _CancellableConnection:
+    """A connection that registers with the transfer it serves, so that cancel() can shut it."""
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        self._tell()
+        self._register()
 
     def request(self, *args: Any, **kwargs: Any) -> Any:
-        self._tell()
+        self._register()
         return super().request(*args, **kwargs)  # type: ignore[misc]
 
-    def _tell(self) -> None:
+    def _register(self) -> None:
         transfer = getattr(_local, "transfer", None)
         if transfer is not None:
             transfer.watch(self)

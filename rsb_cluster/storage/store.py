@@ -1,7 +1,7 @@
-"""Whole files in a folder, on a local disk or in an object store: the one place that touches fsspec and S3.
+"""Files in a folder, on a local disk or in an object store: the one place that uses fsspec and S3.
 
-A file is written whole or not at all: locally to a temporary name that then replaces the old one, in an object store
-by one request that becomes visible when it is complete. Foreign errors are translated here.
+A file is written atomically: locally to a temporary file that then replaces the old one, in an object store by one
+request that becomes visible when it is complete. Errors of libraries are translated to ours here.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rsb_cluster.storage.transfer import GuardedFile, Transfer, fill, stream_fil
 
 Buffer = bytes | bytearray | memoryview
 
-# What is larger than two parts goes to S3 in parts: no more than so many of them are copied for it at a time.
-PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
+# A file larger than two parts is a multipart upload to S3; only so many parts are copied in memory at a time.
+PART_BYTES, CONCURRENT_PARTS = 16 << 20, 4
 
-READ_AT_ONCE = 32  # a shared file system or an object store takes milliseconds for an answer, whatever its size
+CONCURRENT_READS = 32  # a shared file system or an object store needs milliseconds per request, however small
 
-# Time-outs and retries of the S3 client: a request that hangs must not hold up a job for ever.
+# Timeouts and retries of the S3 client: a request that hangs must not block a job forever.
 S3_CLIENT = {"retries": {"max_attempts": 5, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
 
 
@@ -61,79 +61,62 @@ class Store:
 
     def child(self, *parts: str) -> Store:
         """Return the folder below this one."""
-        return Store("/".join((self.url, *map(_checked, parts))))
+        return Store("/".join((self.url, *map(_checked_path, parts))))
 
     def locate(self, path: str) -> str:
-        """Return the full URL (or local path) of a file."""
+        """Return the full URL (or local path) of a file; of the folder itself for an empty path."""
         return self._inside(path) if path else self.url
 
     def _inside(self, path: str) -> str:
-        return f"{self.url}/{_checked(path)}"
+        return f"{self.url}/{_checked_path(path)}"
 
     def read_bytes(self, path: str) -> bytes:
-        """Return a file's content. Raises MissingError where there is none."""
-        with _translated(self._inside(path)):
+        """Return a file's content. Raises MissingError if it does not exist."""
+        with _translated_errors(self._inside(path)):
             if self.is_local:
                 return Path(self._inside(path)).read_bytes()
             content: bytes = self._fs.cat_file(self._inside(path))
             return content
 
     def read_many(self, paths: Iterable[str]) -> Iterator[bytes | StorageError]:
-        """Yield the contents of small files in the order asked for, many requests at once.
+        """Yield the contents of small files in the requested order, with concurrent requests.
 
-        A file that cannot be read, or is not there, yields the error: it does not end the reading of the others.
+        A file that cannot be read yields its error, and the others are still read.
         """
         urls = (self._inside(path) for path in paths)
-        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-            while batch := list(itertools.islice(urls, READ_AT_ONCE * 8)):  # a batch, and no more, is held in memory
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+            while batch := list(itertools.islice(urls, CONCURRENT_READS * 8)):  # only one batch is held in memory
                 if self.is_local:
                     yield from pool.map(_content_or_error, batch, (Path(url).read_bytes for url in batch))
                     continue
-                with _translated(self.url):
+                with _translated_errors(self.url):
                     found = self._fs.cat_ranges(batch, None, None, on_error="return")
-                yield from map(_content_or_error, batch, (partial(_given, content) for content in found))
-
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """Return the bytes ``[start, stop)`` of a file."""
-        with _translated(self._inside(path)):
-            if self.is_local:
-                with Path(self._inside(path)).open("rb") as file:
-                    file.seek(start)
-                    content = file.read(stop - start)
-            else:
-                content = self._range(self._inside(path), start, stop)
-        if len(content) != stop - start:
-            raise StorageError(
-                f"{self._inside(path)} ends before byte {stop}: it was cut short or replaced. "
-                "Copy it again, or index the shards anew."
-            )
-        return content
+                yield from map(_content_or_error, batch, (partial(_content_or_raise, content) for content in found))
 
     def write_bytes(self, path: str, content: Buffer) -> None:
-        """Write a whole file; a reader sees the old content or the new one, never a part."""
+        """Write a file atomically: a reader sees the old content or the new one, never a part."""
         url = self._inside(path)
-        with _translated(url):
+        with _translated_errors(url):
             if not self.is_local:
                 if url.startswith(("s3://", "s3a://")) and len(content) > 2 * PART_BYTES:
-                    parts = _Parts(content)
-                    self._fs.pipe_file(url, parts, chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+                    parts = _CopyOnSlice(content)
+                    self._fs.pipe_file(url, parts, chunksize=PART_BYTES, max_concurrency=CONCURRENT_PARTS)
                 else:
                     self._fs.pipe_file(url, bytes(content))
                 return
             target = Path(url)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _written_beside(target, content) as temporary:
+            with _temporary_file(target, content) as temporary:
                 temporary.replace(target)
 
     def create_bytes(self, path: str, content: bytes) -> bool:
-        """Write a whole file where nothing is; return False where something is, by whoever was faster.
+        """Write a file atomically if it does not exist; return False if it exists.
 
-        Locally, and on an S3 server that knows ``If-None-Match`` (Amazon's since 2024, Ceph), of several writers one
-        gets True. Elsewhere two of them that write in the same moment may both believe that they were first until one
-        reads again.
+        Locally, and on an S3 server that supports ``If-None-Match`` (Amazon's since 2024, Ceph), exactly one of several
+        concurrent writers gets True. On other servers two writers may both get True if they write at the same moment.
         """
         url = self._inside(path)
-        with _translated(url):
+        with _translated_errors(url):
             if self.is_local:
                 return _create_file(Path(url), content)
             if url.startswith(("s3://", "s3a://")):
@@ -154,7 +137,7 @@ class Store:
             raise StorageError(f"{self.locate(path)} is not JSON: {error}. Was it edited by hand?") from error
 
     def create_json(self, path: str, value: Any) -> bool:
-        """Write a value as a JSON file where nothing is; return False where something is."""
+        """Write a value as a JSON file if it does not exist; return False if it exists."""
         return self.create_bytes(path, as_json(value))
 
     def write_json(self, path: str, value: Any) -> None:
@@ -162,21 +145,21 @@ class Store:
         self.write_bytes(path, as_json(value))
 
     def exists(self, path: str = "") -> bool:
-        """Whether a file (or, for an empty path, the folder) is there."""
-        with _translated(self.locate(path)):
+        """Whether a file (or, for an empty path, the folder) exists."""
+        with _translated_errors(self.locate(path)):
             return Path(self.locate(path)).exists() if self.is_local else bool(self._fs.exists(self.locate(path)))
 
     def size(self, path: str) -> int:
         """Return a file's size in bytes."""
-        with _translated(self._inside(path)):
+        with _translated_errors(self._inside(path)):
             if self.is_local:
                 return Path(self._inside(path)).stat().st_size
             return int(self._fs.info(self._inside(path))["size"])
 
     def files(self, folder: str = "") -> list[str]:
-        """Return the paths of all files below a folder, sorted; temporary files are not shown."""
+        """Return the paths of all files below a folder, sorted; hidden files are left out."""
         root = self.locate(folder)
-        with _translated(root):
+        with _translated_errors(root):
             if self.is_local:
                 if not Path(root).is_dir():
                     return []
@@ -187,13 +170,13 @@ class Store:
         return sorted(name for name in found if not PurePosixPath(name).name.startswith("."))
 
     def names(self, folder: str = "") -> list[str]:
-        """Return the names directly below a folder (files and folders), sorted; empty where there is no folder."""
+        """Return the names directly below a folder (files and folders), sorted; empty if there is no folder."""
         return sorted(self.entries(folder))
 
     def entries(self, folder: str = "") -> dict[str, bool]:
-        """Return the names directly below a folder, each with whether it is a file; hidden ones are left out."""
+        """Return the names directly below a folder and whether each is a file; hidden ones are left out."""
         root = self.locate(folder)
-        with _translated(root):
+        with _translated_errors(root):
             if self.is_local:
                 found = _local_entries(root)
             else:
@@ -201,7 +184,7 @@ class Store:
                     objects = self._fs.ls(root, detail=True)
                 except FileNotFoundError:
                     objects = []
-                # Consoles mark a folder by an object that is called like it, with a slash at the end.
+                # S3 consoles mark a folder by an empty object with its name and a trailing slash.
                 marker = f"{self._fs._strip_protocol(root)}/"
                 inside = [(str(o["name"]), o["type"] != "directory") for o in objects if o["name"] != marker]
                 found = [(name.rstrip("/").rsplit("/", 1)[-1], is_file) for name, is_file in inside]
@@ -212,11 +195,11 @@ class Store:
         return files
 
     def delete(self, path: str) -> None:
-        """Remove a file, or a folder with all it holds; nothing happens where there is none."""
+        """Remove a file, or a folder and everything in it, if it exists."""
         import shutil
 
         url = self._inside(path)
-        with _translated(url):
+        with _translated_errors(url):
             if not self.is_local:
                 for name in self._objects(url):
                     self._fs.rm_file(name)
@@ -226,8 +209,8 @@ class Store:
                 Path(url).unlink(missing_ok=True)
 
     def delete_file(self, path: str) -> None:
-        """Remove a file, and never a folder; nothing happens where there is none."""
-        with _translated(self._inside(path)):
+        """Remove a file, never a folder, if it exists."""
+        with _translated_errors(self._inside(path)):
             if self.is_local:
                 Path(self._inside(path)).unlink(missing_ok=True)
             else:
@@ -236,7 +219,7 @@ class Store:
 
     def move(self, source: str, target: str) -> None:
         """Rename a file or folder. In an object store this copies and deletes, so it is not atomic there."""
-        with _translated(self._inside(source)):
+        with _translated_errors(self._inside(source)):
             if self.is_local:
                 Path(self._inside(target)).parent.mkdir(parents=True, exist_ok=True)
                 Path(self._inside(source)).replace(self._inside(target))
@@ -245,33 +228,33 @@ class Store:
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading as a seekable stream with read-ahead."""
-        with _translated(self._inside(path)):
+        with _translated_errors(self._inside(path)):
             if self.is_local:
                 return Path(self._inside(path)).open("rb")
             opened = self._fs.open(self._inside(path), "rb", block_size=8 << 20, cache_type="readahead")
-            return cast(BinaryIO, GuardedFile(opened, lambda: _translated(self._inside(path))))
+            return cast(BinaryIO, GuardedFile(opened, lambda: _translated_errors(self._inside(path))))
 
     def stream(
         self, path: str, start: int = 0, stop: int | None = None, chunk: int = 1 << 20, transfer: Transfer | None = None
     ) -> Iterator[bytes]:
-        """Yield a file's bytes ``[start, stop)`` in pieces, as they come; fewer where the file ends before ``stop``.
+        """Yield a file's bytes ``[start, stop)`` in chunks as they arrive; fewer if the file ends before ``stop``.
 
-        A request to S3 that breaks is gone on with from that byte, so this costs one request and little CPU time.
+        This costs one request and little CPU time; a request to S3 that breaks is resumed from that byte.
 
         Args:
             path: The file.
             start: First byte.
-            stop: Byte after the last; None for all there are.
-            chunk: Most bytes in a piece.
-            transfer: Counts the requests, and can end the reading from another thread.
+            stop: Byte after the last; None for the end of the file.
+            chunk: Maximum size of a chunk, bytes.
+            transfer: Counts the requests, and can cancel the read from another thread.
         """
         return self._stream(self._inside(path), start, stop, chunk, transfer or Transfer())
 
     def read_into(self, path: str, start: int, buffer: memoryview, *, transfer: Transfer | None = None) -> int:
-        """Fill a buffer with a file's bytes from ``start`` on; return how many, fewer where the file ends before."""
+        """Fill a buffer with a file's bytes from ``start`` on; return how many, fewer if the file ends before."""
         transfer = transfer or Transfer()
         if self.is_local:
-            with _translated(self._inside(path)), Path(self._inside(path)).open("rb", buffering=0) as file:
+            with _translated_errors(self._inside(path)), Path(self._inside(path)).open("rb", buffering=0) as file:
                 return fill(buffer, file, start, transfer)
         done = 0
         for content in self.stream(path, start, start + len(buffer), transfer=transfer):
@@ -280,19 +263,19 @@ class Store:
         return done
 
     def make_private(self) -> None:
-        """Make the folder, for the eyes of this user alone; an object store has its own rules."""
+        """Create the folder, readable by this user only; in an object store the bucket's policy decides."""
         if self.is_local:
-            with _translated(self.url):
+            with _translated_errors(self.url):
                 Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check_writable(self) -> None:
-        """Write and remove a probe file. Raises StorageError where that fails."""
+        """Write and remove a probe file. Raises StorageError if that fails."""
         probe = f"probe-{uuid.uuid4().hex}"
         self.write_bytes(probe, b"")
         self.delete(probe)
 
     def _stream(self, url: str, start: int, stop: int | None, chunk: int, transfer: Transfer) -> Iterator[bytes]:
-        with _translated(url):
+        with _translated_errors(url):
             if url.startswith(("s3://", "s3a://")):
                 bucket, key, _ = self._fs.split_path(url)
                 yield from stream_object(bucket, key, start, stop, chunk=chunk, transfer=transfer)
@@ -300,7 +283,7 @@ class Store:
             with Path(url).open("rb") if self.is_local else self._fs.open(url, "rb") as file:
                 yield from stream_file(file, start, stop, chunk=chunk, transfer=transfer)
 
-    # fsspec's own rm and mv take *, ? and [ in a name for a pattern, and would reach for other files.
+    # fsspec's own rm and mv expand *, ? and [ in a name as a glob, and would touch other files.
 
     def _objects(self, url: str) -> list[str]:
         """Return the objects at and below a URL of an object store."""
@@ -317,17 +300,6 @@ class Store:
         for name in names:
             self._fs.rm_file(name)
 
-    def _range(self, url: str, start: int, stop: int) -> bytes:
-        if start == stop:
-            return b""  # HTTP has no empty range
-        try:
-            content: bytes = self._fs.cat_file(url, start=start, end=stop)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return b""  # it begins behind the end of the file
-        return content
-
     @property
     def _fs(self) -> Any:
         return _filesystem(self.url.split("://", 1)[0], endpoint_url(), os.getpid())
@@ -335,7 +307,7 @@ class Store:
 
 @cache
 def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
-    """One fsspec file system per protocol, endpoint and process: a client's connections do not survive a fork."""
+    """Return the fsspec file system of a protocol, endpoint and process: connections do not survive a fork."""
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
@@ -346,11 +318,11 @@ def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
     try:
         return fsspec.filesystem(protocol, **options)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"cannot read {protocol}:// URLs: {error}") from error
+        raise ConfigError(f"cannot read {protocol}:// URLs: {error}.") from error
 
 
-class _Parts:
-    """Bytes of which a slice is a copy: botocore refuses a memoryview, and aiohttp warns of a large bytearray."""
+class _CopyOnSlice:
+    """Bytes whose slices are copies: botocore rejects a memoryview, and aiohttp warns about a large bytearray."""
 
     def __init__(self, content: Buffer) -> None:
         self._content = memoryview(content)
@@ -363,8 +335,8 @@ class _Parts:
 
 
 @contextmanager
-def _written_beside(target: Path, content: Buffer) -> Iterator[Path]:
-    """Write a temporary file next to the target; it is gone afterwards unless it took the target's place."""
+def _temporary_file(target: Path, content: Buffer) -> Iterator[Path]:
+    """Write a temporary file next to the target, and remove it afterwards unless it was renamed."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -378,9 +350,9 @@ def _written_beside(target: Path, content: Buffer) -> Iterator[Path]:
 
 def _create_file(target: Path, content: bytes) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _written_beside(target, content) as temporary:
+    with _temporary_file(target, content) as temporary:
         try:
-            target.hardlink_to(temporary)  # whole at once, and fails where the name is taken, on NFS too
+            target.hardlink_to(temporary)  # atomic, and fails if the name exists, on NFS too
         except FileExistsError:
             return False
         except OSError as error:
@@ -397,7 +369,7 @@ def _create_file(target: Path, content: bytes) -> bool:
 def _local_entries(folder: str) -> list[tuple[str, bool]]:
     if not Path(folder).is_dir():
         return []
-    with os.scandir(folder) as entries:  # its entries know most folders without another call
+    with os.scandir(folder) as entries:  # tells files from folders, mostly without another system call
         return [(entry.name, not entry.is_dir()) for entry in entries]
 
 
@@ -408,21 +380,21 @@ def as_json(value: Any) -> bytes:
 
 def _content_or_error(url: str, read: Callable[[], bytes]) -> bytes | StorageError:
     try:
-        with _translated(url):
+        with _translated_errors(url):
             return read()
     except StorageError as error:
         return error
 
 
-def _given(found: bytes | Exception) -> bytes:
+def _content_or_raise(found: bytes | Exception) -> bytes:
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def _checked(path: str) -> str:
+def _checked_path(path: str) -> str:
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
-        raise StorageError(f"the path {path!r} would leave its folder; it is refused")
+        raise StorageError(f"the path {path!r} would leave its folder; it is refused.")
     return path
 
 
@@ -438,8 +410,8 @@ def _access_hint(url: str) -> str:
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Turn what a file system or an S3 client raises into our errors, with the next thing to try."""
+def _translated_errors(url: str) -> Iterator[None]:
+    """Translate errors of a file system or an S3 client to ours, with a hint what to do next."""
     try:
         yield
     except FileNotFoundError as error:
@@ -448,7 +420,7 @@ def _translated(url: str) -> Iterator[None]:
         raise AccessError(f"not allowed to use {url}: {redact(str(error))}. {_access_hint(url)}") from error
     except OSError as error:
         if "://" in url and error.errno == errno.EINVAL and "Bad Request" in str(error):
-            # S3's answer to HEAD has no body that could say ExpiredToken or InvalidToken.
+            # S3's response to HEAD has no body that could say ExpiredToken or InvalidToken.
             raise AccessError(f"not allowed to use {url}: S3 says 400, Bad Request. {_access_hint(url)}") from error
         hint = _HINTS.get(error.errno or 0, "Try again later.")
         raise StorageError(f"cannot use {url}: {redact(str(error))}. {hint}") from error

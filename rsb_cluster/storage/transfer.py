@@ -1,4 +1,4 @@
-"""What reads of files in a store have in common, wherever it is: counters, an end from outside, pieces."""
+"""Reads from local files and object stores: counters, cancellation and chunks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-_FILL_BYTES = 8 << 20  # at once; between two of them a cancel() is noticed
+_FILL_BYTES = 8 << 20  # per read; cancel() takes effect between two reads
 
 
 class TransferCancelled(Exception):
-    """Another thread has ended this transfer."""
+    """Another thread has cancelled this transfer."""
 
 
 class Transfer:
-    """The reads of one thread: what they took, and a way for another thread to end them.
+    """Counts the reads of one thread, and lets another thread cancel them.
 
     Attributes:
         requests: Files opened, or requests sent to an object store, failed ones included.
-        retries: Requests that were sent because the one before broke.
+        retries: Requests that repeat a failed one.
     """
 
     def __init__(self) -> None:
@@ -33,27 +33,27 @@ class Transfer:
         self._connection: Any = None
 
     def cancel(self) -> None:
-        """End the reads, from another thread and for good. Who waits on the network is woken."""
+        """Cancel all reads of this transfer, from another thread. A read that waits on the network is woken."""
         self._cancelled.set()
         with self._lock:
             sock = getattr(self._connection, "sock", None)
             if sock is not None:
-                # Not sock.shutdown(): that of an SSLSocket takes away the state which the reading thread is using.
+                # Not sock.shutdown(): that of an SSLSocket drops the state which the reading thread is using.
                 with contextlib.suppress(OSError, TypeError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Raise TransferCancelled after a cancel()."""
+        """Raise TransferCancelled after cancel()."""
         if self._cancelled.is_set():
             raise TransferCancelled
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not beyond a cancel()."""
+        """Sleep, or raise TransferCancelled as soon as cancel() is called."""
         self._cancelled.wait(seconds)
         self.check()
 
     def watch(self, connection: Any) -> None:
-        """Note the HTTP connection that a cancel() has to shut; None when there is none any more."""
+        """Set the HTTP connection that cancel() has to shut; None once the request is done."""
         with self._lock:
             self._connection = connection
         if connection is not None:
@@ -61,7 +61,7 @@ class Transfer:
 
 
 def stream_file(file: BinaryIO, start: int, stop: int | None, *, chunk: int, transfer: Transfer) -> Iterator[bytes]:
-    """Yield the bytes ``[start, stop)`` of a file, fewer where it ends before."""
+    """Yield the bytes ``[start, stop)`` of a file, fewer if it ends before."""
     transfer.requests += 1
     file.seek(start)
     while stop is None or start < stop:
@@ -88,18 +88,18 @@ def fill(buffer: memoryview, file: io.RawIOBase, start: int, transfer: Transfer)
 
 
 class GuardedFile(io.RawIOBase):
-    """A file open for reading, each use of which runs under a guard.
+    """A file open for reading whose reads and seeks run in a context.
 
     Args:
         file: The file; closed together with this one.
-        guard: Makes a context in which errors of the file become others.
+        guard: Returns the context, which translates the file's errors.
     """
 
     def __init__(self, file: BinaryIO, guard: Callable[[], AbstractContextManager[None]]) -> None:
         self._file, self._guard = file, guard
 
     def readable(self) -> bool:
-        """Return True: this is for reading."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
@@ -107,22 +107,22 @@ class GuardedFile(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return up to ``size`` bytes, all that are left for a negative one."""
+        """Return up to ``size`` bytes, all remaining ones if it is negative."""
         with self._guard():
             return self._file.read(-1 if size is None else size)
 
     def readall(self) -> bytes:
-        """Return what is left."""
+        """Return the remaining bytes."""
         return self.read()
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: any writable buffer
-        """Fill a buffer and return how many bytes came."""
+        """Fill a buffer and return the number of bytes."""
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, and return it."""
+        """Seek to a position and return it."""
         with self._guard():
             return self._file.seek(offset, whence)
 
@@ -131,6 +131,6 @@ class GuardedFile(io.RawIOBase):
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the file below as well."""
+        """Close the underlying file as well."""
         self._file.close()
         super().close()

@@ -90,7 +90,7 @@ def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For longer than any timeout, which is shorter than usual here. The run resumes when it is submitted again."""
-    monkeypatch.setattr(s3_client, "TRIES", 3)
+    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 3)
     monkeypatch.setitem(store.S3_CLIENT, "retries", {"total_max_attempts": 1})
     store._filesystem.cache_clear()
     with pytest.raises(StorageError):  # its end cannot be recorded

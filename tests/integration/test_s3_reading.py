@@ -38,7 +38,7 @@ PER_SHARD = 20  # 5 MB
 def environment(s3, monkeypatch):
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3_module, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(s3_module, "FIRST_BACKOFF_S", 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_reading_goes_on_where_it_broke(data_set, proxy, kind, caplog):
 
 
 def test_more_breaks_than_tries_are_borne_as_long_as_bytes_come(data_set, proxy, monkeypatch):
-    monkeypatch.setattr(s3_module, "TRIES", 3)
+    monkeypatch.setattr(s3_module, "MAX_ATTEMPTS", 3)
     proxy.break_next(*[Fault(cut=1_100_000)] * 4)
     assert read_all(data_set).retries == 4
 
@@ -197,7 +197,7 @@ def test_a_slow_answer_is_waited_for(data_set, proxy):
 
 
 def test_a_server_that_restarts_is_waited_for(data_set, proxy, monkeypatch):
-    monkeypatch.setattr(s3_module, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(s3_module, "FIRST_BACKOFF_S", 0.1)
     read_all(data_set)  # it takes a while to make a client
     proxy.refuse()
     threading.Timer(0.4, proxy.accept_again).start()
@@ -214,7 +214,7 @@ def test_a_server_that_stays_broken_is_an_error_after_some_tries(data_set, proxy
     with pytest.raises(StorageError) as caught:
         list(store.stream("a.tar", transfer=transfer))
     assert str(caught.value) == f"cannot use {store.url}/a.tar: [Errno 16] broken by the proxy. Try again later."
-    assert len(proxy.gets()) == transfer.requests == s3_module.TRIES
+    assert len(proxy.gets()) == transfer.requests == s3_module.MAX_ATTEMPTS
     proxy.faults.clear()
     proxy.break_next(*[Fault(cut=10)] * 100)
     with pytest.raises(StorageError, match=r"cannot use .*a\.tar: .*(10 read|Connection).* Check AWS_ENDPOINT_URL"):
@@ -308,7 +308,7 @@ STUCK = {
 @pytest.mark.parametrize("kind", STUCK)
 def test_close_ends_threads_that_wait_for_the_network(data_set, proxy, kind, monkeypatch):
     store, index, _ = data_set
-    monkeypatch.setattr(s3_module, "FIRST_PAUSE_S", 120)
+    monkeypatch.setattr(s3_module, "FIRST_BACKOFF_S", 120)
     proxy.break_next(*STUCK[kind])
     ahead = ReadAhead(ShardReader(store, index), iter([(0, np.arange(20)), (1, np.arange(20, 40))]), 2)
     assert poll(lambda: len(proxy.gets()) == 2, interval=0.005)

@@ -54,13 +54,13 @@ def image_slice(store, index, i):
     """The bytes of an image by the index."""
     shard = index.shards[int(index.shard_of(np.array(i)))]
     start = int(index.image_offsets[i])
-    return store.read_range(shard, start, start + int(index.image_sizes[i]))
+    return store.read_bytes(shard)[start : start + int(index.image_sizes[i])]
 
 
 def sample_slice(store, index, i):
     """The sample's own bytes, read as a tar."""
     shard = index.shards[int(index.shard_of(np.array(i)))]
-    content = store.read_range(shard, int(index.offsets[i]), int(index.stops[i]))
+    content = store.read_bytes(shard)[int(index.offsets[i]) : int(index.stops[i])]
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         return {info.name: tar.extractfile(info).read() for info in tar if info.isreg()}
 

@@ -70,16 +70,12 @@ def test_many_files_come_in_the_order_asked_for_and_errors_in_place(anywhere):
 
 
 def test_ranges_are_exact(anywhere):
-    anywhere.write_bytes("f", bytes(range(256)))
-    assert anywhere.read_range("f", 0, 1) == b"\0"
-    assert anywhere.read_range("f", 10, 20) == bytes(range(10, 20))
-    assert anywhere.read_range("f", 0, 256) == bytes(range(256))
-    assert anywhere.read_range("f", 5, 5) == b""
-    for start, stop in ((250, 257), (256, 257), (300, 310)):
-        with pytest.raises(StorageError, match=f"ends before byte {stop}: it was cut short or replaced"):
-            anywhere.read_range("f", start, stop)
+    content = bytes(range(256))
+    anywhere.write_bytes("f", content)
+    for start, stop in ((0, 1), (10, 20), (0, 256), (5, 5), (250, 257), (256, 257), (300, 310)):
+        assert b"".join(anywhere.stream("f", start, stop)) == content[start:stop]
     with pytest.raises(MissingError):
-        anywhere.read_range("g", 0, 1)
+        list(anywhere.stream("g", 0, 1))
 
 
 def test_json_goes_and_comes_back(anywhere):
@@ -151,7 +147,7 @@ def test_paths_cannot_leave_the_folder(anywhere, path):
     anywhere.write_bytes("a/b", b"")
     calls = [
         lambda: anywhere.read_bytes(path), lambda: anywhere.write_bytes(path, b""), lambda: anywhere.delete(path),
-        lambda: anywhere.move("a", path), lambda: anywhere.child(path), lambda: anywhere.read_range(path, 0, 1),
+        lambda: anywhere.move("a", path), lambda: anywhere.child(path), lambda: anywhere.stream(path, 0, 1),
     ]  # fmt: skip
     for call in calls if path else calls[4:5]:
         with pytest.raises(StorageError, match=r"would leave its folder; it is refused"):
@@ -176,7 +172,7 @@ def test_any_name_works(anywhere, name):
     anywhere.write_bytes(f"{name}/{name}", name.encode())
     folder = anywhere.child(name)
     assert folder.read_bytes(name) == anywhere.read_bytes(f"{name}/{name}") == name.encode()
-    assert folder.read_range(name, 0, 1) == name.encode()[:1]
+    assert b"".join(folder.stream(name, 0, 1)) == name.encode()[:1]
     assert folder.files() == folder.names() == [name]
     assert anywhere.names() == sorted({name, *neighbours})
     assert folder.size(name) == len(name.encode())
@@ -195,7 +191,7 @@ def test_a_big_file_comes_back_the_same(anywhere):
     anywhere.write_bytes("big", memoryview(content))
     assert anywhere.size("big") == len(content)
     assert anywhere.read_bytes("big") == content
-    assert anywhere.read_range("big", 7_000_000, 19_000_001) == content[7_000_000:19_000_001]
+    assert b"".join(anywhere.stream("big", 7_000_000, 19_000_001)) == content[7_000_000:19_000_001]
 
 
 def test_a_reader_never_sees_a_part(anywhere):

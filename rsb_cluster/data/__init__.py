@@ -1,1 +1,1 @@
-"""Data sets: shards, their index, how they are made and checked, and the order in which samples are read."""
+"""Data sets: writing, indexing and verifying shards, and reading samples in a reproducible order."""

@@ -21,23 +21,23 @@ _CLOSE_S = 2.0
 @dataclass(eq=False)
 class _Block:
     key: Hashable
-    left: int  # pieces that have not been read
+    pending: int  # pieces that have not been read
     images: Images = field(default_factory=dict)
     error: BaseException | None = None
 
 
 class ReadAhead:
-    """Reads blocks on threads before they are asked for; a context manager.
+    """Prefetches blocks of samples on threads; a context manager.
 
-    Memory holds the blocks that were got and not yet released, and up to ``depth`` more. The threads share the pieces
-    of a block, so the next one needed is always the next one done.
+    Memory holds the blocks that `get` returned and that are not yet released, and up to ``depth`` more. All threads
+    read pieces of the same block, so that blocks become ready in the order in which they are needed.
 
     Args:
-        reader: Where the samples come from.
-        blocks: Key and samples of each block, in the order in which they will be asked for. It is used up by the
-            threads, one at a time.
-        depth: Blocks to have read, or to be reading, beyond those that were got; at least 1.
-        threads: How many pieces are read at once.
+        reader: Reads the samples.
+        blocks: Key and samples of each block, in the order of the calls to `get`. The threads consume it, one at a
+            time.
+        depth: Number of blocks to prefetch, at least 1.
+        threads: Number of threads; each reads one piece at a time.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class ReadAhead:
         self._ahead: deque[_Block] = deque()
         self._held: dict[Hashable, _Block] = {}
         self._work: deque[tuple[_Block, Piece]] = deque()
-        self._ended = False  # no more blocks will come from the iterator
+        self._exhausted = False  # no more blocks will come from the iterator
         self._failed: BaseException | None = None  # what the iterator raised
         self._closed = False
         self._transfers = [Transfer() for _ in range(threads)]
-        # Daemons: a process that ends without close() must not wait for a network.
+        # Daemons: a process that exits without close() must not wait for the network.
         self._threads = [
             threading.Thread(target=self._run, args=(transfer,), name=f"read-ahead-{i}", daemon=True)
             for i, transfer in enumerate(self._transfers)
@@ -70,50 +70,50 @@ class ReadAhead:
         self.close()
 
     def get(self, key: Hashable) -> Images:
-        """Return the images of a block, by sample number, once they are all there.
+        """Return the images of a block by sample number, as soon as all have been read.
 
         Args:
-            key: Of the next block, in the iterator's order, or of one that was got and not released.
+            key: The key of the next block in the iterator's order, or of one that has not been released.
 
         Raises:
             DataError: See `ShardReader.read`.
             StorageError: See `ShardReader.read`.
-            LookupError: It is another block's turn.
+            LookupError: The block is not the next one.
         """
         with self._changed:
             while key not in self._held:
                 if self._ahead:
                     if self._ahead[0].key != key:
-                        raise LookupError(f"block {key!r} was asked for, and {self._ahead[0].key!r} is next")
+                        raise LookupError(f"block {key!r} was requested, but the next one is {self._ahead[0].key!r}")
                     self._held[key] = self._ahead.popleft()
                     self._changed.notify_all()  # there is room for one more
                 elif self._failed is not None:
                     raise self._failed
-                elif self._ended:
-                    raise LookupError(f"block {key!r} was asked for, and there are no more")
+                elif self._exhausted:
+                    raise LookupError(f"block {key!r} was requested, but there are no more blocks")
                 else:
                     self._wait()
             block = self._held[key]
-            while block.left and block.error is None:
+            while block.pending and block.error is None:
                 self._wait()
         if block.error is not None:
             raise block.error
         return block.images
 
     def release(self, key: Hashable) -> None:
-        """Forget a block that was got. Its memory is free once no view of its images is left."""
+        """Release a block. Its memory is reused once no view of its images is left."""
         with self._changed:
             del self._held[key]
 
     def close(self) -> None:
-        """End the threads, also those that wait for the network; harmless when called twice."""
+        """Stop the threads, also those that wait for the network. May be called twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for transfer in self._transfers:
             transfer.cancel()
         deadline = time.monotonic() + _CLOSE_S
-        for thread in self._threads:  # one that is opening a connection just now is left to its time-out
+        for thread in self._threads:  # one that is opening a connection now is left to its timeout
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._changed:
             self._ahead.clear()
@@ -139,20 +139,20 @@ class ReadAhead:
                 error = caught
             with self._changed:
                 block.images |= images
-                block.left -= 1
+                block.pending -= 1
                 if error is not None and block.error is None:
                     block.error = error
                     self._work = deque(work for work in self._work if work[0] is not block)
-                if block.error is not None or not block.left:
+                if block.error is not None or not block.pending:
                     self._changed.notify_all()
 
     def _next(self) -> tuple[_Block, Piece] | None:
-        """Wait for something to read; None once the read-ahead is closed."""
+        """Return the next piece to read, waiting for it if necessary; None once the read-ahead is closed."""
         with self._changed:
             while not self._closed:
                 if self._work:
                     return self._work.popleft()
-                if self._ended or len(self._ahead) >= self._depth:
+                if self._exhausted or len(self._ahead) >= self._depth:
                     self._changed.wait()
                 else:
                     self._take_block()
@@ -163,9 +163,9 @@ class ReadAhead:
             key, samples = next(self._blocks)
             pieces = self._reader.plan(samples)
         except StopIteration:
-            self._ended = True
+            self._exhausted = True
         except BaseException as error:  # raised again by get()
-            self._ended, self._failed = True, error
+            self._exhausted, self._failed = True, error
         else:
             block = _Block(key, len(pieces))
             self._ahead.append(block)

@@ -1,4 +1,4 @@
-"""Memory that is used again when nobody looks at it any more."""
+"""A pool of buffers that are reused once nothing refers to them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-# A buffer is at most this many times as large as what is asked of it.
+# A buffer is at most this many times as large as requested.
 _SLACK = 2
 
 
-class Buffers:
-    """Lends memory. Several threads may use it at once.
+class BufferPool:
+    """Reuses memory. Several threads may use a pool at once.
 
-    The first touch of a page that comes from the system can cost several times what is then read into it: on a virtual
-    machine the host has to find one too. So what is given back is kept for the next who asks. There are never more
-    buffers than were lent at one time, each at most twice as large as the largest that was asked of it.
+    The first access to a fresh page can cost several times as much as filling it: on a virtual machine the host has to
+    allocate one too. So returned buffers are kept for the next request. There are never more buffers than were in use
+    at one time, each at most twice as large as the largest request that it served.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[NDArray[np.uint8]] = []
 
-    def lend(self, size: int) -> memoryview:
-        """Return memory of ``size`` bytes, whatever they are; it comes back when its last view is gone."""
+    def acquire(self, size: int) -> memoryview:
+        """Return ``size`` bytes of uninitialised memory; it returns to the pool when its last view is gone."""
         buffer = self._take(size)
         if buffer is None:
             buffer = np.empty(size, dtype=np.uint8)  # not a bytearray, which would be filled with zeros first
-        lent = buffer[:size]
-        # Whatever thread drops the last view runs this, even one that is in here: so it takes no lock.
-        weakref.finalize(lent, self._free.append, buffer).atexit = False
-        return lent.data
+        acquired = buffer[:size]
+        # Runs on whatever thread drops the last view, even one that holds the lock: so it takes no lock.
+        weakref.finalize(acquired, self._free.append, buffer).atexit = False
+        return acquired.data
 
     def _take(self, size: int) -> NDArray[np.uint8] | None:
         with self._lock:
-            free = list(self._free)  # others may append meanwhile, nobody else removes
+            free = list(self._free)  # other threads may append meanwhile, but none removes
             fitting = [i for i, buffer in enumerate(free) if size <= buffer.size <= _SLACK * size]
             if fitting:
                 return self._free.pop(min(fitting, key=lambda i: free[i].size))

@@ -1,7 +1,4 @@
-"""The data sets that are known by name: how many images they have, where they are, and how they are scored.
-
-All of it is data, in datasets.toml. ``metric`` is what the literature compares; ``also`` is reported beside it.
-"""
+"""The data sets known by name: number of images, download, and metrics. datasets.toml holds them."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Metric = Literal[
-    "top1",  # right images among all images
+    "top1",  # correct images among all images
     "top5",  # images whose class is among the five best predictions
-    "mean_per_class",  # mean over classes of the share of right images (macro recall)
+    "mean_per_class",  # mean over classes of the share of correct images (macro recall)
     "label_set_top1",  # images whose prediction is in their label set, among images that have one
     "macro_f1",  # mean over classes of F1
     "macro_precision",  # mean over classes of TP / (TP + FP)
@@ -31,18 +28,18 @@ class DataSet(BaseModel):
     """A data set that `rsb-cluster shards make` knows by name.
 
     Attributes:
-        name: As it is called on the command line and in recipes (``data.set``).
-        title: As it is called in prose.
-        samples: Number of images of each part, ``train`` and ``val``.
+        name: Name on the command line and in recipes (``data.set``).
+        title: Name in prose.
+        samples: Number of images of each split, ``train`` and ``val``.
         classes: Number of classes.
-        metric: What is compared with published results.
-        also: What is reported beside it.
-        default_labels: The label sets by which it is scored (`rsb_cluster.data.labels`); empty for the index's labels.
-        reader: Which function opens it, and its argument.
-        files: What has to lie in ``--root``; empty where nothing is needed.
-        download: Where to get it.
-        licence: What its use is bound to, in short; no legal advice.
-        note: What one should know; may be empty.
+        metric: The metric that is compared with published results.
+        also: Other metrics that are reported.
+        default_labels: The label sets for scoring (`rsb_cluster.data.labels`); empty for the index's labels.
+        reader: The function that opens it, and its argument.
+        files: The files required in ``--root``; empty if none.
+        download: Where to download it.
+        licence: Its licence in short; no legal advice.
+        note: A remark; may be empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,7 +1,7 @@
-"""The index of a data set: one file next to the shards that says what each sample is and where it lies.
+"""The index of a data set: a file next to the shards with the class and the position of each sample.
 
 It makes counts exact and lets a reader start anywhere with one range request. It is an uncompressed ``.npz``: the same
-shards give the same bytes (and digest) on every machine, which a compressed file, made by another zlib, would not.
+shards give the same bytes (and digest) on every machine, unlike a compressed file, which depends on the zlib version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsb_cluster.config.schema import newer_version
-from rsb_cluster.data.pool import each
+from rsb_cluster.data.pool import parallel_map
 from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.errors import ConfigError, DataError, MissingError
 from rsb_cluster.storage.store import Store
@@ -28,7 +28,7 @@ INDEX_NAME = "index.npz"
 CLASSES_NAME = "classes.json"
 SHARD_SUFFIX = ".tar"
 
-Progress = Callable[[int, int], None]  # (done, total); a total of 0 is not known
+Progress = Callable[[int, int], None]  # (done, total); a total of 0 means unknown
 
 _FORMAT = 1
 _BLOCK_BYTES = 512  # of a tar
@@ -37,7 +37,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """What a folder of S shards and N samples holds. Samples are numbered in shard order, then order in the tar.
+    """The index of a folder with S shards and N samples, which are numbered in the order of the shards.
 
     Arrays are read-only. Offsets are in bytes from the start of the sample's shard.
     """
@@ -47,7 +47,7 @@ class ShardIndex:
     shard_sha256: tuple[str, ...]
     shard_start: NDArray[np.int64]  # (S + 1,) number of the first sample of each shard, and N
     labels: NDArray[np.int32]  # (N,) class of each sample
-    offsets: NDArray[np.int64]  # (N,) first byte of the sample's first tar header, a long name's included
+    offsets: NDArray[np.int64]  # (N,) first byte of the sample's first tar header (be it that of a long name)
     stops: NDArray[np.int64]  # (N,) byte after the (512-padded) last member of the sample
     image_offsets: NDArray[np.int64]  # (N,) first byte of the image file
     image_sizes: NDArray[np.int64]  # (N,) bytes of the image file
@@ -59,7 +59,7 @@ class ShardIndex:
 
     @property
     def num_samples(self) -> int:
-        """How many samples the data set has."""
+        """Number of samples of the data set."""
         return len(self.labels)
 
     def shard_of(self, sample: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
@@ -67,7 +67,7 @@ class ShardIndex:
         return np.searchsorted(self.shard_start, sample, side="right") - 1
 
     def key(self, sample: int) -> str:
-        """Return a sample's key, as webdataset has it in ``__key__``."""
+        """Return a sample's key: webdataset's ``__key__``."""
         start, stop = self.key_starts[sample : sample + 2]
         return self.key_bytes[start:stop].decode("utf-8", "surrogateescape")
 
@@ -76,7 +76,7 @@ def load_index(store: Store) -> ShardIndex:
     """Read a data set's index.
 
     Raises:
-        DataError: There is none, or it is damaged.
+        DataError: There is no index, or it is damaged.
         NewerVersionError: A newer version wrote it.
         StorageError: The folder could not be read.
     """
@@ -86,11 +86,11 @@ def load_index(store: Store) -> ShardIndex:
     except MissingError as error:
         hint = f"Make it: rsb-cluster shards index {store.url}"
         if store.exists(f"train/{INDEX_NAME}"):
-            hint = f"This folder holds a whole set; did you mean {store.url}/train?"
+            hint = f"This folder holds the splits of a set; did you mean {store.url}/train?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
     try:
         return _unpack(content, url)
-    # What a damaged zip, a damaged npy header or a wrong meta raises; a changed byte of data is found by zip's CRC.
+    # Raised for a damaged zip, a damaged npy header or wrong metadata; zip's CRC detects a changed byte of data.
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:
         raise DataError(
             f"{url} is damaged: {error}. Remove it, then make it again: rsb-cluster shards index {store.url}"
@@ -100,21 +100,21 @@ def load_index(store: Store) -> ShardIndex:
 def build_index(
     store: Store, *, workers: int | None = 1, classes: Sequence[str] = (), progress: Progress | None = None
 ) -> ShardIndex:
-    """Read every shard of a folder once, and write the index as the last file.
+    """Read every shard of a folder once, and write the index.
 
     Args:
-        store: The folder. Files in it that are not ``*.tar`` are left alone.
-        workers: Processes that read shards at the same time (see `rsb_cluster.data.pool.each`).
-        classes: Names of the classes 0, 1, ...; where empty, those in the folder's ``classes.json``, if there.
+        store: The folder. Files in it that are not ``*.tar`` are ignored.
+        workers: Number of processes that read shards (see `rsb_cluster.data.pool.parallel_map`).
+        classes: Names of the classes 0, 1, ...; if empty, those in the folder's ``classes.json``, if it exists.
         progress: Called after each shard with the number of shards done and their total.
 
     Raises:
-        DataError: There is no shard, or one breaks the rules (see `scan_shard`). No index is written then.
-        ConfigError: There is an index that was not made here.
+        DataError: There is no shard, or one is invalid (see `scan_shard`). No index is written then.
+        ConfigError: The folder holds a file of the index's name that is no index.
         StorageError: The folder could not be read or written.
     """
-    if store.exists(INDEX_NAME) and not _is_ours(store):
-        raise ConfigError(f"{store.locate(INDEX_NAME)} is no index of shards. Move it away, then try again.")
+    if store.exists(INDEX_NAME) and not _is_shard_index(store):
+        raise ConfigError(f"{store.locate(INDEX_NAME)} is not an index of shards. Move it away, then try again.")
     shards = shard_names(store)
     if not shards:
         packed = [name for name in store.names() if SHARD_SUFFIX in name or name.endswith(".tgz")]
@@ -122,7 +122,7 @@ def build_index(
         raise DataError(f"there are no *{SHARD_SUFFIX} files in {store.url}. {hint}")
     names = tuple(classes) or read_classes(store)
     scans = []
-    for scan in each(scan_shard, [store] * len(shards), shards, workers=workers):
+    for scan in parallel_map(scan_shard, [store] * len(shards), shards, workers=workers):
         scans.append(scan)
         if progress is not None:
             progress(len(scans), len(shards))
@@ -130,12 +130,12 @@ def build_index(
 
 
 def write_index(store: Store, shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> ShardIndex:
-    """Write the index of shards that have been scanned: the last file of a data set.
+    """Write the index of scanned shards: the last file of a data set.
 
     Args:
         store: The folder.
         shards: The file names of the shards, sorted.
-        scans: What each of them holds.
+        scans: The scan of each shard.
         classes: Names of the classes 0, 1, ...
     """
     content = _pack(shards, scans, classes)
@@ -150,7 +150,7 @@ def shard_names(store: Store) -> list[str]:
 
 
 def read_classes(store: Store) -> tuple[str, ...]:
-    """Return the names of a folder's classes, empty where they are not known. Raises DataError where they are none."""
+    """Return the class names of a folder, empty if there is no ``classes.json``. Raises DataError if it is invalid."""
     if not store.exists(CLASSES_NAME):
         return ()
     value = store.read_json(CLASSES_NAME)
@@ -159,8 +159,8 @@ def read_classes(store: Store) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _is_ours(store: Store) -> bool:
-    """Whether the index in a folder is of our form, damaged or not."""
+def _is_shard_index(store: Store) -> bool:
+    """Whether the file of the index's name is an index of this package, damaged or not."""
     with store.open(INDEX_NAME) as file:
         try:
             return {"meta.npy", "shard_start.npy"} <= set(zipfile.ZipFile(file).namelist())
@@ -169,7 +169,7 @@ def _is_ours(store: Store) -> bool:
 
 
 def _pack(shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> bytes:
-    """Return the index file's bytes; they depend on the arguments only (zip entries carry the date 1980-01-01)."""
+    """Return the index file's bytes; they depend on the arguments only (zip entries are dated 1980-01-01)."""
     labels = np.concatenate([scan.labels for scan in scans])
     spans = np.concatenate([scan.spans for scan in scans])
     keys = [key for scan in scans for key in scan.keys]
@@ -181,7 +181,7 @@ def _pack(shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[s
         "num_classes": max(len(classes), int(labels.max()) + 1),
     }
     buffer = io.BytesIO()
-    # Little-endian whatever the machine: the digest must not depend on it.
+    # Little-endian on every machine: the digest must not depend on it.
     np.savez(
         buffer,
         meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
@@ -199,12 +199,12 @@ def _pack(shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[s
 
 
 def _starts(counts: list[int]) -> NDArray[np.int64]:
-    """Return where each of the parts starts, and the end of the last."""
+    """Return the start of each part, and the end of the last."""
     return np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
 
 
 def _unpack(content: bytes, url: str) -> ShardIndex:
-    """Read an index file's bytes. Raises ValueError (or what zipfile and numpy raise) where they are not one."""
+    """Parse an index file's bytes. Raises ValueError (or what zipfile and numpy raise) if they are invalid."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays.pop("meta").tobytes())
@@ -227,13 +227,13 @@ def _unpack(content: bytes, url: str) -> ShardIndex:
 
 
 def _check(index: ShardIndex) -> None:
-    """Raise ValueError where parts of the index contradict each other: a reader would read elsewhere without a word."""
+    """Raise ValueError if parts of the index contradict each other: a reader would silently read the wrong bytes."""
     per_shard, per_sample = len(index.shards), index.num_samples
     if not len(index.shard_sha256) == len(index.shard_bytes) == len(index.shard_start) - 1 == per_shard:
         raise ValueError("its lists of shards differ in length")
-    # Both become names of files: of the shards' folder, and of the cache's.
+    # Both become file names: in the folder of the shards, and in the cache.
     if any("/" in name for name in index.shards) or not all(map(_SHA256.fullmatch, index.shard_sha256)):
-        raise ValueError("it names a shard that is in another folder, or a checksum that is none")
+        raise ValueError("it names a shard in another folder, or an invalid checksum")
     for array in (index.offsets, index.stops, index.image_offsets, index.image_sizes, index.key_starts[1:]):
         if array.shape != (per_sample,):
             raise ValueError("its lists of samples differ in length")
@@ -252,4 +252,4 @@ def _check(index: ShardIndex) -> None:
     if not inside.all():
         raise ValueError(f"sample {int(np.argmin(inside))} lies outside of its shard")
     if per_sample == 0 or index.labels.min() < 0 or index.labels.max() >= index.num_classes:
-        raise ValueError("it has no samples, or classes that it does not count")
+        raise ValueError("it has no samples, or a class outside of its number of classes")

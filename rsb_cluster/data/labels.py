@@ -1,20 +1,19 @@
-"""Label sets: more than one right answer for an image, or none that is public.
+"""Label sets: more than one correct class for an image, or none that is public.
 
-The labels in an index are one class per image. ImageNet's ReaL labels and VizWiz-Classification have a *set* of classes
-for each image, of which any is right; an image with an empty set is not scored. A part of a data set keeps such labels
-in a file next to its index, ``labels-<name>.json``:
+The index has one class per image. ImageNet's ReaL labels and VizWiz-Classification have a *set* of classes for each
+image, any of which is correct; an image with an empty set is not scored. Such labels are kept in a file next to the
+index of a split, ``labels-<name>.json``:
 
     {"format": 1, "about": "...", "among": [291, ...] or null,
      "labels": {"<key>": [970, 795], ...}, "groups": {"Blur": ["<key>", ...], ...}}
 
-They are joined by key and not by number: the file fits the same images in any order, in other shards, and in a part
-that lacks some of them. ``among`` are the classes that a prediction may be (its logits are restricted to them);
-``groups`` are subsets that are also scored for themselves.
+They are joined by key and not by number: the file fits the same images in any order, in other shards, and in a subset
+of them. ``among`` are the classes that can be predicted (the logits are restricted to them); ``groups`` are subsets of
+the images that are scored separately as well.
 
-``rsb-cluster evaluate --labels NAME`` finds them so: `load_label_sets` with the store of the part (``<set>/val``) and
-its index. Without ``--labels`` the name is that in the ``default_labels`` of the data set in datasets.toml, which is
-looked up by the ``data_set`` in the part's source.json (`rsb_cluster.data.part.source_of`); where that is empty too,
-the index's own labels are right.
+``rsb-cluster evaluate --labels NAME`` selects them. Without ``--labels`` the name is the ``default_labels`` of the data
+set in datasets.toml, which is looked up by the ``data_set`` in the split's source.json; if that is empty too, the
+index's labels are used.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class LabelFile(BaseModel):
-    """What a ``labels-<name>.json`` holds; see the head of this module."""
+    """The content of a ``labels-<name>.json``; see the module's docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,9 +57,9 @@ class LabelSets:
     """The label sets of the N samples of an index.
 
     Attributes:
-        starts: Where each sample's classes start in ``classes``, and the end of the last, shape (N + 1,).
-        classes: The classes of all samples, one after the other.
-        among: The classes that a prediction may be, ascending; None for all.
+        starts: The start of each sample's classes in ``classes``, and the end of the last, shape (N + 1,).
+        classes: The classes of all samples, concatenated.
+        among: The classes that can be predicted, ascending; None for all.
         groups: For each named group whether a sample is in it, shape (N,).
     """
 
@@ -75,23 +74,23 @@ class LabelSets:
         return np.diff(self.starts) > 0
 
     def of(self, sample: int) -> NDArray[np.int64]:
-        """Return the classes that are right for a sample."""
+        """Return the correct classes of a sample."""
         return self.classes[self.starts[sample] : self.starts[sample + 1]]
 
 
 def label_file_name(name: str) -> str:
-    """Return the file, next to an index, that holds the label sets of a name."""
+    """Return the file name of the label sets with a name."""
     return f"labels-{name}.json"
 
 
 def label_files(names: Iterable[str]) -> dict[str, str]:
-    """Return those of a folder's files that hold label sets, and the names of these."""
+    """Return the names of the label sets among a folder's files, by file name."""
     pattern = re.compile(re.escape(label_file_name("*")).replace(r"\*", "(.+)"))
     return {name: found[1] for name in names if (found := pattern.fullmatch(name))}
 
 
 def pack_labels(content: LabelFile) -> bytes:
-    """Return the file of label sets: the same ones give the same bytes."""
+    """Return the bytes of a file of label sets; equal label sets give equal bytes."""
     lines = ",\n".join(f"{json.dumps(key)}: {list(classes)}" for key, classes in sorted(content.labels.items()))
     rest = content.model_dump_json(exclude={"labels"})
     return f'{rest[:-1]},"labels":{{\n{lines}\n}}}}\n'.encode()
@@ -103,10 +102,10 @@ def write_labels(store: Store, name: str, content: LabelFile) -> None:
 
 
 def renew_labels(store: Store, name: str, content: LabelFile) -> None:
-    """Write label sets next to an index, over older ones of their own kind only.
+    """Write label sets next to an index; they replace only older ones of the same kind.
 
     Raises:
-        ConfigError: There are others under that name.
+        ConfigError: A file of another kind has that name.
         StorageError: They could not be read or written.
     """
     file = label_file_name(name)
@@ -116,7 +115,7 @@ def renew_labels(store: Store, name: str, content: LabelFile) -> None:
 
 
 def label_kind(content: bytes) -> str | None:
-    """Return what a file of label sets says that it is, whatever its state; None where it is no such file."""
+    """Return the kind of a file of label sets, from its ``about``; None if it is no such file."""
     try:
         return LabelFile.model_validate_json(content).about.partition(":")[0]
     except ValidationError:
@@ -124,10 +123,10 @@ def label_kind(content: bytes) -> str | None:
 
 
 def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:
-    """Read the label sets that lie next to an index.
+    """Read the label sets next to an index.
 
     Raises:
-        DataError: There are none of that name, they are damaged, or a sample of the index is not in them.
+        DataError: There are none of that name, they are damaged, or a sample of the index is missing.
         StorageError: The folder could not be read.
     """
     url = store.locate(label_file_name(name))
@@ -135,8 +134,8 @@ def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:
         content = read_record(LabelFile, store.read_bytes(label_file_name(name)), url)
     except MissingError as error:
         raise DataError(
-            f"there are no labels '{name}' for {store.url}: no {url}. "
-            f"Make ReaL's with: rsb-cluster shards labels {REAL} {store.url}"
+            f"there are no labels '{name}' for {store.url}: {url} does not exist. "
+            f"Make the ReaL labels with: rsb-cluster shards labels {REAL} {store.url}"
         ) from error
     except ConfigError as error:
         raise DataError(f"{url} is damaged: {error} Make it again.") from error
@@ -159,12 +158,12 @@ def real_labels(keys: Iterable[str], file: Path | None = None) -> LabelFile:
     """Join the ReaL labels (Beyer et al. 2020, arXiv:2006.07159) to images of ImageNet's validation set.
 
     Args:
-        keys: Each with the image's number in it, as in ``ILSVRC2012_val_00000001``, which is where the join is made.
-        file: The authors' real.json: a list of 50,000 lists of classes, by that number. None takes the copy that
-            timm ships.
+        keys: Keys that contain the image's number, as in ``ILSVRC2012_val_00000001``; the join uses that number.
+        file: The authors' real.json: a list of 50,000 lists of classes, by that number. None for the copy that timm
+            ships.
 
     Raises:
-        ConfigError: The file is not theirs, or a key has no number.
+        ConfigError: The file is not the authors', or a key has no number.
     """
     path = file or timm_info("imagenet_real_labels.json")
     try:
@@ -172,8 +171,8 @@ def real_labels(keys: Iterable[str], file: Path | None = None) -> LabelFile:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the ReaL labels {path}: {error}. Give the authors' real.json.") from error
     if not isinstance(by_number, list) or len(by_number) != _REAL_IMAGES:
-        held = f"{len(by_number):,} entries" if isinstance(by_number, list) else "no list"
-        raise ConfigError(f"{path} holds {held}; real.json is a list of {_REAL_IMAGES:,}. Give the authors' file.")
+        content = f"{len(by_number):,} entries" if isinstance(by_number, list) else "no list"
+        raise ConfigError(f"{path} holds {content}; real.json is a list of {_REAL_IMAGES:,}. Give the authors' file.")
     joined = {}
     for key in keys:
         found = _VAL_NUMBER.search(key)
@@ -187,7 +186,7 @@ def real_labels(keys: Iterable[str], file: Path | None = None) -> LabelFile:
 
 
 def timm_info(name: str) -> Path:
-    """Return a file of facts about ImageNet that timm ships; timm is not imported, for it imports torch."""
+    """Return the path of a file about ImageNet that timm ships, without importing timm, which imports torch."""
     found = find_spec("timm")
     assert found is not None and found.submodule_search_locations
     return Path(found.submodule_search_locations[0], "data", "_info", name)

@@ -1,19 +1,19 @@
 """The order of samples: a pure function of (seed, epoch, position).
 
-It knows nothing of nodes, processes, loader workers, attempts or stopping points, so none of them can change it.
+It does not depend on nodes, processes, loader workers, attempts or checkpoints, so none of them can change it.
 
-An epoch is the list of all samples with *pieces* of shards permuted: some dozen consecutive samples each, one request
-to read. The list is cut into *streams* of equal length, one per group of virtual ranks, so no sample is read by two
-groups. Within a stream samples are shuffled in blocks of some thousand, by a permutation that can be computed for any
-block alone: a resume seeks, it never replays.
+An epoch is the list of all samples with *pieces* of shards permuted: a few dozen consecutive samples each, read with
+one request. The list is cut into *streams* of equal length, one per group of virtual ranks, so no sample is read by two
+groups. Within a stream samples are shuffled in blocks of a few thousand, by a permutation that can be computed for any
+block alone: a resume seeks and never replays.
 
-Pieces and not whole shards, as a block then mixes many places of the data set: with shards sorted by class, four whole
-shards would fill a micro-batch with four classes (tests/benchmarks/shuffle.py measures it).
+Pieces are permuted and not whole shards, so that a block mixes many places of the data set: with shards sorted by
+class, four whole shards would fill a micro-batch with four classes (tests/benchmarks/shuffle.py measures it).
 
 Without repeated augmentation each virtual rank is a group of its own. With R repeats, R (or a few more) virtual ranks
 form a group: its stream gives ceil(g·m/R) images a step, and their copies are dealt round-robin to the g micro-batches
-of m, so that the copies of an image meet in one global batch and in different micro-batches. Where g·m is not a
-multiple of R, the last image of a step has fewer copies; none straddles two steps.
+of m, so that the copies of an image are in one global batch and in different micro-batches. If g·m is not a multiple of
+R, the last image of a step has fewer copies; none straddles two steps.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ Ints = NDArray[np.int64]
 def permutation(n: int, *key: int) -> Ints:
     """Return a permutation of ``range(n)`` that depends on the key alone.
 
-    It sorts raw 64-bit words of a counter-based generator: NumPy promises that these, unlike ``Generator.permutation``,
-    stay the same in later versions, and a run must be able to outlive an upgrade.
+    It sorts raw 64-bit words of a counter-based generator: NumPy guarantees that these, unlike
+    ``Generator.permutation``, stay the same in later versions, and a run must survive an upgrade.
     """
     raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
     return np.argsort(raw, kind="stable").astype(np.int64)
 
 
 def seed_of(*key: int) -> int:
-    """Return a 64-bit seed that depends on the key alone; for the randomness of a sample or a micro-batch."""
+    """Return a 64-bit seed that depends on the key alone, for the random numbers of a sample or a micro-batch."""
     high, low = np.random.SeedSequence(key).generate_state(2)
     return int(high) << 32 | int(low)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one virtual rank trains on in one step.
+    """The micro-batch of a virtual rank in a step.
 
     Attributes:
         samples: Numbers of the samples in the index, shape (m,).
-        copies: Which copy of its image each is, from 0, shape (m,).
+        copies: Number of the copy of each image, from 0, shape (m,).
     """
 
     samples: Ints
@@ -67,10 +67,10 @@ class EpochOrder:
         seed: The run's seed.
         epoch: Number of the epoch, from 0.
         global_batch: Images in a step, copies included; a multiple of ``virtual_ranks``.
-        virtual_ranks: Parts of a global batch.
+        virtual_ranks: Micro-batches of a step.
         repeats: Copies of an image in a global batch; 1 without repeated augmentation.
-        block: Samples of a stream that are shuffled together.
-        piece: Consecutive samples of a shard that lie together in the list; at most so many.
+        block: Size of a shuffle block, samples of a stream.
+        piece: Maximum size of a piece, consecutive samples of a shard.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class EpochOrder:
         self._stream_start = np.concatenate([[0], np.cumsum(per_step)]) * self.steps
         first, sizes = _pieces(index.shard_start, piece)
         permuted = permutation(len(first), seed, epoch)
-        self._list_start = np.concatenate([[0], np.cumsum(sizes[permuted])])  # of each piece in the epoch's list
+        self._piece_start = np.concatenate([[0], np.cumsum(sizes[permuted])])  # of each piece, in the epoch's list
         self._first_sample = first[permuted]
 
     def draw(self, step: int, virtual_rank: int) -> Draw:
@@ -131,14 +131,14 @@ class EpochOrder:
             result[here] = self.block(group, int(block))[positions[here] - block * self._block_size]
         return result
 
-    @lru_cache(maxsize=256)  # noqa: B019 - an order lives for an epoch, and so may its blocks
+    @lru_cache(maxsize=256)  # noqa: B019 - an order lives for an epoch, and its blocks may live as long
     def block(self, group: int, block: int) -> Ints:
         """Return the samples of a block of a stream, shuffled."""
         start = int(self._stream_start[group]) + block * self._block_size
         stop = min(start + self._block_size, int(self._stream_start[group + 1]))
         listed = start + permutation(stop - start, self._seed, self._epoch, group, block, 1)
-        piece = np.searchsorted(self._list_start, listed, side="right") - 1
-        return np.asarray(self._first_sample[piece] + listed - self._list_start[piece], dtype=np.int64)
+        piece = np.searchsorted(self._piece_start, listed, side="right") - 1
+        return np.asarray(self._first_sample[piece] + listed - self._piece_start[piece], dtype=np.int64)
 
 
 def _pieces(shard_start: Ints, size: int) -> tuple[Ints, Ints]:
@@ -153,7 +153,7 @@ def _pieces(shard_start: Ints, size: int) -> tuple[Ints, Ints]:
 
 
 def _groups(virtual_ranks: int, repeats: int) -> list[range]:
-    """Cut the virtual ranks into groups of ``repeats`` or a few more, as even as can be."""
+    """Cut the virtual ranks into groups of ``repeats`` or a few more, as evenly as possible."""
     count = max(1, virtual_ranks // repeats)
     edges = [virtual_ranks * i // count for i in range(count + 1)]
     return [range(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -1,8 +1,8 @@
-"""What lies in the folder of a part of a set, and which of it is ours.
+"""The folder of a split, and which of its files are ours.
 
-A folder is ours when our record, ``source.json``, is in it. Of what lies in such a folder, ours are the record, the
-index, the shards that the record counts, and the class names and label sets whose checksums it has. All else is
-somebody's: it is overwritten or deleted only where the user has asked for it, and seen its name before.
+A folder is ours if it holds our record, ``source.json``. Of its files, ours are the record, the index, the shards that
+the record counts, and the class names and label sets with the checksums in the record. All others are foreign: they are
+overwritten or deleted only on the user's request, after their names were shown.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ _SHOWN = 3
 
 
 class _Record(BaseModel):
-    """What our record says: later versions say more than the first."""
+    """The content of the record; fields with a default were added by later versions."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     format: int
     data_set: str
-    samples: int  # in the part
+    samples: int  # in the split
     classes: int
     listing_sha256: str  # of the entries of the source
-    shard_samples: int  # at most, in a shard
+    shard_samples: int  # maximum per shard
     max_side: int | None
     quality: int | None
     pillow: str
     sizes_sha256: str = ""  # of the sizes of the image files
-    packed: dict[str, int] = {}  # sizes of files that hold many images
+    packed: dict[str, int] = {}  # sizes of files that hold many images each
     beside: dict[str, str] = {}  # checksums of the class names and label sets
     shards: int = 0
-    removing: bool = False  # what is there is to be replaced, and some of it may be gone
+    removing: bool = False  # a replacement has begun: some files may have been removed
 
 
 def shard_name(number: int) -> str:
-    """Return the file name of a shard that is made here."""
+    """Return the file name of a shard made by this package."""
     return f"shard-{number:06d}{SHARD_SUFFIX}"
 
 
 def source_of(store: Store) -> dict[str, Any]:
-    """Return the record of what a part was made from: ``data_set``, ``samples``, ...; empty where there is none.
+    """Return the record of what a split was made from: ``data_set``, ``samples``, ...; empty if there is none.
 
     Raises:
         NewerVersionError: A newer version wrote it.
@@ -73,7 +73,7 @@ def source_of(store: Store) -> dict[str, Any]:
 
 
 def shown(names: Iterable[str]) -> str:
-    """Return the first of some names, and how many more there are."""
+    """Return the first few names, and the number of the others."""
     listed = list(names)
     more = len(listed) - _SHOWN
     return ", ".join(listed[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
@@ -81,10 +81,10 @@ def shown(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Removal:
-    """What has to go from a part before it is made anew.
+    """The files to delete from a split before it is made again.
 
     Attributes:
-        url: The part's folder.
+        url: The split's folder.
         own: Names of the files that were made here.
         foreign: Names of the files that were not.
     """
@@ -95,22 +95,22 @@ class Removal:
 
 
 def refuse_foreign(going: Sequence[Removal]) -> None:
-    """Raise ConfigError where something has to go that was not made here."""
+    """Raise ConfigError if a file would be deleted that was not made here."""
     if found := [f"{shown(part.foreign)} in {part.url}" for part in going if part.foreign]:
         raise ConfigError(
-            f"--overwrite would delete what was not made by this command: {'; '.join(found)}. "
-            "Add --yes if it may go, or choose another folder."
+            f"--overwrite would delete files that were not made by this command: {'; '.join(found)}. "
+            "Add --yes to delete them, or choose another folder."
         )
 
 
 @dataclass(frozen=True)
-class Part:
-    """The folder of a part as it is now. Hidden files do not count.
+class SplitFolder:
+    """The current content of a split's folder, without hidden files.
 
     Attributes:
         store: The folder.
-        entries: The names in it, each with whether it is a file.
-        record: Ours; empty where the folder is not ours.
+        entries: The names in it, and whether each is a file.
+        record: Our record; empty if the folder is not ours.
     """
 
     store: Store
@@ -118,19 +118,19 @@ class Part:
     record: Mapping[str, Any]
 
     @classmethod
-    def of(cls, store: Store) -> Part:
-        """Look at a folder, which need not be there."""
+    def read(cls, store: Store) -> SplitFolder:
+        """List a folder, which need not exist."""
         entries = store.entries()
         return cls(store, entries, source_of(store) if entries.get(SOURCE_NAME) else {})
 
     @property
     def files(self) -> list[str]:
-        """The names of its files, sorted."""
+        """The names of the files, sorted."""
         return sorted(name for name, is_file in self.entries.items() if is_file)
 
     @property
     def tars(self) -> list[str]:
-        """The names of all that may be shards, whoever made them."""
+        """The names of all tar files, whoever made them."""
         return [name for name in self.files if name.endswith(SHARD_SUFFIX)]
 
     def shards(self) -> list[str]:
@@ -142,7 +142,7 @@ class Part:
         return [name for name, number in numbers.items() if count is None or number < count]
 
     def _shards_in_index(self) -> int | None:
-        """Return how many shards hold the samples of a record that does not count shards, None where not known."""
+        """Return the number of shards, from the index, for a record without it; None if unknown."""
         try:
             index = load_index(self.store) if self.entries.get(INDEX_NAME) else None
         except DataError:
@@ -150,12 +150,12 @@ class Part:
         counts = index.shard_start.tolist() if index else []
         return counts.index(self.record["samples"]) if self.record["samples"] in counts else None
 
-    def own(self, to_write: Mapping[str, bytes]) -> list[str]:
+    def own_files(self, to_write: Mapping[str, bytes]) -> list[str]:
         """Return the names of the files that were made here, the index first.
 
         Args:
-            to_write: Files beside the shards that are to be written: one that is there with these bytes counts as
-                ours, as nothing would be lost.
+            to_write: The other files that will be written besides the shards. An existing file with the same content
+                counts as ours, as nothing would be lost.
         """
         if not self.record:
             return []
@@ -169,18 +169,18 @@ class Part:
         return [*index, *self.shards(), *beside, SOURCE_NAME]
 
     def _is_own(self, name: str, content: bytes | None) -> bool:
-        there = self.store.read_bytes(name)
-        if there == content:
+        stored = self.store.read_bytes(name)
+        if stored == content:
             return True
         if "beside" in self.record:
-            return bool(self.record["beside"].get(name) == hashlib.sha256(there).hexdigest())
+            return bool(self.record["beside"].get(name) == hashlib.sha256(stored).hexdigest())
         if name == CLASSES_NAME:
-            return bool(_counts(there) == self.record["classes"])
-        return content is not None and label_kind(there) == label_kind(content)
+            return bool(_class_count(stored) == self.record["classes"])
+        return content is not None and label_kind(stored) == label_kind(content)
 
 
-def _counts(classes: bytes) -> int:
-    """Return how many names a file of class names holds; 0 where it is none."""
+def _class_count(classes: bytes) -> int:
+    """Return the number of names in a file of class names; 0 if it is invalid."""
     try:
         found = json.loads(classes)
     except ValueError:

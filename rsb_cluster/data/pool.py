@@ -1,4 +1,4 @@
-"""The same work on many shards, in several processes."""
+"""Maps a function over many shards, in several processes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from rsb_cluster.errors import RsbError
 
 Result = TypeVar("Result")
 
+_ROWS_PER_PROCESS = 4  # at least: starting a process takes seconds if it imports torchvision
 
-_ROWS_PER_PROCESS = 4  # at least: to start a process takes seconds where torchvision has to be imported in it
 
-
-def each(function: Callable[..., Result], *columns: Sequence[Any], workers: int | None) -> Iterator[Result]:
+def parallel_map(function: Callable[..., Result], *columns: Sequence[Any], workers: int | None) -> Iterator[Result]:
     """Yield ``function(*row)`` for each row of the columns, in their order, whatever the number of processes.
 
     Args:
-        function: What to call; importable, as its arguments are.
+        function: The function; it and its arguments can be pickled.
         columns: Its arguments, of equal length.
-        workers: Processes at most; with 1 all is done in this one. None takes one per core, fewer for little work.
-            They are spawned, so a script that asks for them needs the usual ``if __name__ == "__main__"``.
+        workers: Maximum number of processes; 1 calls the function in this one. None: one per core, fewer for few rows.
+            They are spawned, so a script that uses them needs the usual ``if __name__ == "__main__"``.
 
     Raises:
-        RsbError: A process was killed (most likely for want of memory), besides what the function raises.
+        RsbError: A process was killed (most likely out of memory). Errors of the function are raised as well.
     """
     rows = len(columns[0])
     if workers is None:
@@ -45,14 +44,14 @@ def each(function: Callable[..., Result], *columns: Sequence[Any], workers: int 
             yield from pool.map(function, *columns)
         except BrokenProcessPool as error:
             raise RsbError(
-                "a worker process was killed, most likely for want of memory. Try again with fewer --workers."
+                "a worker process was killed, most likely because it ran out of memory. Try again with fewer --workers."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _live_and_die_with_the_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed: a pool would wait for ever."""
+    """Ignore Ctrl-C, which the parent handles, and exit with the parent even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Reads the encoded images of samples out of shards: few requests, and no copy for each image."""
+"""Reads the encoded images of samples from shards, with few requests and without a copy per image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsb_cluster.data.buffers import Buffers
-from rsb_cluster.data.cache import ShardCache, shard_changed
+from rsb_cluster.data.buffers import BufferPool
+from rsb_cluster.data.cache import ShardCache, changed_shard_error
 from rsb_cluster.data.index import ShardIndex
 from rsb_cluster.data.order import Ints
 from rsb_cluster.errors import DataError
@@ -21,7 +21,7 @@ from rsb_cluster.storage.transfer import Transfer, fill
 
 log = logging.getLogger(__name__)
 
-MERGE_BYTES = 256 << 10  # a gap up to this is read and thrown away: cheaper than another request
+MERGE_BYTES = 256 << 10  # a gap of up to this size is read and discarded: cheaper than another request
 
 _HEADER_BYTES = 512
 _NAME_BYTES = 100  # of a tar header; a longer name is cut, or lies elsewhere
@@ -43,22 +43,22 @@ class ShardReader:
     """Reads samples by number. Several threads may use one reader at once.
 
     Attributes:
-        bytes_read: Bytes that came from the store.
-        bytes_cached: Bytes that came from the cache.
-        bytes_used: Bytes of the images asked for.
+        bytes_read: Bytes read from the store.
+        bytes_cached: Bytes read from the cache.
+        bytes_used: Bytes of the requested images.
         requests: Files opened in the store, or requests sent to it.
-        retries: How many of them because the one before broke.
+        retries: Requests that repeat a failed one.
 
     Args:
         store: Folder of the shards.
         index: Their index.
-        cache: Keeps whole shards on this node. A shard is downloaded whole the first time that it is asked for.
+        cache: Cache of whole shards on this node. A shard is downloaded whole when it is first needed.
     """
 
     def __init__(self, store: Store, index: ShardIndex, *, cache: ShardCache | None = None) -> None:
         self._store, self._index, self._cache = store, index, cache
         self.bytes_read = self.bytes_cached = self.bytes_used = self.requests = self.retries = 0
-        self._buffers = Buffers()
+        self._buffers = BufferPool()
         self._lock = threading.Lock()
         self._hashed: set[int] = set()  # shards whose whole content has been checked
 
@@ -67,10 +67,10 @@ class ShardReader:
 
         Args:
             samples: Numbers in the index, any shape and order.
-            transfer: Can end the reading from another thread.
+            transfer: Can cancel the read from another thread.
 
         Raises:
-            DataError: A shard does not hold what the index says.
+            DataError: A shard does not match the index.
             StorageError: A shard could not be read.
         """
         images: Images = {}
@@ -79,7 +79,7 @@ class ShardReader:
         return images
 
     def plan(self, samples: Ints) -> list[Piece]:
-        """Return what to read for the samples: pieces of shards, in order, that hold all of them and little else."""
+        """Return the pieces of shards to read for the samples, in order; they hold little else."""
         index = self._index
         ordered = np.unique(samples)
         shards = index.shard_of(ordered)
@@ -93,14 +93,14 @@ class ShardReader:
                 size = int(index.shard_bytes[shard])
                 whole = stop - first == index.shard_start[shard + 1] - index.shard_start[shard]
                 if whole and max(start, size - end) <= MERGE_BYTES:
-                    start, end = 0, size  # then it can be checked against its hash
+                    start, end = 0, size  # the whole shard can be checked against its hash
                 pieces.append(Piece(shard, start, end, tuple(ordered[first:stop].tolist())))
         return pieces
 
     def read_piece(self, piece: Piece, transfer: Transfer | None = None) -> Images:
         """Return the images of a piece. Raises what `read` does."""
         transfer = transfer or Transfer()
-        content = self._buffers.lend(piece.stop - piece.start)
+        content = self._buffers.acquire(piece.stop - piece.start)
         requests, retries = transfer.requests, transfer.retries
         try:
             images = self._read_cached(piece, content, transfer)
@@ -115,7 +115,7 @@ class ShardReader:
         return images
 
     def _read_cached(self, piece: Piece, content: memoryview, transfer: Transfer) -> Images | None:
-        """Return the images as the cache has them; None where it has none, or its disk gave back something else."""
+        """Return the images from the cache; None if there is no cache, or its copy is damaged."""
         if self._cache is None:
             return None
         index, shard = self._index, piece.shard
@@ -127,12 +127,11 @@ class ShardReader:
             self.bytes_read += size if transfer.requests > requests else 0
         with file:
             try:
-                # Read, not mapped: with a map it would be the decoders that wait for the disk, and a bad block would
-                # be a SIGBUS.
+                # Read, not mapped: with mmap the decoders would wait for the disk, and a bad block would be a SIGBUS.
                 fill(content, file, piece.start, Transfer())
                 images = self._images(piece, content)
             except (OSError, DataError) as error:
-                log.warning("a shard in the cache is damaged, and read from the store instead: %s", error)
+                log.warning("a cached shard is damaged; reading it from the store instead: %s", error)
                 self._cache.discard(index.shard_sha256[shard])
                 return None
         with self._lock:
@@ -146,7 +145,7 @@ class ShardReader:
             self.bytes_read += got
         if got < len(content):
             last = next(s for s in piece.samples if self._stop(s) > piece.start + got or s == piece.samples[-1])
-            raise self._changed(last, f"it ends at byte {piece.start + got}" if got else "it ends before")
+            raise self._changed_error(last, f"it ends at byte {piece.start + got}" if got else "it ends before")
         images = self._images(piece, content)
         if len(content) == self._index.shard_bytes[piece.shard]:
             self._check_hash(piece, content)
@@ -165,7 +164,7 @@ class ShardReader:
         return images
 
     def _check_header(self, number: int, header: bytes, size: int) -> None:
-        """Check that there is the tar header of this sample's image."""
+        """Check that the header is the tar header of this sample's image."""
         starts = self._index.key_starts
         key = self._index.key_bytes[starts[number] : starts[number + 1]]
         if _is_plain(header, key, size):
@@ -173,15 +172,15 @@ class ShardReader:
         try:
             found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
-            raise self._changed(number, "there is no tar header") from None
+            raise self._changed_error(number, "there is no tar header") from None
         if found.size != size:
-            raise self._changed(number, f"there is a file of {found.size} bytes, not of {size}")
-        # A name that is long or not ASCII lies in a header of its own, which may have been read or not.
+            raise self._changed_error(number, f"there is a file of {found.size} bytes, not of {size}")
+        # A name that is long or not ASCII is in a separate header, which may not have been read.
         if len(key) + len(".jpeg") <= _NAME_BYTES and key.isascii() and not found.name.startswith(f"{key.decode()}."):
-            raise self._changed(number, f"there is '{found.name}'")
+            raise self._changed_error(number, f"there is '{found.name}'")
 
     def _check_hash(self, piece: Piece, content: memoryview) -> None:
-        """Check a whole shard, once: that costs about as much again as reading it."""
+        """Check the hash of a whole shard, once: that costs about as much as reading it."""
         with self._lock:
             if piece.shard in self._hashed:
                 return
@@ -189,21 +188,22 @@ class ShardReader:
         if found != self._index.shard_sha256[piece.shard]:
             url = self._store.locate(self._index.shards[piece.shard])
             first, last = (self._index.key(piece.samples[i]) for i in (0, -1))
-            raise shard_changed(url, f"the SHA-256 of the shard with the samples '{first}' to '{last}' is now {found}")
+            what = f"the SHA-256 of the shard with the samples '{first}' to '{last}' is now {found}"
+            raise changed_shard_error(url, what)
         with self._lock:
             self._hashed.add(piece.shard)
 
     def _stop(self, number: int) -> int:
         return int(self._index.image_offsets[number] + self._index.image_sizes[number])
 
-    def _changed(self, number: int, what: str) -> DataError:
+    def _changed_error(self, number: int, what: str) -> DataError:
         shard = self._index.shards[int(self._index.shard_of(np.array(number)))]
         where = f"sample '{self._index.key(number)}' should be at byte {self._index.image_offsets[number]}"
-        return shard_changed(self._store.locate(shard), f"{where}, but {what}")
+        return changed_shard_error(self._store.locate(shard), f"{where}, but {what}")
 
 
 def _is_plain(header: bytes, key: bytes, size: int) -> bool:
-    """Whether a header is the expected one; False where only tarfile can tell, which takes five times as long."""
+    """Whether a header is the expected one; False if only tarfile can tell, which takes five times as long."""
     checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     try:
         numbers = int(header[148:156].rstrip(b" \0"), 8), int(header[124:136].rstrip(b" \0"), 8)

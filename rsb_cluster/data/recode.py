@@ -1,4 +1,4 @@
-"""Make images smaller before they are stored."""
+"""Downscales large images before they are stored."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ QUALITY = 95
 
 @dataclass(frozen=True)
 class Recode:
-    """Images whose longer side is above a limit become JPEGs of that side; all others keep their bytes.
+    """Downscales images whose longer side is above a limit to JPEGs of that side; all others keep their bytes.
 
-    An EXIF orientation is dropped and not applied, as all readers of this package (and timm's) do not apply it.
+    The EXIF orientation is dropped and not applied: no reader of this package (nor of timm) applies it.
 
     Attributes:
-        max_side: Pixels of the longer side.
-        quality: Of the JPEGs, 1 to 100.
+        max_side: Maximum length of the longer side, px.
+        quality: Quality of the JPEGs, 1 to 100.
     """
 
     max_side: int
@@ -27,11 +27,11 @@ class Recode:
     def __post_init__(self) -> None:
         if self.max_side < 1 or not 1 <= self.quality <= 100:
             raise ConfigError(
-                f"a longer side of {self.max_side} at the quality {self.quality} cannot be. Use 1 to 100."
+                f"cannot downscale to {self.max_side} px at quality {self.quality}. Use 1 px or more, and 1 to 100."
             )
 
     def __call__(self, key: str, content: bytes, extension: str) -> tuple[bytes, str]:
-        """Return the image file that is to be stored, and its extension.
+        """Return the image file to store, and its extension.
 
         Raises:
             DataError: The image cannot be decoded.
@@ -48,7 +48,7 @@ class Recode:
                 smaller = pixels.resize((size[0], size[1]), Image.Resampling.LANCZOS)
         except Exception as error:  # PIL's readers raise nearly anything on damaged files
             raise DataError(
-                f"the image '{key}' cannot be decoded, and so not be made smaller: {type(error).__name__}: {error}. "
+                f"the image '{key}' cannot be decoded, and so not downscaled: {type(error).__name__}: {error}. "
                 "Replace it, or make the shards without --max-side."
             ) from error
         buffer = io.BytesIO()

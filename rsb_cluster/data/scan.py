@@ -1,6 +1,6 @@
-"""Read one shard from end to end: where each sample lies, its class, and the hash of the file.
+"""Scans a shard: the position and the class of each sample, and the hash of the file.
 
-The rules for names are webdataset's, copied and not imported: importing webdataset imports torch, which takes seconds.
+The rules for names are webdataset's, copied because importing webdataset imports torch, which takes seconds.
 Sources: ``base_plus_ext``, ``tar_file_iterator`` and ``group_by_keys`` in ``webdataset/tariterators.py`` (1.0.2).
 """
 
@@ -38,7 +38,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     The key is the path up to the first dot of the base name, the directory included.
 
     Returns:
-        ``None`` for a name that webdataset passes over: one without a dot, or metadata (``__x__``, ``__x__/...``).
+        ``None`` for a name that webdataset skips: one without a dot, or metadata (``__x__``, ``__x__/...``).
     """
     found = _NAME.match(name)
     if found is None or _META.match(name):
@@ -47,10 +47,10 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 class HashingReader(io.RawIOBase):
-    """A stream, read once from its start, that hashes what passes.
+    """Reads a stream sequentially and hashes it.
 
     Args:
-        stream: Where the bytes come from. It is closed together with this one.
+        stream: The stream; closed together with this one.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -59,11 +59,11 @@ class HashingReader(io.RawIOBase):
         self.num_bytes = 0
 
     def readable(self) -> bool:
-        """Return True: this is for reading."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: any writable buffer
-        """Fill a buffer and return how many bytes came; 0 at the end."""
+        """Fill a buffer and return the number of bytes; 0 at the end."""
         content = self._stream.read(len(buffer))
         buffer[: len(content)] = content
         self._hash.update(content)
@@ -71,25 +71,25 @@ class HashingReader(io.RawIOBase):
         return len(content)
 
     def tell(self) -> int:
-        """Return how many bytes have passed."""
+        """Return the number of bytes read so far."""
         return self.num_bytes
 
     def close(self) -> None:
-        """Close the stream below as well."""
+        """Close the underlying stream as well."""
         self._stream.close()
         super().close()
 
     @property
     def sha256(self) -> str:
-        """SHA-256 (hex) of what has passed so far."""
+        """SHA-256 (hex) of the bytes read so far."""
         return self._hash.hexdigest()
 
 
-def hashed(stream: BinaryIO) -> tuple[HashingReader, io.BufferedReader]:
-    """Prepare a stream to be read once and hashed.
+def hashing_reader(stream: BinaryIO) -> tuple[HashingReader, io.BufferedReader]:
+    """Wrap a stream to hash it while it is read.
 
     Returns:
-        The hash, which is the file's once the end is reached, and the stream to read from (and to close).
+        The hash, which is that of the file once the end is reached, and the buffered stream to read from and to close.
     """
     hashing = HashingReader(stream)
     return hashing, io.BufferedReader(hashing, _READ_BYTES)
@@ -97,7 +97,7 @@ def hashed(stream: BinaryIO) -> tuple[HashingReader, io.BufferedReader]:
 
 @dataclass(frozen=True, eq=False)
 class ShardScan:
-    """What one shard holds. Arrays have one element per sample, in the order of the tar."""
+    """The content of a shard. Arrays have one element per sample, in the order of the tar."""
 
     num_bytes: int
     sha256: str
@@ -118,11 +118,11 @@ class _Sample:
 
 
 class _DamagedError(Exception):
-    """A header that is not one, or the file's end before the archive's."""
+    """A header is invalid, or the file ends before the archive."""
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that must be whole: tarfile takes a damaged or missing one, but for the first, for the archive's end."""
+    """A header that must be valid: tarfile takes an invalid one, unless it is the first, for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
@@ -135,23 +135,23 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def scan_shard(store: Store, name: str) -> ShardScan:
-    """Read the shard of a name in a folder once, and describe it (see `scan_stream`)."""
+    """Scan the shard with a name in a folder (see `scan_stream`)."""
     return scan_stream(store.open(name), store.locate(name))
 
 
 def scan_stream(opened: BinaryIO, url: str) -> ShardScan:
-    """Read one shard once, as a stream, and describe it.
+    """Scan a shard, reading it once as a stream.
 
     Args:
         opened: The shard, at its start. It is closed.
-        url: What to call it.
+        url: Its name in messages.
 
     Raises:
-        DataError: The file is not a whole tar; a sample has no image, no class, or two members with one extension;
-            a key comes twice; a member is sparse; or there is no sample. The message names the shard and the key.
+        DataError: The file is not a complete tar; a sample has no image, no class, or two members with one extension;
+            a key occurs twice; a member is sparse; or there is no sample. The message names the shard and the key.
         StorageError: The file could not be read.
     """
-    hashing, stream = hashed(opened)
+    hashing, stream = hashing_reader(opened)
     samples: list[_Sample] = []
     with stream:
         compression = next((kind for magic, kind in _COMPRESSED.items() if stream.peek(8).startswith(magic)), None)
@@ -164,7 +164,7 @@ def scan_stream(opened: BinaryIO, url: str) -> ShardScan:
             samples.extend(_samples(stream, url))
         except (tarfile.TarError, _DamagedError) as error:
             last = f"after the sample '{samples[-1].key}'" if samples else "at its start"
-            raise DataError(f"{url} is not a whole tar: {error}, {last}. Copy or make it again.") from error
+            raise DataError(f"{url} is not a complete tar: {error}, {last}. Copy or make it again.") from error
     if not samples:
         raise DataError(f"{url} holds no samples. Delete it, or make it again.")
     return ShardScan(
@@ -177,13 +177,13 @@ def scan_stream(opened: BinaryIO, url: str) -> ShardScan:
 
 
 def _samples(stream: io.BufferedReader, url: str) -> Iterator[_Sample]:
-    """Yield each run of members with one key; read to the end of the file."""
+    """Yield a sample for consecutive members with the same key; read to the end of the file."""
     current: _Sample | None = None
     # "r|", not "r|*": webdataset would also read a compressed tar, in which no offset can be sought.
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
-            # Links are passed over too, as webdataset does: they have no content of their own.
+            # Links are skipped as well, as in webdataset: they have no content of their own.
             parts = split_name(member.name) if member.isreg() else None
             if parts is None:
                 continue
@@ -200,7 +200,7 @@ def _samples(stream: io.BufferedReader, url: str) -> Iterator[_Sample]:
 
 
 def _add(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, url: str) -> None:
-    """Note a member in its sample."""
+    """Add a member to its sample."""
     where = f"{url}: sample '{sample.key}'"
     if extension in sample.extensions:
         raise DataError(
@@ -208,7 +208,7 @@ def _add(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extensi
         )
     if member.issparse():
         raise DataError(
-            f"{where}: '{member.name}' is stored sparse, so its bytes do not lie in one piece. "
+            f"{where}: '{member.name}' is a sparse file, so its bytes are not contiguous. "
             "Make the tar without --sparse."
         )
     sample.extensions.add(extension)
@@ -222,12 +222,12 @@ def _add(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extensi
 
 
 def _check_rest(tar: tarfile.TarFile) -> None:
-    """Read what follows the end mark: nothing but zeros."""
+    """Check that only zeros follow the end marker."""
     assert tar.fileobj is not None
     while block := tar.fileobj.read(_READ_BYTES):
         if block.count(0) != len(block):
-            # What `cat a.tar b.tar` makes. webdataset would silently read the first part only.
-            raise _DamagedError("there is something behind the end mark (two tars in one file?)")
+            # The result of `cat a.tar b.tar`, of which webdataset would silently read the first archive only.
+            raise _DamagedError("there is data after the end marker (two tars in one file?)")
 
 
 def _unique_keys(samples: list[_Sample], url: str) -> Iterator[bytes]:
@@ -235,11 +235,11 @@ def _unique_keys(samples: list[_Sample], url: str) -> Iterator[bytes]:
     for sample in samples:
         if sample.key in seen:
             raise DataError(
-                f"{url}: the key '{sample.key}' comes twice, or its members do not follow each other. "
+                f"{url}: the key '{sample.key}' occurs twice, or its members are not consecutive. "
                 "Sort the members by name (tar --sort=name), or make the shard again."
             )
         seen.add(sample.key)
-        # A name that is not UTF-8 comes from tarfile with surrogates; they become the same bytes again.
+        # tarfile decodes a name that is not UTF-8 with surrogates; they become the same bytes again.
         yield sample.key.encode("utf-8", "surrogateescape")
 
 
@@ -266,10 +266,10 @@ def _class_of(sample: _Sample, url: str) -> int:
     elif sample.json is not None:
         label = _class_in_json(sample.json, where)
     else:
-        raise DataError(f"{where} has no class: neither .cls nor .json is there. Add a .cls with the class number.")
+        raise DataError(f"{where} has no class: it has neither .cls nor .json. Add a .cls with the class number.")
     if not 0 <= label <= _MAX_CLASS:
         raise DataError(
-            f"{where} has the class {label}; classes are numbered from 0 to {_MAX_CLASS}. Number them anew."
+            f"{where} has the class {label}; classes are numbered from 0 to {_MAX_CLASS}. Renumber the classes."
         )
     return label
 

@@ -1,8 +1,8 @@
-"""What predictions are worth: each metric as a function of predicted and right classes, in percent.
+"""Metrics: functions of predicted and true classes, in percent.
 
-Legend: N images that are scored, K classes. An image that could not be decoded has the prediction -1, which is wrong
-for every metric. A mean over classes is over those that have an image, for F1 and precision also over those that were
-predicted, as scikit-learn has it; 0/0 counts as 0.
+Notation: N scored images, K classes. An image that could not be decoded has the prediction -1, which is wrong for every
+metric. A mean over classes is over those that have an image, for F1 and precision also over those that were predicted,
+as in scikit-learn; 0/0 counts as 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rsb_cluster.errors import ConfigError
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 UNDECODABLE = -1
-BEST = 5  # predictions that are kept of each image
+BEST = 5  # number of predictions kept of each image
 
 Classes = NDArray[np.int64]
 
@@ -31,7 +31,7 @@ class Scores:
 
     Attributes:
         values: Percent, by metric.
-        scored: Images that count; those without a label do not.
+        scored: Number of images with a label; the others are not scored.
         groups: The first metric, percent, and the number of images, for each named group of images.
     """
 
@@ -41,23 +41,23 @@ class Scores:
 
 
 def score_classes(best: Classes, labels: Classes, metrics: tuple[Metric, ...], num_classes: int) -> Scores:
-    """Score predictions where each image has one right class.
+    """Score predictions for images with one true class each.
 
     Args:
         best: The classes with the largest logits, best first, shape (N, up to 5); -1 for none.
-        labels: The right classes, shape (N,).
-        metrics: Which.
+        labels: The true classes, shape (N,).
+        metrics: The metrics to compute.
         num_classes: K.
 
     Raises:
-        ConfigError: A metric is not for such labels.
+        ConfigError: A metric does not apply to such labels.
     """
     check_metrics(metrics, num_classes)
-    return Scores({metric: 100 * _OF[metric](best, labels, num_classes) for metric in metrics}, len(labels))
+    return Scores({metric: 100 * _FUNCTIONS[metric](best, labels, num_classes) for metric in metrics}, len(labels))
 
 
 def check_metrics(metrics: tuple[Metric, ...], num_classes: int) -> None:
-    """Refuse metrics that are not for one right class an image, or not for so many classes. Raises ConfigError."""
+    """Raise ConfigError for metrics that do not apply to one true class per image, or to so many classes."""
     if "label_set_top1" in metrics:
         raise ConfigError(
             "metric 'label_set_top1' needs label sets: add --labels with their name, or choose another --metric."
@@ -72,7 +72,7 @@ def check_metrics(metrics: tuple[Metric, ...], num_classes: int) -> None:
 
 
 def score_sets(best: Classes, sets: LabelSets) -> Scores:
-    """Score predictions where each image has a set of right classes; one whose set is empty is skipped.
+    """Score predictions for images with a set of correct classes each; images with an empty set are skipped.
 
     A group without a scored image is left out.
 
@@ -111,7 +111,7 @@ class _Counts:
     tn: Classes
 
     @staticmethod
-    def of(best: Classes, labels: Classes, num_classes: int) -> _Counts:
+    def count(best: Classes, labels: Classes, num_classes: int) -> _Counts:
         predicted = best[:, 0]
         tp = np.bincount(labels[predicted == labels], minlength=num_classes)
         images = np.bincount(labels, minlength=num_classes)
@@ -123,21 +123,21 @@ def _macro(rate: Callable[[_Counts], tuple[Classes, Classes]], *, also_predicted
     """Return the mean over classes of numerator / denominator."""
 
     def mean(best: Classes, labels: Classes, num_classes: int) -> float:
-        counts = _Counts.of(best, labels, num_classes)
-        above, below = rate(counts)
-        rates = np.divide(above, below, out=np.zeros(num_classes), where=below > 0)
-        there = counts.tp + counts.fn + (counts.fp if also_predicted else 0) > 0
-        return float(rates[there].mean()) if there.any() else float("nan")
+        counts = _Counts.count(best, labels, num_classes)
+        numerator, denominator = rate(counts)
+        rates = np.divide(numerator, denominator, out=np.zeros(num_classes), where=denominator > 0)
+        included = counts.tp + counts.fn + (counts.fp if also_predicted else 0) > 0
+        return float(rates[included].mean()) if included.any() else float("nan")
 
     return mean
 
 
 def _of_class_1(rate: Callable[[_Counts], tuple[Classes, Classes]]) -> Callable[..., float]:
-    def of(best: Classes, labels: Classes, num_classes: int) -> float:
-        above, below = (counted[1] for counted in rate(_Counts.of(best, labels, num_classes)))
-        return float(above / below) if below else 0.0
+    def metric(best: Classes, labels: Classes, num_classes: int) -> float:
+        numerator, denominator = (counts[1] for counts in rate(_Counts.count(best, labels, num_classes)))
+        return float(numerator / denominator) if denominator else 0.0
 
-    return of
+    return metric
 
 
 def _recall(c: _Counts) -> tuple[Classes, Classes]:
@@ -148,7 +148,7 @@ def _precision(c: _Counts) -> tuple[Classes, Classes]:
     return c.tp, c.tp + c.fp
 
 
-_OF: Mapping[Metric, Callable[[Classes, Classes, int], float]] = {
+_FUNCTIONS: Mapping[Metric, Callable[[Classes, Classes, int], float]] = {
     "top1": _top1,
     "top5": _top5,
     "mean_per_class": _macro(_recall, also_predicted=False),

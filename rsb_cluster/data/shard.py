@@ -1,4 +1,4 @@
-"""Write one shard."""
+"""Writes and compares single shards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ShardContents:
-    """What a shard is to hold.
+    """The samples of a shard.
 
     Attributes:
-        read: Gives the sample that an entry stands for.
-        recode: How to make images smaller.
-        entries: Of the samples, in the order of the source: disks and row groups are read forward.
-        places: Of each entry in the shard.
-        sizes: Bytes of each entry's image file as it will be stored; empty where that is not known.
+        read: Reads the sample of an entry.
+        recode: How to downscale images.
+        entries: The samples' entries, in the order of the source: disks and row groups are read forward.
+        places: The position of each entry in the shard.
+        sizes: Size of each entry's image file as stored, bytes; empty if unknown.
     """
 
     read: Callable[[Any], Sample]
@@ -38,7 +38,7 @@ class ShardContents:
 
 @dataclass(frozen=True)
 class ImageChange:
-    """An image that is not the one in a shard: its entry, and bytes then and now."""
+    """An image that differs from the one in a shard: its entry, and its size then and now, bytes."""
 
     entry: Any
     before: int
@@ -47,11 +47,11 @@ class ImageChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a shard that is there holds, against what it is to hold.
+    """An existing shard compared with its expected contents.
 
     Attributes:
-        scan: What it holds; None where it is damaged, or has other samples.
-        changes: The images that are not those in it.
+        scan: Its content; None if it is damaged, or has other samples.
+        changes: The images that differ from those in it.
     """
 
     scan: ShardScan | None
@@ -59,11 +59,11 @@ class Comparison:
 
 
 def make_shard(store: Store, name: str, contents: ShardContents) -> ShardScan:
-    """Write a shard and describe it.
+    """Write a shard and return its scan.
 
     Raises:
         ConfigError: A sample cannot be read or stored.
-        DataError: The shard breaks a rule.
+        DataError: The shard is invalid.
         StorageError: It could not be written.
     """
     content = _content(contents)
@@ -73,13 +73,13 @@ def make_shard(store: Store, name: str, contents: ShardContents) -> ShardScan:
 
 
 def compare_shard(store: Store, name: str, contents: ShardContents, by_bytes: bool) -> Comparison:
-    """Compare a shard that is there with what it is to hold: keys and sizes, as far as they are known.
+    """Compare an existing shard with its expected contents: keys and sizes, as far as they are known.
 
     Args:
         store: The folder.
         name: The shard's file name.
-        contents: What it is to hold.
-        by_bytes: Make it in memory and compare every byte.
+        contents: Its expected contents.
+        by_bytes: Make the shard in memory and compare every byte.
 
     Raises:
         ConfigError: A sample cannot be read or stored.
@@ -88,7 +88,7 @@ def compare_shard(store: Store, name: str, contents: ShardContents, by_bytes: bo
     try:
         scan = scan_shard(store, name)
     except DataError:
-        return Comparison(None)  # cut short by a file system that lost what it had confirmed
+        return Comparison(None)  # truncated by a file system that lost a confirmed write
     entries = _by_place(contents, contents.entries)
     keys = [key_of(entry) for entry in entries]
     if len(scan.keys) != len(keys) or any(
@@ -117,34 +117,34 @@ def _compare_bytes(
     ):
         if stored[before : before + b_size] != content[now : now + n_size]:
             changes.append(ImageChange(entry, b_size, n_size))
-    return Comparison(scan, tuple(changes)) if changes else Comparison(None)  # other classes, then
+    return Comparison(scan, tuple(changes)) if changes else Comparison(None)  # only classes differ
 
 
 def _content(contents: ShardContents) -> bytes:
-    """Read the samples of a shard, and return its bytes."""
+    """Read the samples of a shard and return its bytes."""
     read = [read_sample(contents.read, contents.recode, entry) for entry in contents.entries]
     return _tar(_by_place(contents, read))
 
 
 def _by_place(contents: ShardContents, values: Sequence[Value]) -> list[Value]:
-    """Return values of the entries in the order of the shard; empty where there are none."""
+    """Return the entries' values in the order of the shard; empty if there are no values."""
     ordered = dict(zip(contents.places, values, strict=False))
     return [ordered[place] for place in sorted(ordered)]
 
 
 def read_sample(read: Callable[[Any], Sample], recode: Recode | None, entry: Any) -> Sample:
-    """Return a sample as it is to be stored.
+    """Return a sample as it will be stored.
 
     Raises:
-        ConfigError: It could be written but not be found again.
-        DataError: It cannot be made smaller.
+        ConfigError: It could be written but not be read back.
+        DataError: It cannot be downscaled.
     """
     key, content, extension, label = read(entry)
     if recode is not None:
         content, extension = recode(key, content, extension)
     where = f"sample '{key}' with the extension '{extension}' and the class {label}"
     if extension not in IMAGE_EXTENSIONS:
-        raise ConfigError(f"{where}: the extension must be one of: {', '.join(IMAGE_EXTENSIONS)}")
+        raise ConfigError(f"{where}: the extension must be one of: {', '.join(IMAGE_EXTENSIONS)}.")
     if split_name(f"{key}.{extension}") != (key, extension) or not key.isascii() or not key.isprintable():
         raise ConfigError(
             f"{where}: webdataset would not read this key back. "
@@ -156,9 +156,9 @@ def read_sample(read: Callable[[Any], Sample], recode: Recode | None, entry: Any
 
 
 def _tar(samples: Sequence[Sample]) -> bytes:
-    """Return a tar that depends on the samples only: no time, user or mode of this machine is in it.
+    """Return a tar that depends on the samples only: it contains no time, user or mode of this machine.
 
-    It is the file that webdataset's ``TarWriter`` writes; importing that would import torch in each process.
+    It equals the file of webdataset's ``TarWriter``; importing that would import torch in each process.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:

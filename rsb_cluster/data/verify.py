@@ -1,4 +1,4 @@
-"""Check a data set against its index, and count what is in it."""
+"""Verifies a data set against its index, and counts its contents."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rsb_cluster.data.index import Progress, ShardIndex, load_index, shard_names
 from rsb_cluster.data.labels import label_files
 from rsb_cluster.data.part import source_of
-from rsb_cluster.data.pool import each
-from rsb_cluster.data.scan import hashed
+from rsb_cluster.data.pool import parallel_map
+from rsb_cluster.data.scan import hashing_reader
 from rsb_cluster.storage.store import Store
 
 _READ_BYTES = 1 << 20
@@ -23,13 +23,13 @@ _HASH_BYTES = 16
 
 @dataclass
 class VerifyReport:
-    """What a check found; no problems means that the data set is as it was when it was indexed.
+    """The result of `verify`; without problems the data set is unchanged since it was indexed.
 
     Attributes:
-        shards: How many were really read.
-        samples: How many were in these.
+        shards: Number of shards that were read.
+        samples: Number of samples in these.
         problems: Sentences that name shard and key.
-        notes: What is not wrong but worth knowing: images that come twice, classes without any.
+        notes: Remarks that are no problems: duplicate images, classes without an image.
         images: A hash of each image that was read, sorted, shape (samples, 2).
     """
 
@@ -42,16 +42,16 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class DataSetStats:
-    """What a data set holds, without reading a shard."""
+    """Statistics of a data set, from its index."""
 
-    data_set: str  # its name in datasets.toml, empty where it has none or it is not known
+    data_set: str  # its name in datasets.toml, empty if unknown
     label_sets: tuple[str, ...]  # besides the index's labels
     shards: int
     samples: int
     total_bytes: int  # of all shards
     mean_image_bytes: float
     num_classes: int
-    class_samples_min: int  # of the class with the fewest; 0 where one has none
+    class_samples_min: int  # of the class with the fewest; 0 if one has none
     class_samples_max: int
     one_class_shards: float  # share of shards with samples of one class only: above 0, the set is likely not shuffled
 
@@ -59,31 +59,31 @@ class DataSetStats:
 def verify(
     store: Store, *, decode: bool = False, workers: int | None = 1, progress: Progress | None = None
 ) -> VerifyReport:
-    """Read every shard, once, and compare it with the index.
+    """Read every shard once and compare it with the index.
 
     Args:
         store: The data set's folder.
-        decode: Also decode every image (slow: some hundred images per second and core).
-        workers: Processes that read shards at the same time (see `rsb_cluster.data.pool.each`).
+        decode: Also decode every image (slow: a few hundred images per second and core).
+        workers: Number of processes that read shards (see `rsb_cluster.data.pool.parallel_map`).
         progress: Called after each shard with the number of shards done and their total.
 
     Raises:
-        DataError: There is no index, or it is damaged. What else is wrong is in the report.
+        DataError: There is no index, or it is damaged. All other problems are in the report.
         StorageError: The folder could not be read.
     """
     index = load_index(store)
-    there = set(shard_names(store))
+    existing = set(shard_names(store))
     report = VerifyReport(problems=list(_repeated_keys(index)))
     report.problems += [
         f"{name} is not in the index. Remove it, or index the folder again."
-        for name in sorted(there - set(index.shards))
+        for name in sorted(existing - set(index.shards))
     ]
-    shards = [_Shard.of(index, number) for number in range(len(index.shards))]
-    read = [shard for shard in shards if shard.name in there]
-    checks = each(_check_shard, [store] * len(read), read, [decode] * len(read), workers=workers)
+    shards = [_Shard.from_index(index, number) for number in range(len(index.shards))]
+    read = [shard for shard in shards if shard.name in existing]
+    checks = parallel_map(_check_shard, [store] * len(read), read, [decode] * len(read), workers=workers)
     hashes, numbers = [], []
     for number, shard in enumerate(shards):
-        if shard.name not in there:
+        if shard.name not in existing:
             report.problems.append(f"{shard.name} is missing. Copy it again.")
         else:
             problems, images = next(checks)
@@ -98,13 +98,13 @@ def verify(
         found, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
         order = np.lexsort((index.labels[samples], found[:, 1], found[:, 0]))
         report.images = found[order]
-        report.notes += _repeated_images(index, report.images, samples[order])
+        report.notes += _duplicate_images(index, report.images, samples[order])
     report.notes += _class_balance(index)
     return report
 
 
 def shared_images(one: VerifyReport, other: VerifyReport) -> int:
-    """Return how many different images two data sets have in common, bit for bit."""
+    """Return the number of distinct images that two data sets have in common, bit for bit."""
     _, counts = np.unique(
         np.concatenate([np.unique(report.images, axis=0) for report in (one, other)]), axis=0, return_counts=True
     )
@@ -112,7 +112,7 @@ def shared_images(one: VerifyReport, other: VerifyReport) -> int:
 
 
 def stats(store: Store) -> DataSetStats:
-    """Count what a data set holds. No shard is read.
+    """Return statistics of a data set, without reading a shard.
 
     Raises:
         DataError: There is no index, or it is damaged.
@@ -136,13 +136,13 @@ def stats(store: Store) -> DataSetStats:
 
 
 def class_samples(index: ShardIndex) -> NDArray[np.int64]:
-    """Return how many samples each class has, shape (C,)."""
+    """Return the number of samples of each class, shape (C,)."""
     return np.bincount(index.labels, minlength=index.num_classes)
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """What the index says of one shard, to be sent to another process."""
+    """A shard according to the index, to be sent to another process."""
 
     name: str
     num_bytes: int
@@ -152,7 +152,7 @@ class _Shard:
     sizes: list[int]
 
     @classmethod
-    def of(cls, index: ShardIndex, number: int) -> _Shard:
+    def from_index(cls, index: ShardIndex, number: int) -> _Shard:
         samples = range(*index.shard_start[number : number + 2].tolist())
         inside = slice(samples.start, samples.stop)
         return cls(
@@ -166,9 +166,9 @@ class _Shard:
 
 
 def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], bytes]:
-    """Return what is wrong with a shard that is there, and the hashes of its images."""
+    """Return the problems of an existing shard, and the hashes of its images."""
     problems, images = [], []
-    hashing, stream = hashed(store.open(shard.name))
+    hashing, stream = hashing_reader(store.open(shard.name))
     with stream:
         for key, offset, size in zip(shard.keys, shard.offsets, shard.sizes, strict=True):
             _skip(stream, offset)
@@ -198,7 +198,7 @@ def _skip(stream: io.BufferedReader, offset: int) -> None:
 
 
 def _decode(image: bytes) -> str:
-    """Return what is wrong with an image file, or an empty string."""
+    """Return why an image file cannot be decoded, or an empty string."""
     from PIL import Image
 
     try:
@@ -210,7 +210,7 @@ def _decode(image: bytes) -> str:
 
 
 def _repeated_keys(index: ShardIndex) -> Iterator[str]:
-    """Yield a sentence for each key that another shard has too."""
+    """Yield a sentence for each key that occurs in two shards."""
     first: dict[bytes, int] = {}
     starts = index.key_starts.tolist()
     for sample in range(index.num_samples):
@@ -218,11 +218,11 @@ def _repeated_keys(index: ShardIndex) -> Iterator[str]:
         other = first.setdefault(key, sample)
         if other != sample:
             here, there = (index.shards[int(index.shard_of(np.array(number)))] for number in (sample, other))
-            yield f"{here}: the key '{index.key(sample)}' is also in {there}. Are samples twice in the set?"
+            yield f"{here}: the key '{index.key(sample)}' is also in {there}. Are there duplicate samples in the set?"
 
 
-def _repeated_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDArray[np.int64]) -> Iterator[str]:
-    """Yield sentences on images that come more than once, from hashes sorted (with classes), and whose they are."""
+def _duplicate_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDArray[np.int64]) -> Iterator[str]:
+    """Yield sentences about duplicate images, from sorted hashes and their samples (sorted by class, too)."""
     again = np.flatnonzero((images[1:] == images[:-1]).all(axis=1))
     for what, found in (
         ("", again),
@@ -230,7 +230,7 @@ def _repeated_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDA
     ):
         if len(found):
             one, other = (index.key(int(samples[found[0] + i])) for i in (0, 1))
-            yield f"images that come again{what}: {len(found):,} ('{one}' is '{other}')"
+            yield f"duplicate images{what}: {len(found):,} ('{one}' is '{other}')"
 
 
 def _class_balance(index: ShardIndex) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Evaluating weights on data sets: what is asked for, started and kept."""
+"""Evaluates weights on data sets: requests, processes and records."""

@@ -1,4 +1,4 @@
-"""Evaluating weights on this machine: check what can be checked, start the processes, and pass on what they say."""
+"""Evaluates weights on this machine: validates the request, starts the processes, and collects their results."""
 
 from __future__ import annotations
 
@@ -23,79 +23,80 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progress: Progress) -> Iterator[Evaluation]:
-    """Yield the evaluation of each source; the records are written by then.
+    """Yield the evaluation of each source, after its record was written.
 
     Args:
-        request: What to do; its ``workers`` are shared by the processes.
-        procs: Processes on the CPU. 0, with no ``gpus``: one, on the GPU where there is one.
-        gpus: Processes, each on a GPU of its own.
-        progress: Called now and then with what one process has done.
+        request: The request; ``workers`` are per process.
+        procs: Number of processes on the CPU. 0 without ``gpus``: one, on the GPU if there is one.
+        gpus: Number of processes, each on its own GPU.
+        progress: Called regularly with the progress of one process.
 
     Raises:
-        ConfigError: Something that was asked for does not fit.
+        ConfigError: The request is invalid.
         RsbError: A process failed.
     """
     if procs and gpus:
-        raise ConfigError("--procs is for the CPU and --gpus for GPUs; give one of them.")
+        raise ConfigError("--procs is for the CPU and --gpus for GPUs. Use one of them.")
     if request.predictions and len(request.sources) > 1:
         raise ConfigError("--save-predictions is for one SOURCE: each would write the same file.")
     if request.predictions:
         file = Path(request.predictions)
         if file.is_dir() or not file.parent.is_dir():
-            why = "is a folder" if file.is_dir() else "lies in no folder that is there"
+            why = "is a folder" if file.is_dir() else "is in a folder that does not exist"
             raise ConfigError(f"--save-predictions: {file} {why}. Name a file.")
-    open_target(request)  # refuses what is missing before torch is imported, which takes seconds
+    open_target(request)  # fails before torch is imported, which takes seconds
     count, cores = procs or gpus or 1, len(os.sched_getaffinity(0))
     share = max(1, cores // count)
     request = request.model_copy(update={"workers": request.workers or share})
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if procs else {})
     with tempfile.TemporaryDirectory(prefix="rsb-evaluate-") as folder:
-        asked = {"request": request.model_dump(mode="json"), "folder": folder, "world_size": count, "threads": share}
-        asked["gpus"] = 0 if procs else gpus or None
-        with _processes(asked, count, environment) as lines:
-            for line in lines:
-                if "error" in line:
-                    raise (ConfigError if line["exit_code"] == ConfigError.exit_code else RsbError)(line["error"])
-                if "done" in line:
-                    progress(line["done"], line["total"])
+        task = {"request": request.model_dump(mode="json"), "folder": folder, "world_size": count, "threads": share}
+        task["gpus"] = 0 if procs else gpus or None
+        with _processes(task, count, environment) as messages:
+            for message in messages:
+                if "error" in message:
+                    kind = ConfigError if message["exit_code"] == ConfigError.exit_code else RsbError
+                    raise kind(message["error"])
+                if "done" in message:
+                    progress(message["done"], message["total"])
                 else:
-                    yield read_record(Evaluation, line["evaluation"], "the evaluation")
+                    yield read_record(Evaluation, message["evaluation"], "the evaluation")
 
 
 @contextmanager
-def _processes(asked: dict[str, Any], count: int, environment: dict[str, str]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Run the processes, and give the lines that they say until all have ended well; the rest are ended with it."""
+def _processes(task: dict[str, Any], count: int, environment: dict[str, str]) -> Iterator[Iterator[dict[str, Any]]]:
+    """Start the processes and yield their messages until all have exited; kill the rest at the end."""
     command = [sys.executable, "-m", "rsb_cluster.train.validation.evaluator"]
-    said: queue.Queue[dict[str, Any]] = queue.Queue()
+    received: queue.Queue[dict[str, Any]] = queue.Queue()
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(command, env=environment, **pipe) for _ in range(count)]  # type: ignore[call-overload]
+    started = [subprocess.Popen(command, env=environment, **pipe) for _ in range(count)]  # type: ignore[call-overload]
 
     def listen(rank: int, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
         with process.stdin:
-            process.stdin.write(json.dumps(asked | {"rank": rank}))
+            process.stdin.write(json.dumps(task | {"rank": rank}))
         for line in process.stdout:
-            said.put(json.loads(line))
-        said.put({"ended": process.wait(), "rank": rank})
+            received.put(json.loads(line))
+        received.put({"exited": rank, "code": process.wait()})
 
-    def lines() -> Iterator[dict[str, Any]]:
-        left = count
-        while left:
-            line = said.get()
-            if "ended" not in line:
-                yield line
-            elif line["ended"]:
-                raise RsbError(f"process {line['rank']} of {count} ended with code {line['ended']}; see what it said.")
+    def messages() -> Iterator[dict[str, Any]]:
+        running = count
+        while running:
+            message = received.get()
+            if "exited" not in message:
+                yield message
+            elif code := message["code"]:
+                raise RsbError(f"process {message['exited']} of {count} exited with code {code}. See its output above.")
             else:
-                left -= 1
+                running -= 1
 
-    threads = [threading.Thread(target=listen, args=item, daemon=True) for item in enumerate(running)]
+    threads = [threading.Thread(target=listen, args=item, daemon=True) for item in enumerate(started)]
     for thread in threads:
         thread.start()
     try:
-        yield lines()
+        yield messages()
     finally:
-        for process in running:
+        for process in started:
             process.kill()
             process.wait()
         for thread in threads:

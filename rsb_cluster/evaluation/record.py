@@ -1,8 +1,8 @@
-"""Evaluations: what is asked for, and the record of what came out.
+"""Evaluations: requests, and records of the results.
 
-A record lies beside the runs, in ``<runs>/evaluations/<run id, or the weights' name and digest>/<name>.json``, so that
-one listing finds those of all runs, and weights that are no run's have theirs too. Its name stands for all that can
-change the result: the weights, the data, the labels, the metric and how images are prepared.
+A record is kept beside the runs, in ``<runs>/evaluations/<run id, or the weights' name and digest>/<name>.json``, so
+that one listing finds those of all runs and of other weights. Its name has a digest of everything that can change the
+result: the weights, the data, the labels, the metric and the preprocessing.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Amp = Literal["off", "fp16", "bf16"]
 
 
 class EvaluationRequest(Section):
-    """What the user asked for. What is empty or zero is decided by the weights: as their run, or timm, evaluates them.
+    """A request of the user. Empty and zero fields default to the evaluation of the weights' run, or of timm.
 
     Attributes:
-        sources: Which weights (see `rsb_cluster.train.conversion.state_dict`).
-        runs: Folder of runs: where ids are looked up, and where the records go.
-        data: Folder of a set or of a part, or a set's name below ``$RSB_DATA`` or ``./data``.
+        sources: The weights (see `rsb_cluster.weights.resolve`).
+        runs: Folder of runs, in which ids are looked up and records are written.
+        data: Folder of a set or of a split, or a set's name below ``$RSB_DATA`` or ``./data``.
         labels: Name of label sets; empty for the data set's default.
-        metric: Compared with published results; empty for the data set's own.
-        model: Architecture of a weight file.
+        metric: The metric that is compared with published results; empty for the data set's own.
+        model: Architecture of a weights file.
         exact: Decode and resize with PIL; None: as the weights' run does.
-        ema: Take the moving average of a run's weights.
+        ema: Evaluate the moving average of a run's weights.
         batch_size: Images in a forward pass of a process.
         workers: Decoding threads of a process.
         predictions: Local file for the predictions; empty for none.
@@ -60,32 +60,32 @@ class EvaluationRequest(Section):
 
 
 class ImageGroup(Section):
-    """A named part of the images: its value of the evaluation's metric, and how many images count."""
+    """A named group of images: its value of the evaluation's metric, and the number of scored images."""
 
     value: float
     scored: int
 
 
 class Evaluation(Section):
-    """The record of weights on a part of a data set; percent.
+    """The result of weights on a split of a data set; percent.
 
     Attributes:
         weights: Name of the weights.
-        weights_digest: SHA-256 that stands for them.
+        weights_digest: SHA-256 of the weights.
         run_id: The run; empty for other weights.
         step: Optimizer steps of the run.
-        procedure: The published procedure that made the weights; empty where that is not known.
-        data_set: Name of the set, as in datasets.toml where it is known by name.
+        procedure: The published procedure that trained the weights; empty if unknown.
+        data_set: Name of the set, that of datasets.toml if it is known by name.
         labels: Name of the label sets; empty for the index's classes.
-        metric: Which of ``values`` is compared with published results.
+        metric: The metric of ``values`` that is compared with published results.
         loss: Mean cross-entropy, nats; None with label sets.
-        samples: Images of the part.
-        scored: Images that count; the others have no label.
-        bad: Images that could not be decoded: wrong for every metric.
+        samples: Number of images of the split.
+        scored: Number of images with a label.
+        bad: Number of images that could not be decoded: wrong for every metric.
         finished: Unix time.
     """
 
-    # A later version may say more; what it says here must still be readable.
+    # A later version may add fields; the record must still be readable.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     weights: str
@@ -127,36 +127,36 @@ class Evaluation(Section):
 
     @property
     def owner(self) -> str:
-        """The folder of all evaluations of the same weights: the run's id, or a name made of name and digest."""
+        """The folder of all evaluations of the same weights: the run's id, or the weights' name and digest."""
         return self.run_id or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', self.weights)}-{self.weights_digest[:8]}"
 
     @property
     def name(self) -> str:
-        """Stands for all that can change the result."""
+        """The name of the record, with a digest of everything that can change the result."""
         fields = (
             *("weights_digest", "data_digest", "part", "labels", "labels_digest", "metric"),
             *("resolution", "crop", "interpolation", "exact", "amp"),
         )
         text = json.dumps([getattr(self, field) for field in fields])
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        words = (self.data_set, self.part, self.labels, f"{self.resolution}px", digest)
-        return "-".join(word for word in words if word)
+        parts = (self.data_set, self.part, self.labels, f"{self.resolution}px", digest)
+        return "-".join(part for part in parts if part)
 
     def save(self, runs_url: str) -> str:
-        """Write the record; return what is to be said of one that was there with another result, or nothing."""
+        """Write the record; return a warning if there was one with another result, else an empty string."""
         store, file = Store(runs_url), f"{EVALUATIONS}/{self.owner}/{self.name}.json"
-        said = ""
+        warning = ""
         if store.exists(file):
             before = read_record(Evaluation, store.read_json(file), store.locate(file))
             if before.values != self.values:
                 store.write_json(file.replace(".json", f"-{before.finished:.0f}.json"), before.model_dump(mode="json"))
-                said = f"{store.locate(file)}: {before.value} before, {self.value} now; the record of before is kept"
+                warning = f"{store.locate(file)}: was {before.value}, is {self.value} now; the earlier record is kept"
         store.write_json(file, self.model_dump(mode="json"))
-        return said
+        return warning
 
 
 def read_evaluations(runs_url: str) -> tuple[list[Evaluation], list[str]]:
-    """Return all evaluations beside a folder of runs, and what is to be said of those that cannot be read."""
+    """Return all evaluations in a folder of runs, and the errors of those that cannot be read."""
     store = Store(runs_url)
     files = [name for name in store.files(EVALUATIONS) if name.endswith(".json")]
     found, problems = [], []
@@ -171,6 +171,6 @@ def read_evaluations(runs_url: str) -> tuple[list[Evaluation], list[str]]:
 
 
 def plain_values(evaluation: Evaluation) -> Mapping[str, float]:
-    """Return all values of an evaluation by what they are, groups included: ``label_set_top1 Blur``."""
+    """Return all values of an evaluation by metric, and by metric and group: ``label_set_top1 Blur``."""
     groups = {f"{evaluation.metric} {name}": group.value for name, group in evaluation.groups.items()}
     return {str(metric): value for metric, value in evaluation.values.items()} | groups

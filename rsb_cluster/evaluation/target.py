@@ -1,4 +1,4 @@
-"""What predictions are compared with: a part of a data set, its labels and its metrics."""
+"""The target of an evaluation: a split of a data set, its labels and its metrics."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rsb_cluster.storage.store import Store
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A part of a data set, and the labels and metrics by which it is scored.
+    """A split of a data set, with the labels and metrics that score it.
 
     Attributes:
-        store: The part's folder.
+        store: The split's folder.
         name: Name of the data set.
-        known: What datasets.toml says of it.
+        known: Its entry in datasets.toml.
         sets: The label sets; None for the index's classes.
         labels_digest: SHA-256 of the file of label sets.
-        metrics: The first is compared with published results.
+        metrics: The metrics; the first is compared with published results.
     """
 
     store: Store
@@ -44,23 +44,23 @@ class Target:
 
 
 def open_target(request: EvaluationRequest) -> Target:
-    """Find and read what predictions are to be compared with.
+    """Read the target of a request.
 
     Raises:
-        ConfigError: The labels and the metric do not fit.
+        ConfigError: The metric does not apply to the labels.
         DataError: There are no such shards or labels, or no image has a label.
     """
     store, part = _part(request.data, request.part)
     index = load_index(store)
-    last = store.url.rstrip("/").rsplit("/", 2)
-    name = str(source_of(store).get("data_set") or (last[1] if last[2] == part else last[2]))
+    *_, parent, folder = store.url.rstrip("/").rsplit("/", 2)
+    name = str(source_of(store).get("data_set") or (parent if folder == part else folder))
     known = known_data_sets().get(name)
     labels = request.labels or (known.default_labels if known else "")
     sets = load_label_sets(store, index, labels) if labels else None
     if sets is not None and not sets.scored.any() and not request.predictions:
         raise DataError(
             f"no image of {store.url} has a label in '{labels}': {known.note if known else 'nothing can be scored'}. "
-            "With --save-predictions the predictions are written to a file."
+            "Use --save-predictions to write the predictions to a file."
         )
     digest = hashlib.sha256(store.read_bytes(label_file_name(labels))).hexdigest() if labels else ""
     metrics = _metrics(request.metric, known, index.num_classes, sets)
@@ -68,17 +68,17 @@ def open_target(request: EvaluationRequest) -> Target:
 
 
 def _part(data: str, part: str) -> tuple[Store, str]:
-    """Return the folder of a part: of a set's folder, of a set by its name, or as it is named itself."""
+    """Return the folder of a split, given the set's folder, the set's name, or the folder itself."""
     candidates = [Store(data).child(part), Store(data)]
     if "/" not in data:
         root = Store(os.environ.get("RSB_DATA") or str(Path.cwd() / "data"))
         candidates.insert(1, root.child(data, part))
     found = [store for store in candidates if store.exists(INDEX_NAME)]
     if not found:
-        looked = "\n".join(f"  {store.locate(INDEX_NAME)}" for store in candidates)
+        files = "\n".join(f"  {store.locate(INDEX_NAME)}" for store in candidates)
         raise DataError(
-            f"there are no shards with an index. Looked for\n{looked}\nSay where they are with --data, or make them "
-            f"with 'rsb-cluster shards make'.{did_you_mean(data, known_data_sets())}"
+            f"there are no shards with an index. Looked for\n{files}\nGive their folder with --data, or make them with "
+            f"'rsb-cluster shards make'.{did_you_mean(data, known_data_sets())}"
         )
     url = found[0].url
     return found[0], part if url.endswith(f"/{part}") else url.rsplit("/", 1)[1]
@@ -89,7 +89,7 @@ def _metrics(
 ) -> tuple[Metric, ...]:
     if sets is not None:
         if asked not in ("", "label_set_top1"):
-            raise ConfigError(f"--metric {asked} is for one right class an image; these labels are sets: leave it out.")
+            raise ConfigError(f"--metric {asked} needs one true class per image, and these labels are sets. Omit it.")
         return ("label_set_top1",)
     own: Iterable[Metric] = (known.metric, *known.also) if known and known.metric != "label_set_top1" else ()
     wide: Iterable[Metric] = ("top1", "top5") if num_classes > BEST else ("top1",)
@@ -99,12 +99,12 @@ def _metrics(
 
 
 def check_classes(name: str, num_classes: int, classes: tuple[str, ...], target: Target) -> None:
-    """Refuse weights whose classes are not those of the data.
+    """Refuse weights whose classes differ from those of the data.
 
     Args:
-        name: Of the weights.
-        num_classes: Outputs of their classifier.
-        classes: Names of their classes; empty where they are not known.
+        name: Name of the weights.
+        num_classes: Number of outputs of their classifier.
+        classes: Names of their classes; empty if unknown.
         target: The data.
 
     Raises:
@@ -114,14 +114,12 @@ def check_classes(name: str, num_classes: int, classes: tuple[str, ...], target:
     fits = num_classes == index.num_classes if index.classes else num_classes >= index.num_classes
     if not fits:
         raise ConfigError(
-            f"{name} tells {num_classes} classes apart, {url} has {index.num_classes}. Evaluate weights that were "
-            "trained, or fine-tuned, on this data set."
+            f"{name} has {num_classes} classes, {url} has {index.num_classes}. Evaluate weights that were trained, or "
+            "fine-tuned, on this data set."
         )
-    pairs = zip(classes, index.classes, strict=False)
-    unlike = next(((i, ours, theirs) for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-    if unlike is not None:
-        number, ours, theirs = unlike
-        raise ConfigError(
-            f"class {number} is '{ours}' for {name} and '{theirs}' in {url}: their predictions would mean other "
-            "things. Make the shards anew with the classes in the order of the training data."
-        )
+    for number, (of_weights, of_data) in enumerate(zip(classes, index.classes, strict=False)):
+        if of_weights != of_data:
+            raise ConfigError(
+                f"class {number} is '{of_weights}' in {name} and '{of_data}' in {url}: the predictions would be "
+                "misread. Make the shards again with the classes in the order of the training data."
+            )

@@ -1,1 +1,1 @@
-"""Weights as files: finding them, exporting them."""
+"""Finds and exports weights."""

@@ -1,4 +1,4 @@
-"""Giving a run away: a folder that timm loads, with a model card for the Hugging Face Hub."""
+"""Exports a run: a folder that timm loads, with a model card for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ RECIPE, CARD = "recipe.toml", "README.md"
 def export(
     run: Run, to: Literal["timm", "hf"], dest: str, *, which: str = "last", ema: bool | None = None
 ) -> WeightsFile:
-    """Write a run's weights as timm loads them; for the hub with a model card and the recipe.
+    """Write a run's weights in timm's format; for the hub with a model card and the recipe.
 
     Args:
         run: The run.
         to: ``timm``: ``model.safetensors`` and ``config.json``; ``hf``: also ``README.md`` and ``recipe.toml``.
-        dest: Folder or URL; new, or empty.
-        which: Of its checkpoints the ``last``, the ``best``, or that of a step.
-        ema: The moving average of its weights; None: where it has one.
+        dest: Folder or URL that does not exist or is empty.
+        which: The checkpoint: ``last``, ``best``, or a step.
+        ema: Whether to export the moving average of the weights; None: if the run keeps one.
 
     Returns:
-        What was exported.
+        The exported weights.
 
     Raises:
         ConfigError: The destination is not empty.
@@ -47,9 +47,9 @@ def export(
     """
     target = Store(dest)
     if target.names() or (target.is_local and not _is_free(Path(target.url))):
-        raise ConfigError(f"{target.url} is there already and not empty. Give another folder.")
+        raise ConfigError(f"{target.url} already exists and is not empty. Choose another folder.")
     found = find_weights(run.url, run.runs_url, which=which, ema=ema)
-    with _whole_or_not(target) as folder:
+    with _atomic_folder(target) as folder:
         _convert(found, folder)
         if to == "hf":
             recipe = run.recipe().model_dump(mode="json")
@@ -59,44 +59,44 @@ def export(
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a folder can be put there: where nothing is, or an empty folder."""
+    """Whether a folder can be created at a path: nothing is there, or an empty folder."""
     if path.is_symlink() or not path.is_dir():
         return not (path.is_symlink() or path.exists())
     return not any(path.iterdir())
 
 
 @contextlib.contextmanager
-def _whole_or_not(target: Store) -> Iterator[Path]:
-    """Give a folder to write in, which becomes the target if nothing goes wrong.
+def _atomic_folder(target: Store) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes the target unless an error is raised.
 
-    In an object store the files are written one by one; config.json, without which timm takes it for nothing, is last.
+    In an object store the files are written one by one; config.json, which timm requires, is the last.
     """
     if target.is_local:
         final = Path(target.url)
-        beside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
         try:
-            beside.mkdir(parents=True)
-            yield beside
-            beside.rename(final)
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.rename(final)
         except OSError as error:
-            raise ConfigError(f"cannot write {final}: {error.strerror}. Give another folder.") from error
+            raise ConfigError(f"cannot write {final}: {error.strerror}. Choose another folder.") from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         return
-    with tempfile.TemporaryDirectory(prefix="rsb-export-") as aside:
-        yield Path(aside)
-        for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == CONFIG):
+    with tempfile.TemporaryDirectory(prefix="rsb-export-") as staging:
+        yield Path(staging)
+        for path in sorted(Path(staging).iterdir(), key=lambda path: path.name == CONFIG):
             target.write_bytes(path.name, path.read_bytes())
 
 
 def _convert(found: WeightsFile, folder: Path) -> None:
-    """Write the weights and their description, in a process of its own: this one must stay light."""
-    asked = json.dumps({"found": asdict(found), "folder": str(folder)})
+    """Write the weights and their description in a subprocess, as this one must not import torch."""
+    request = json.dumps({"found": asdict(found), "folder": str(folder)})
     command = [sys.executable, "-m", "rsb_cluster.train.conversion.convert"]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     try:
-        answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        reply: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as error:
-        raise RsbError(f"the export did not work:\n{done.stderr.strip()}") from error
-    if "error" in answer:
-        raise RsbError(answer["error"])
+        raise RsbError(f"the export failed:\n{done.stderr.strip()}") from error
+    if "error" in reply:
+        raise RsbError(reply["error"])

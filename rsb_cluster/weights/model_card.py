@@ -1,4 +1,4 @@
-"""The model card of a run: what the Hugging Face Hub shows of it, from what lies in the run's folder."""
+"""The model card of a run for the Hugging Face Hub, from the run's folder."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rsb_cluster.weights.resolve import WeightsFile
 
 
 def write_card(run: Run, found: WeightsFile) -> str:
-    """Return the model card of a run's weights: YAML for the hub, then Markdown for people."""
+    """Return the model card of a run's weights: YAML for the hub, then Markdown for readers."""
     recipe, spec = run.recipe(), run.spec()
-    scores = scores_of(run, found)
+    scores = _find_scores(run, found)
     front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in _front(recipe, spec, scores).items())
     parts = {
         "Training": _table(_training(recipe, spec, found)),
         "Results": _table(_results(recipe, scores)),
         "Cost": _table(_cost(cost(spans(run)))),
         "Use": _use(),
-        "To train it again": _again(spec),
+        "Reproduce": _reproduce(spec),
         "Licence": _licence(recipe),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
     return f"---\n{front}---\n\n# {spec.run_id}\n\n{_summary(recipe)}\n\n{body}\n"
 
 
-def scores_of(run: Run, found: WeightsFile) -> Mapping[str, float]:
-    """Return top-1, top-5 (percent) and the number of images of the evaluation of these very weights; empty: none."""
+def _find_scores(run: Run, found: WeightsFile) -> Mapping[str, float]:
+    """Return top-1, top-5 (percent) and the number of images of the evaluation of these weights; empty if none."""
     prefix = "ema_" if found.is_ema else ""
     for row in reversed(read_rows(run)):
         if row["kind"] == "eval" and row["step"] == found.step:
@@ -41,7 +41,7 @@ def scores_of(run: Run, found: WeightsFile) -> Mapping[str, float]:
 
 
 def _front(recipe: Recipe, spec: Spec, scores: Mapping[str, float]) -> dict[str, Any]:
-    """Return the fields that the hub reads. JSON is YAML, too."""
+    """Return the metadata for the hub. JSON is valid YAML."""
     front: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
@@ -70,18 +70,18 @@ def _training(recipe: Recipe, spec: Spec, found: WeightsFile) -> dict[str, str]:
     resolution, epochs, steps = recipe.augment.resolution, recipe.schedule.epochs, recipe.total_steps
     rows = {
         "recipe": f"`{recipe.name}`" + (f", procedure {recipe.paper} of arXiv:2110.00476" if recipe.paper else ""),
-        "changed against the procedure": _modified(spec),
+        "changes to the procedure": _modified(spec),
         "model": f"`{recipe.model.name}`, {recipe.data.num_classes} classes",
         "data": f"{_title(recipe)}, {recipe.data.train_samples:,} images; digest `{spec.train_digest[:12]}`",
         "resolution": f"{resolution} px; tested at {recipe.eval.resolution} px, crop {recipe.eval.crop}",
         "length": f"{epochs} epochs, {steps:,} steps of {recipe.train.global_batch} images, seed {spec.seed}",
-        "these weights": f"{_kind(found)} after step {found.step:,}, SHA-256 of the checkpoint's file `{found.sha256}`",
+        "these weights": f"{_kind(found)} after step {found.step:,}, SHA-256 of the checkpoint file `{found.sha256}`",
     }
     if spec.init is not None:
-        rows["started from"] = f"{spec.init.source}, SHA-256 `{spec.init.sha256}`"
-    code = {**spec.code, **spec.packages}
-    shown = ("version", "commit", "torch", "timm")
-    rows["versions"] = ", ".join(f"{name} {code[name]}" for name in shown if name in code)
+        rows["initial weights"] = f"{spec.init.source}, SHA-256 `{spec.init.sha256}`"
+    versions = {**spec.code, **spec.packages}
+    names = ("version", "commit", "torch", "timm")
+    rows["versions"] = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
     return rows
 
 
@@ -106,11 +106,11 @@ def _results(recipe: Recipe, scores: Mapping[str, float]) -> dict[str, str]:
 
 def _cost(spent: Cost) -> dict[str, str]:
     return {
-        "GPU-hours": f"{spent.gpu_hours:,.1f}" if spent.gpu_hours else "none; on CPUs",
+        "GPU-hours": f"{spent.gpu_hours:,.1f}" if spent.gpu_hours else "none; trained on CPUs",
         "process-hours": f"{spent.rank_hours:,.1f}",
         "attempts": str(spent.attempts),
         "preemptions": str(spent.preemptions),
-        "steps computed again": f"{spent.steps_repeated:,}",
+        "steps repeated": f"{spent.steps_repeated:,}",
     }
 
 
@@ -122,12 +122,12 @@ def _use() -> str:
     )
 
 
-def _again(spec: Spec) -> str:
-    start = f" --init {spec.init.source}" if spec.init is not None else ""
+def _reproduce(spec: Spec) -> str:
+    init = f" --init {spec.init.source}" if spec.init is not None else ""
     return (
         f"With the file recipe.toml of this folder, and the data set at DATA:\n\n```console\n"
         f"$ rsb-cluster submit --recipe ./recipe.toml --seed {spec.seed} --virtual-ranks {spec.virtual_ranks}"
-        f" --data DATA{start}\n```"
+        f" --data DATA{init}\n```"
     )
 
 

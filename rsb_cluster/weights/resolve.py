@@ -1,14 +1,14 @@
-"""Weights to start from, to evaluate or to give away: which file a name stands for, and what is known of it.
+"""Resolves weights to initialise, evaluate or export: the file of a name, and its metadata.
 
 A SOURCE is one of
 
-- a run: its id or the beginning of it, its folder or URL;
+- a run: its id or a prefix of it, its folder or URL;
 - a checkpoint: ``<run>/checkpoints/step-00001200-a0001``;
-- a file of weights: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``;
-- a folder as timm and the Hugging Face Hub have it: ``config.json`` and ``model.safetensors``;
+- a weights file: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``;
+- a folder in the format of timm and the Hugging Face Hub: ``config.json`` and ``model.safetensors``;
 - a timm name such as ``resnet50.a1_in1k``, or ``hf-hub:owner/model``: fetched from the hub.
 
-All but the last are found without torch. What is inside the file is for `rsb_cluster.train.conversion.state_dict`.
+All but the last are resolved without torch. `rsb_cluster.train.conversion.state_dict` reads the files.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from rsb_cluster.storage.store import Store
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 CONFIG = "config.json"
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them in a folder
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm looks for them
 _MODEL, _EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights.
+    """A weights file.
 
     Attributes:
-        source: What the user said, made exact: a URL, or a name on the hub.
+        source: The resolved SOURCE: a URL, or a name on the hub.
         url: Folder of the file.
         file: The file's name in it.
-        sha256: Of the file.
-        architecture: timm's name of the model; empty where nothing says it.
-        config: timm's description (``config.json``) of a folder or a name on the hub.
-        run_url: The run that wrote it; empty for others.
-        step: The step of the run; 0 for others.
+        sha256: SHA-256 of the file.
+        architecture: timm's name of the model; empty if unknown.
+        config: timm's ``config.json`` of a folder or a name on the hub.
+        run_url: The run that wrote it; empty for other weights.
+        step: The step of the run; 0 for other weights.
         is_ema: Whether it is the moving average of a run's weights.
-        procedure: The paper's procedure that made them (``A1``), or ``pytorch``; empty where that is not known.
+        procedure: The paper's procedure that trained them (``A1``), or ``pytorch``; empty if unknown.
     """
 
     source: str
@@ -67,15 +67,18 @@ class WeightsFile:
         """Return the file's content.
 
         Raises:
-            CheckpointError: It is not the one that was found.
+            CheckpointError: Its SHA-256 has changed.
         """
         content = Store(self.url).read_bytes(self.file)
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise CheckpointError(f"{self.url}/{self.file} does not match its SHA-256, {self.sha256[:12]}….")
+            raise CheckpointError(
+                f"{self.url}/{self.file} does not match its SHA-256, {self.sha256[:12]}…. Copy it again, or use other "
+                "weights."
+            )
         return content
 
 
-# By timm's tag of released weights; pytorch's are the first ones of torchvision, fb's those of DeiT for its models.
+# By timm's tag of released weights; pytorch: torchvision's first weights; fb: DeiT's for its models.
 PROCEDURES = {
     "a1_in1k": "A1", "a2_in1k": "A2", "a3_in1k": "A3", "a1h_in1k": "A1h", "fb_in1k": "DeiT", "tv_in1k": "pytorch",
 }  # fmt: skip
@@ -83,8 +86,8 @@ PROCEDURES = {
 Fetch = Callable[[str], WeightsFile]
 
 
-def fetch_aside(name: str) -> WeightsFile:
-    """Fetch a timm name from the hub, in a process of its own: this one must stay light.
+def fetch_from_hub(name: str) -> WeightsFile:
+    """Fetch a timm name from the hub in a subprocess, as this one must not import torch.
 
     Raises:
         ConfigError: There is no such name, or the hub cannot be reached.
@@ -93,66 +96,66 @@ def fetch_aside(name: str) -> WeightsFile:
         [sys.executable, "-m", "rsb_cluster.train.conversion.hub", name], capture_output=True, text=True, check=False
     )
     try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        reply: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as error:
-        raise RsbError(f"fetching '{name}' did not work:\n{done.stderr.strip()}") from error
-    if "error" in answer:
-        raise ConfigError(answer["error"])
-    return WeightsFile(**answer)
+        raise RsbError(f"fetching '{name}' failed:\n{done.stderr.strip()}") from error
+    if "error" in reply:
+        raise ConfigError(reply["error"])
+    return WeightsFile(**reply)
 
 
 def find_weights(
-    source: str, runs_url: str, *, which: str = "last", ema: bool | None = None, fetch: Fetch = fetch_aside
+    source: str, runs_url: str, *, which: str = "last", ema: bool | None = None, fetch: Fetch = fetch_from_hub
 ) -> WeightsFile:
-    """Return the file that a SOURCE stands for.
+    """Return the weights file of a SOURCE.
 
     Args:
         source: See the module.
         runs_url: Folder of runs in which an id is looked up.
-        which: Of a run: its ``last`` checkpoint, the ``best``, or that of a step.
-        ema: Of a run: the moving average of its weights; None: where it has one.
+        which: The checkpoint of a run: ``last``, ``best``, or a step.
+        ema: Whether to use the moving average of a run's weights; None: if the run keeps one.
         fetch: Fetches a timm name.
 
     Raises:
-        ConfigError: It stands for nothing, or for more than one thing.
+        ConfigError: The source does not exist, or is ambiguous.
         CheckpointError: The run has no such checkpoint, or it is damaged.
     """
     path = source.removeprefix("local-dir:").rstrip("/")
     if not path:
-        raise ConfigError("the name of the weights is empty.")
+        raise ConfigError("the name of the weights is empty. Name a run, a file or a timm model.")
     if source.startswith(("hf-hub:", "hf_hub:")):
         return fetch(source)
     if path.endswith(FILE_SUFFIXES):
-        return _file(path)
+        return _from_file(path)
     if "/" in path or Path(path).is_dir():
         store = Store(path)
         if store.exists("spec.json"):
-            return _of_run(_run_at(store.url), which, ema)
+            return _from_run(_run_at(store.url), which, ema)
         if store.exists(checkpoint.MANIFEST):
-            return _of_checkpoint(store, ema)
+            return _from_checkpoint(store, ema)
         if store.exists(CONFIG):
-            return _of_folder(store)
+            return _from_folder(store)
         raise ConfigError(
-            f"{store.url} holds no weights: it is neither a run (spec.json) nor a checkpoint ({checkpoint.MANIFEST}) "
-            f"nor a folder as timm writes it ({CONFIG}), and no file that ends with {', '.join(FILE_SUFFIXES)}."
+            f"{store.url} holds no weights: it is neither a run (spec.json), nor a checkpoint ({checkpoint.MANIFEST}), "
+            f"nor a folder written by timm ({CONFIG}), nor a file that ends with {', '.join(FILE_SUFFIXES)}."
         )
     if runs := _known_runs(runs_url, path):
         if len(runs) > 1:
-            raise ConfigError(f"'{path}' is the beginning of {len(runs)} runs in {runs_url}; say more of the one.")
-        return _of_run(runs[0], which, ema)
+            raise ConfigError(f"'{path}' is a prefix of {len(runs)} runs in {runs_url}. Use a longer prefix.")
+        return _from_run(runs[0], which, ema)
     try:
         return fetch(path)
     except ConfigError as error:
         raise ConfigError(
-            f"'{path}' is no run in {runs_url}, and no file or folder. As a timm name: {error}"
+            f"'{path}' is neither a run in {runs_url}, nor a file or folder. As a timm name: {error}"
         ) from error
 
 
 def initial_weights(recipe: Recipe, runs_url: str) -> WeightsFile | None:
-    """Return the file that a recipe starts from; None where it starts from random weights.
+    """Return the initial weights of a recipe; None for random weights.
 
     Raises:
-        ConfigError: It stands for nothing, is of another architecture, or of a run that still changes.
+        ConfigError: They do not exist, have another architecture, or are those of an unfinished run.
     """
     source = recipe.init.weights
     if not source:
@@ -166,7 +169,7 @@ def initial_weights(recipe: Recipe, runs_url: str) -> WeightsFile | None:
     is_named = Store(source).url == found.source
     if found.run_url and not is_named and _run_at(found.run_url).result() is None:
         raise ConfigError(
-            f"init.weights = '{source}': the run has not finished, so that its last weights change. Wait for it, or "
+            f"init.weights = '{source}': the run has not finished, so its last weights will change. Wait for it, or "
             f"name a checkpoint: --init {found.source}"
         )
     return found
@@ -190,7 +193,7 @@ def _known_runs(runs_url: str, name: str) -> list[Run]:
         return []
 
 
-def _of_run(run: Run, which: str, ema: bool | None) -> WeightsFile:
+def _from_run(run: Run, which: str, ema: bool | None) -> WeightsFile:
     saved = checkpoints(run)
     if not saved:
         raise CheckpointError(f"{run.url} has no checkpoint yet.")
@@ -198,14 +201,14 @@ def _of_run(run: Run, which: str, ema: bool | None) -> WeightsFile:
         chosen = saved[-1]
     else:
         if which != "best" and not which.isdecimal():
-            raise ConfigError(f"'{which}' is no checkpoint: it is last, best, or a step.")
+            raise ConfigError(f"'{which}' is not a checkpoint. Use last, best, or a step.")
         step = _best_step(run, saved[-1]) if which == "best" else int(which)
-        of_step = [one for one in saved if one.step == step]
+        of_step = [candidate for candidate in saved if candidate.step == step]
         if not of_step:
-            there = ", ".join(str(one.step) for one in saved)
-            raise CheckpointError(f"{run.url} has no checkpoint of step {step}; it has those of {there}.")
+            steps = ", ".join(str(candidate.step) for candidate in saved)
+            raise CheckpointError(f"{run.url} has no checkpoint of step {step}. It has those of steps {steps}.")
         chosen = of_step[-1]
-    return _of_checkpoint(run.store.child("checkpoints", chosen.folder), ema)
+    return _from_checkpoint(run.store.child("checkpoints", chosen.folder), ema)
 
 
 def _best_step(run: Run, last: checkpoint.Saved) -> int:
@@ -215,19 +218,23 @@ def _best_step(run: Run, last: checkpoint.Saved) -> int:
 
 
 def _files(store: Store) -> dict[str, tuple[str, str]]:
-    """Return each of a checkpoint's files, as its manifest calls it, with where it is and its SHA-256."""
+    """Return the files of a checkpoint, by their name in its manifest: the stored file name, and its SHA-256."""
     try:
         entries = store.read_json(checkpoint.MANIFEST)["files"]
         return {name: (entry["file"], entry["sha256"]) for name, entry in entries.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{store.locate(checkpoint.MANIFEST)} cannot be read: {error!r}.") from error
+        raise CheckpointError(
+            f"{store.locate(checkpoint.MANIFEST)} is damaged: {error!r}. Use another checkpoint."
+        ) from error
 
 
-def _of_checkpoint(store: Store, ema: bool | None) -> WeightsFile:
+def _from_checkpoint(store: Store, ema: bool | None) -> WeightsFile:
     run_url, _, folder = store.url.rpartition("/checkpoints/")
     saved = checkpoint.Saved.of(folder)
     if not run_url or saved is None:
-        raise ConfigError(f"{store.url} is not in a run's folder, which would say what it is. Name the run.")
+        raise ConfigError(
+            f"{store.url} is not in the folder of a run, which has the recipe. Copy the whole run, and name that."
+        )
     run, files = _run_at(run_url), _files(store)
     if ema and _EMA not in files:
         raise ConfigError(f"{run.run_id} keeps no moving average of its weights (train.ema_decay = 0).")
@@ -247,11 +254,11 @@ def _of_checkpoint(store: Store, ema: bool | None) -> WeightsFile:
     )
 
 
-def _of_folder(store: Store) -> WeightsFile:
+def _from_folder(store: Store) -> WeightsFile:
     config = store.read_json(CONFIG)
     file = next((name for name in FOLDER_FILES if store.exists(name)), None)
     if file is None or not isinstance(config, dict) or "architecture" not in config:
-        raise ConfigError(f"{store.url} needs a {CONFIG} that names an architecture, and {' or '.join(FOLDER_FILES)}.")
+        raise ConfigError(f"{store.url} needs a {CONFIG} with an architecture, and {' or '.join(FOLDER_FILES)}.")
     tag = config.get("pretrained_cfg", {}).get("tag", "")
     return WeightsFile(
         source=store.url,
@@ -264,7 +271,7 @@ def _of_folder(store: Store) -> WeightsFile:
     )
 
 
-def _file(path: str) -> WeightsFile:
+def _from_file(path: str) -> WeightsFile:
     folder, _, name = Store(path).url.rpartition("/")
     return WeightsFile(f"{folder}/{name}", folder, name, _sha256(Store(folder), name))
 

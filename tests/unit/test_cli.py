@@ -74,7 +74,7 @@ def test_help_goes_to_stdout(rsb):
         ("logs x --rank -1", "Invalid value for '--rank': -1 is not in the range x>=0."),
         ("collect --format xls", "Invalid value for '--format': 'xls' is not one of 'table', 'csv', 'json', 'md',"),
         ("evaluate resnet18 --data x --save-predictions .", "--save-predictions: . is a folder. Name a file."),
-        ("evaluate resnet18 --data x --save-predictions no/p.csv", "no/p.csv lies in no folder that is there."),
+        ("evaluate resnet18 --data x --save-predictions no/p.csv", "no/p.csv is in a folder that does not exist."),
         ("sumbit", "Error: No such command 'sumbit'."),
     ],
 )  # fmt: skip

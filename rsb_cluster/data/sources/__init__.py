@@ -1,4 +1,4 @@
-"""Where samples come from before they are shards: data sets known by name, folders of images, parquet files."""
+"""Sources of samples for shards: data sets known by name, folders of images, parquet files."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from rsb_cluster.data.sources.parquet import is_parquet, parquet, parquet_splits
 from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample
 from rsb_cluster.errors import ConfigError, did_you_mean
 
-__all__ = ["SPLITS", "Sample", "Source", "open_set"]
+__all__ = ["SPLITS", "DataSource", "Sample", "open_set"]
 
 
 def open_set(
     source: str, *, root: Path | None = None, split: str | None = None, any_count: bool = False
 ) -> dict[str, DataSource]:
-    """Find what a user means by a source, and open it.
+    """Open a source given by the user.
 
     Args:
         source: A name in datasets.toml (``imagenet-1k``, ``digits``); the name of a torchvision data set; or a folder
-            (with a ``/`` in it where its name is also one of those), of images or of parquet files. A folder with
-            ``train/`` and ``val/`` in it is both; of any other, ``split`` says which one it is.
-        root: Where a data set with a name lies.
-        split: ``train`` or ``val`` for one of them; both where not given.
-        any_count: Take a known data set with another number of images or classes than it should have.
+            (with a ``/`` if its name is also one of those) of images or of parquet files. A folder with ``train/`` and
+            ``val/`` is both splits; any other folder is the one that ``split`` names.
+        root: Folder of a data set known by name.
+        split: ``train`` or ``val`` for one of them; None for both.
+        any_count: Accept a known data set with an unexpected number of images or classes.
 
     Returns:
-        What goes into ``train`` and ``val``, for `rsb_cluster.data.make.make_set`.
+        The source of each split, for `rsb_cluster.data.make.plan_set`.
 
     Raises:
-        ConfigError: There is no such source, or it is not as it should be.
+        ConfigError: There is no such source, or it is invalid.
     """
     if split is not None and split not in SPLITS:
         raise ConfigError(f"the split '{split}' is none of: {', '.join(SPLITS)}.")
     splits = (split,) if split else SPLITS
     known = known_data_sets()
-    # A name wins over a folder: torchvision itself puts a folder FashionMNIST into the current one.
+    # A name takes precedence over a folder: torchvision itself creates a folder FashionMNIST in the current one.
     if source in known:
         return _open_known(known[source], root, split, any_count)
     path = Path(source).expanduser()
@@ -52,9 +52,9 @@ def open_set(
         if source in others:
             return {name: torchvision_dataset(source, root, name) for name in splits}
         if not path.is_dir():
-            hint = did_you_mean(source, (*known, *others)) or " A folder is written with a slash: ./folder"
+            hint = did_you_mean(source, (*known, *others)) or " Write a folder with a slash: ./folder"
             raise ConfigError(
-                f"'{source}' is neither a data set that is known (rsb-cluster shards list), nor one of torchvision, "
+                f"'{source}' is neither a known data set (rsb-cluster shards list), nor one of torchvision, "
                 f"nor a folder.{hint}"
             )
     return _open_folder(path, split)
@@ -66,8 +66,8 @@ def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_cou
         raise ConfigError(f"{data_set.name} has no {missing[0]}: it has {', '.join(data_set.samples)} only.")
     if root is None and data_set.files:
         raise ConfigError(
-            f"where does {data_set.name} lie? Say so with --root FOLDER, which holds {data_set.files} "
-            f"(nothing is downloaded; it is at {data_set.download})."
+            f"{data_set.name} needs --root FOLDER, a folder with {data_set.files} "
+            f"(nothing is downloaded; it is available at {data_set.download})."
         )
     opened: dict[str, DataSource] = {}
     for name, expected in data_set.samples.items():
@@ -76,19 +76,19 @@ def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_cou
             opened[name] = part
             for what, there, right in (
                 ("images", len(part), expected),
-                # Where torchvision does not know the names of the classes, only images are counted.
+                # Where torchvision has no class names, only images are counted.
                 ("classes", len(part.classes) or data_set.classes, data_set.classes),
             ):
                 if there != right and not any_count:
                     raise ConfigError(
-                        f"{part.description}: there are {there:,} {what}, and {name} of {data_set.name} has {right:,}. "
-                        "Was a download or an unpacking cut short? To take what there is, pass --any-count."
+                        f"{part.description}: found {there:,} {what}, but {name} of {data_set.name} has {right:,}. "
+                        "Was a download or an extraction interrupted? To use them anyway, pass --any-count."
                     )
     return opened
 
 
 def _open_part(data_set: DataSet, root: Path | None, split: str) -> DataSource:
-    """Call the function that the data set's ``reader`` in datasets.toml names, with what stands behind the colon."""
+    """Call the function named by the data set's ``reader`` in datasets.toml, with the argument after the colon."""
     reader, _, argument = data_set.reader.partition(":")
     if reader == "digits":
         return digits(split)
@@ -98,7 +98,7 @@ def _open_part(data_set: DataSet, root: Path | None, split: str) -> DataSource:
         from rsb_cluster.data.sources.vision import torchvision_dataset
 
         return torchvision_dataset(argument, root, split)
-    assert root is not None  # whoever has files has been asked for it
+    assert root is not None  # required above for every data set with files
     if reader == "folders":
         return _two_folders(root, argument.split(","), split)
     return _READERS[reader](root, split)
@@ -119,14 +119,12 @@ def _open_folder(path: Path, split: str | None) -> dict[str, DataSource]:
     if is_parquet(path):
         named = parquet_splits(path)
         if split is None and not named:
-            raise ConfigError(f"the .parquet files in {path} do not say which split they are. Say it with --split.")
+            raise ConfigError(f"the names of the .parquet files in {path} do not tell their split. Add --split.")
         return {name: parquet(path, name) for name in splits if split or name in named}
     if all(part.is_dir() for part in parts.values()):
         # One list of names for both: a class that val lacks must not shift the numbers of the others.
         classes = class_folders(parts["train"])
         return {name: image_folder(parts[name], classes=classes) for name in splits}
     if split is None:
-        raise ConfigError(
-            f"{path} has no train/ and val/ in it, so it is one part of a set. Say which: --split train or --split val."
-        )
+        raise ConfigError(f"{path} has no train/ and val/, so it is a single split. Add --split train or --split val.")
     return {split: image_folder(path)}

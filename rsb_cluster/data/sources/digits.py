@@ -1,4 +1,4 @@
-"""scikit-learn's digits: real data that need no download."""
+"""scikit-learn's digits: real data without a download."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DIGITS_VAL_SAMPLES = 359  # of 1,797: a fifth
 
 
 def digits(split: str) -> DataSource:
-    """Open scikit-learn's digits: 1,797 grey images of 8 × 8 pixels, 10 classes, from inside the package.
+    """Open scikit-learn's digits: 1,797 grey images of 8 × 8 pixels, 10 classes, part of the package.
 
-    Values 0 to 16 become 0 to 255. A fixed fifth of each class is val: 359 images; 1,438 are train.
+    Values 0 to 16 are scaled to 0 to 255. A fixed fifth of each class is val: 359 images; 1,438 are train.
 
     Raises:
         ConfigError: The split is neither ``train`` nor ``val``.

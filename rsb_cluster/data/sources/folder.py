@@ -30,20 +30,20 @@ class _ReadFile:
         return key, content, extension_of(file), label
 
 
-def listed_files(
+def file_source(
     description: str, classes: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], sizes: Sequence[int] = ()
 ) -> DataSource:
-    """Return the source of files that are named, below a folder, with their classes; they are kept as they are.
+    """Return the source of given image files below a folder; they are kept as they are.
 
     Args:
-        description: As in `Source`, like classes.
-        classes: Their names.
+        description: As in `DataSource`.
+        classes: Names of the classes.
         folder: The folder.
         files: Paths below it, each with its class.
-        sizes: Of each file, bytes; where empty, the files are asked.
+        sizes: Size of each file, bytes; if empty, it is determined here.
 
     Raises:
-        ConfigError: A file is not there.
+        ConfigError: A file does not exist.
     """
     keys = safe_keys([file for file, _ in files])
     entries = [(key, file, label) for key, (file, label) in zip(keys, files, strict=True)]
@@ -69,22 +69,22 @@ def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str
     """Open a folder of images with one sub-folder per class, as torchvision's ``ImageFolder`` does.
 
     Image files are kept as they are. Folders may be nested below the class. Files without an image's extension and
-    hidden files (macOS leaves ``._x.jpg`` behind) are passed over.
+    hidden files (such as macOS's ``._x.jpg``) are skipped.
 
     Args:
         path: The folder.
-        classes: The names of the class folders, in the order of their numbers; where empty, those found, sorted.
-        names: What the classes are to be called, if not as their folders.
+        classes: The names of the class folders, in the order of their numbers; if empty, those found, sorted.
+        names: Names of the classes, if they differ from the folders.
 
     Raises:
-        ConfigError: There is no class folder, one that is not in ``classes``, or one of the found ones has no image.
+        ConfigError: There is no class folder, one is not in ``classes``, or one of those found has no image.
     """
     found = class_folders(path)
     folders = tuple(classes) or found
     unknown = sorted(set(found) - set(folders))
     if unknown:
         raise ConfigError(
-            f"{path} has {len(unknown)} class folders that train lacks: {', '.join(unknown[:5])}. "
+            f"{path} has {len(unknown)} class folders that are missing in train: {', '.join(unknown[:5])}. "
             "Give both the same class folders, or remove these."
         )
     files: list[tuple[str, int]] = []
@@ -100,18 +100,20 @@ def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str
             f"{len(empty)} class folders in {path} have no image: {', '.join(empty[:5])}. Remove them, or fill them."
         )
     if not files:
-        raise ConfigError(f"{path} has no image in its class folders. Images end in: {', '.join(IMAGE_EXTENSIONS)}.")
-    source = listed_files(f"images in {path}", tuple(names) or folders, path, files, sizes)
+        raise ConfigError(
+            f"{path} has no image in its class folders. Extensions of images: {', '.join(IMAGE_EXTENSIONS)}."
+        )
+    source = file_source(f"images in {path}", tuple(names) or folders, path, files, sizes)
     return replace(source, folder=path)
 
 
 def images(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield the image files below a folder, in a fixed order, and their sizes in bytes.
 
-    A file is asked for its size right after its folder was listed: network file systems bring both in one answer.
+    Each size is read right after its folder was listed: network file systems return both in one response.
 
     Raises:
-        ConfigError: A file is a link to nothing.
+        ConfigError: A file is a dangling link.
     """
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))

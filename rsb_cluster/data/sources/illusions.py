@@ -1,9 +1,9 @@
-"""InDL (arXiv:2305.17716): geometric illusions, each with a yes-or-no question, drawn here.
+"""InDL (arXiv:2305.17716): geometric illusions, each with a yes-or-no question, generated here.
 
-The authors draw theirs with pyllusion and Matplotlib without a seed, so nobody has their images. These follow the
-geometry and the ranges of the numbers in their script (differences, strengths, angles, 128 pixels and two colours;
-Hering in red on black), but are drawn by Pillow and with a seed: *our reconstruction*. Half of the images have no
-difference between the two lines that are asked about (class 1, "same"), as in their script.
+The authors draw theirs with pyllusion and Matplotlib without a seed, so their images are not available. These follow
+the geometry and the parameter ranges of their script (differences, strengths, angles, 128 pixels and two colours;
+Hering in red on black), but are drawn with Pillow and a seed: *our reconstruction*. In half of the images there is no
+difference between the two lines of the question (class 1, "same"), as in their script.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SAMPLES = {"train": 8000, "val": 2000}  # the authors' published predictions are
 SETS = ("hering", "muller-lyer", "poggendorff", "vertical-horizontal", "zollner")
 
 _SIDE_PX = 128
-_FINER = 4  # lines are drawn so much larger, then scaled down
+_SUPERSAMPLING = 4  # images are drawn larger by this factor, then scaled down
 
 
 def indl(name: str, split: str) -> DataSource:
-    """Return one of the five sets of illusions, drawn as they are read."""
+    """Return one of the five sets of illusions; images are drawn when they are read."""
     if split not in SAMPLES:
         raise ConfigError(f"InDL has no split '{split}'. It has: {', '.join(SAMPLES)}.")
     number = SETS.index(name)
@@ -44,7 +44,7 @@ def indl(name: str, split: str) -> DataSource:
 
 def _draw(entry: tuple[int, int]) -> Sample:
     number, i = entry
-    # Raw words, for only these stay the same in later versions of NumPy.
+    # Raw words, as only these stay the same in later versions of NumPy.
     generator = np.random.Philox(np.random.SeedSequence((SHUFFLE_SEED, number, i)))
 
     def uniform(low: float, high: float) -> float:
@@ -56,7 +56,7 @@ def _draw(entry: tuple[int, int]) -> Sample:
 
 
 def _hering(uniform: Uniform, same: bool) -> Image.Image:
-    """Are the two red lines straight, before a fan of black ones?"""
+    """Are the two red lines straight, in front of a fan of black ones?"""
     steepest, step = uniform(1, 6), uniform(0.1, 0.25)
     bend = 0.0 if same else math.copysign(uniform(0.001, 0.08), uniform(-1, 1))
     top = max(4.0, 2 * steepest)
@@ -70,7 +70,7 @@ def _hering(uniform: Uniform, same: bool) -> Image.Image:
 
 
 def _muller_lyer(uniform: Uniform, same: bool) -> Image.Image:
-    """Are the two shafts of one length, one with fins inwards and one with fins outwards?"""
+    """Are the two shafts equally long, one with fins inwards and one with fins outwards?"""
     difference = 0.0 if same else uniform(-0.5, 0.5)
     strength, distance = math.radians(uniform(25, 35)), uniform(0.8, 1.2)
     lines: list[Line] = []
@@ -85,7 +85,7 @@ def _muller_lyer(uniform: Uniform, same: bool) -> Image.Image:
 
 
 def _poggendorff(uniform: Uniform, same: bool) -> Image.Image:
-    """Do the two ends of a slanted line, hidden in its middle by a bar, lie on one line?"""
+    """Are the two ends of a slanted line, whose middle is hidden by a bar, collinear?"""
     difference = 0.0 if same else uniform(0.001, 0.3)
     slope = math.radians(uniform(1, 60))
     along = (0.75 * math.cos(slope), 0.75 * math.sin(slope))
@@ -95,7 +95,7 @@ def _poggendorff(uniform: Uniform, same: bool) -> Image.Image:
 
 
 def _vertical_horizontal(uniform: Uniform, same: bool) -> Image.Image:
-    """Are a standing and a lying line of one length?"""
+    """Are a vertical and a horizontal line equally long?"""
     difference = 0.0 if same else uniform(0.001, 0.3)
     lean = math.radians(uniform(60, 90))
     lying = (0.25 + 0.5 * math.sin(lean), -0.25 + 0.5 * math.cos(lean))
@@ -103,7 +103,7 @@ def _vertical_horizontal(uniform: Uniform, same: bool) -> Image.Image:
 
 
 def _zollner(uniform: Uniform, same: bool) -> Image.Image:
-    """Are the two long lines parallel, under short ones that cross them?"""
+    """Are the two long lines parallel, crossed by short ones?"""
     tilt = math.radians(0.0 if same else uniform(0.001, 9))
     cross = math.radians(uniform(45, 65))
     lines: list[Line] = []
@@ -126,10 +126,10 @@ def _picture(
     bar: list[Point] | None = None,
     red: list[Line] | None = None,
 ) -> Image.Image:
-    """Draw black lines, a bar that covers them, and red ones, turned about the middle, in a square of a span."""
+    """Draw black lines, a bar that covers them, and red lines, rotated about the centre of a square of width span."""
     from PIL import Image, ImageDraw
 
-    side = _SIDE_PX * _FINER
+    side = _SIDE_PX * _SUPERSAMPLING
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -139,10 +139,10 @@ def _picture(
         return side / 2 + x * cos - y * sin, side / 2 - x * sin - y * cos
 
     for start, end in lines:
-        draw.line([place(start), place(end)], "black", width * _FINER)
+        draw.line([place(start), place(end)], "black", width * _SUPERSAMPLING)
     if bar:
-        draw.polygon([place(point) for point in bar], "white", "black", _FINER)
+        draw.polygon([place(point) for point in bar], "white", "black", _SUPERSAMPLING)
     for start, end in red or ():
-        draw.line([place(start), place(end)], "red", 2 * _FINER)
-    small = image.reduce(_FINER)
+        draw.line([place(start), place(end)], "red", 2 * _SUPERSAMPLING)
+    small = image.reduce(_SUPERSAMPLING)
     return small if red else small.convert("L").point(lambda value: 255 if value > 210 else 0)

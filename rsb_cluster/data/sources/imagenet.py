@@ -1,7 +1,7 @@
-"""ImageNet-1k as it is downloaded, and ImageNet-V2.
+"""ImageNet-1k as downloaded, and ImageNet-V2.
 
-The tars and the unpacked class folders give the same shards, to the byte: the keys, the order and the image files are
-the same. torchvision's ``ImageNet`` is not used: it unpacks the 150 GB next to the tars before it reads anything.
+The tars and the extracted class folders give the same shards, byte for byte: keys, order and image files are the same.
+torchvision's ``ImageNet`` is not used: it extracts the 150 GB next to the tars before it reads anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rsb_cluster.data.labels import REAL, real_labels, timm_info
-from rsb_cluster.data.sources.folder import class_folders, image_folder, images, listed_files
+from rsb_cluster.data.sources.folder import class_folders, file_source, image_folder, images
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
 
@@ -31,15 +31,15 @@ _V2_FOLDER = "imagenetv2-"
 
 
 def imagenet_1k(root: Path, split: str) -> DataSource:
-    """Open ImageNet-1k, from folders where they are there, else from the tars. ReaL's labels come with val.
+    """Open ImageNet-1k, from folders if they exist, else from the tars. Val includes the ReaL labels.
 
     Args:
-        root: Holds ``train/`` and ``val/`` with a folder per class (``n01440764``), or the two tars. A ``val`` that is
-            not sorted into class folders, or is a tar, needs the devkit beside it, packed or not.
+        root: Folder with ``train/`` and ``val/`` with a folder per class (``n01440764``), or with the two tars. A
+            ``val`` that is not sorted into class folders, or is a tar, needs the devkit in root, packed or extracted.
         split: ``train`` or ``val``.
 
     Raises:
-        ConfigError: What is needed is not there, or damaged.
+        ConfigError: A file is missing or damaged.
     """
     source = _train(root) if split == "train" else _val(root)
     if split == "val":
@@ -48,9 +48,9 @@ def imagenet_1k(root: Path, split: str) -> DataSource:
 
 
 def imagenet_v2(root: Path, split: str) -> DataSource:
-    """Open a variant of ImageNet-V2: 1,000 folders that are named by the number of the class.
+    """Open a variant of ImageNet-V2: 1,000 folders named by the class number.
 
-    Sorted as text, as torchvision's ``ImageFolder`` would, "10" comes before "2" and nearly all labels are wrong.
+    torchvision's ``ImageFolder`` sorts them as text: "10" comes before "2", and nearly all labels are wrong.
 
     Args:
         root: The folder of a variant, or one that holds a single ``imagenetv2-...`` folder.
@@ -60,7 +60,7 @@ def imagenet_v2(root: Path, split: str) -> DataSource:
     if len(variants) > 1:
         raise ConfigError(
             f"{root} holds {len(variants)} variants of ImageNet-V2: {', '.join(path.name for path in variants)}. "
-            "Give one of these folders as --root; timm's figures are on matched-frequency."
+            "Use one of these folders as --root; timm's results are on matched-frequency."
         )
     folder = variants[0] if variants else root
     odd = [name for name in class_folders(folder) if not name.isdecimal()]
@@ -70,14 +70,14 @@ def imagenet_v2(root: Path, split: str) -> DataSource:
 
 
 def imagenet_synsets() -> tuple[str, ...]:
-    """Return the WordNet ids of ImageNet's classes in the order of their numbers, from a list that timm ships."""
+    """Return the WordNet ids of ImageNet's classes in the order of their numbers, from timm's list."""
     return tuple(timm_info("imagenet_synsets.txt").read_text().split())
 
 
 def _train(root: Path) -> DataSource:
     if (root / "train").is_dir():
         return image_folder(root / "train")
-    tar = _existing(root / TRAIN_TAR, f"{root / 'train'} with a folder per class")
+    tar = _require_file(root / TRAIN_TAR, f"{root / 'train'} with a folder per class")
     with _tar_errors(tar), tar.open("rb") as file:
         found = [
             (f"{wnid}/{name}", wnid, offset, size)
@@ -96,14 +96,14 @@ def _val(root: Path) -> DataSource:
             return image_folder(folder, classes=known)
         truth = _Devkit.open(root)
         files = sorted((truth.wnid_of(file.name), file.name, size) for file, size in images(folder))
-        # The key says the class folder in which others have it.
+        # The key contains the class folder, as if val were sorted into class folders.
         label = {wnid: i for i, wnid in enumerate(truth.classes)}
         listed = [(name, label[wnid]) for wnid, name, _ in files]
-        flat = listed_files(f"images in {folder}", truth.classes, folder, listed, [size for *_, size in files])
+        flat = file_source(f"images in {folder}", truth.classes, folder, listed, [size for *_, size in files])
         keys = safe_keys([f"{wnid}/{name}" for wnid, name, _ in files])
         entries = [(key, *entry[1:]) for key, entry in zip(keys, flat.entries, strict=True)]
         return replace(flat, entries=entries, folder=folder)
-    tar = _existing(root / VAL_TAR, f"{folder} with the images")
+    tar = _require_file(root / VAL_TAR, f"{folder} with the images")
     truth = _Devkit.open(root)
     with _tar_errors(tar), tar.open("rb") as file:
         found = sorted((truth.wnid_of(name), name, offset, size) for name, offset, size in _members(file, 0))
@@ -112,16 +112,16 @@ def _val(root: Path) -> DataSource:
 
 @dataclass(frozen=True)
 class _Devkit:
-    """The classes, and those of the validation images."""
+    """The classes, and the ground truth of the validation images, as WordNet ids."""
 
-    classes: tuple[str, ...]  # WordNet ids
-    truth: tuple[str, ...]  # that of ILSVRC2012_val_00000001.JPEG, ...
+    classes: tuple[str, ...]
+    truth: tuple[str, ...]  # of ILSVRC2012_val_00000001.JPEG, ...
 
     def wnid_of(self, name: str) -> str:
         found = _VAL_FILE.fullmatch(name)
         if found is None or not 1 <= int(found[1]) <= len(self.truth):
             raise ConfigError(
-                f"'{name}' is none of the {len(self.truth):,} validation images of the devkit. Remove it."
+                f"'{name}' is not one of the {len(self.truth):,} validation images of the devkit. Remove it."
             )
         return self.truth[int(found[1]) - 1]
 
@@ -129,8 +129,8 @@ class _Devkit:
     def open(cls, root: Path) -> _Devkit:
         """Read meta.mat and the ground truth.
 
-        The truth is in numbers of ILSVRC, 1 to 1,000, in another order than the sorted WordNet ids which all models
-        are trained with; meta.mat translates.
+        The ground truth has ILSVRC's class numbers, 1 to 1,000. Models are trained with the order of the sorted WordNet
+        ids, which differs; meta.mat maps the numbers to these.
         """
         from scipy.io import loadmat
 
@@ -145,9 +145,9 @@ def _devkit_reader(root: Path) -> Callable[[str], bytes]:
     """Return a function that reads a file of the devkit."""
     if (root / DEVKIT).is_dir():
         return lambda name: (root / DEVKIT / name).read_bytes()
-    packed = _existing(
+    packed = _require_file(
         root / f"{DEVKIT}.tar.gz",
-        f"{root / 'val'} sorted into class folders; the devkit says the classes of the validation images",
+        f"{root / 'val'} sorted into class folders; the devkit has the classes of the validation images",
     )
 
     def read(name: str) -> bytes:
@@ -171,7 +171,7 @@ class _ReadMember:
             file.seek(offset)
             content = file.read(size)
         if len(content) != size:
-            raise ConfigError(f"{self.tar} ends inside of '{key}': it was cut short. Download it again.")
+            raise ConfigError(f"{self.tar} is truncated: it ends inside of '{key}'. Download it again.")
         return key, content, extension, label
 
 
@@ -187,7 +187,7 @@ def _in_tar(tar: Path, classes: tuple[str, ...], found: list[tuple[str, str, int
 
 
 def _members(file: BinaryIO, start: int) -> Iterator[tuple[str, int, int]]:
-    """Yield name, first byte and size of the files in the tar that begins at a byte of a file."""
+    """Yield name, first byte and size of the files in the tar that starts at an offset of a file."""
     file.seek(start)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -196,14 +196,14 @@ def _members(file: BinaryIO, start: int) -> Iterator[tuple[str, int, int]]:
                 yield member.name, member.offset_data, member.size
 
 
-def _existing(path: Path, otherwise: str) -> Path:
+def _require_file(path: Path, alternative: str) -> Path:
     if not path.is_file():
-        there = (
+        found = (
             sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else ["no such folder"]
         )
         raise ConfigError(
-            f"there is neither {path} nor {otherwise}. There is: {', '.join(there) or 'nothing'}. "
-            "Download it from https://image-net.org (after registering), or give another --root."
+            f"there is neither {path} nor {alternative}. Found: {', '.join(found) or 'nothing'}. "
+            "Download it from https://image-net.org (after registering), or use another --root."
         )
     return path
 
@@ -214,4 +214,4 @@ def _tar_errors(tar: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, KeyError, EOFError) as error:
-        raise ConfigError(f"{tar} is not a whole tar: {error}. Download it again.") from error
+        raise ConfigError(f"{tar} is not a complete tar: {error}. Download it again.") from error

@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face Hub that lie on disk as parquet files: the one place that touches pyarrow."""
+"""Image data sets of the Hugging Face Hub as parquet files on disk: the one place that uses pyarrow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
 
-# What a file, or a folder above it, is called for each of our splits; the first that is there is taken.
+# Names of a file, or of a folder above it, for each of our splits; the first that exists is used.
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev", "test")}
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"} | dict.fromkeys(
@@ -25,35 +25,35 @@ _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bm
 
 
 def is_parquet(root: Path) -> bool:
-    """Whether a folder holds parquet files, and not images: whichever is found first."""
+    """Whether a folder holds parquet files, and not images: the first file found decides."""
     files = (file for _, _, names in os.walk(root) for file in names)
     first = next((file for file in files if extension_of(file) in (*IMAGE_EXTENSIONS, "parquet")), "")
     return extension_of(first) == "parquet"
 
 
 def parquet_splits(root: Path) -> list[str]:
-    """Return which of our splits the names of the files tell of."""
+    """Return those of our splits that occur in the names of the files."""
     return [split for split in _SPLIT_NAMES if _files(root, split)]
 
 
 def parquet(root: Path, split: str) -> DataSource:
     """Open a split of a parquet image data set, as ``datasets`` writes it: an image and a label column.
 
-    The images are structs of ``bytes`` and ``path``, or bytes alone; labels are whole numbers, or names. The names of
-    classes come from the metadata of ``datasets`` in the files, where they are there. A key is the image's path, where
-    each has its own, else its place.
+    The images are structs of ``bytes`` and ``path``, or bytes alone; labels are integers or names. Class names are read
+    from the metadata of ``datasets`` in the files, if present. A key is the image's path if all paths are unique, else
+    its position.
 
     Raises:
-        ConfigError: pyarrow is missing, there are no files of the split, or they are not as described.
+        ConfigError: pyarrow is missing, the split has no files, or they are not as described.
     """
     try:
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
-        raise ConfigError("to read parquet files, install pyarrow: pip install 'rsb-cluster[parquet]'") from error
+        raise ConfigError("reading parquet files needs pyarrow. Use pip install 'rsb-cluster[parquet]'.") from error
 
     files = _files(root, split) or (sorted(root.rglob("*.parquet")) if not parquet_splits(root) else [])
     if not files:
-        raise ConfigError(f"no .parquet file in {root} is called {' or '.join(_SPLIT_NAMES[split])}. Check --split.")
+        raise ConfigError(f"no .parquet file in {root} is named {' or '.join(_SPLIT_NAMES[split])}. Check --split.")
     schema = pq.read_schema(files[0])
     image, label, names = _columns(schema, files[0])
     has_path = any(field.name == "path" for field in _struct(schema.field(image).type))
@@ -91,8 +91,8 @@ class _ReadRow:
         content = value["bytes"] if isinstance(value, dict) else value
         extension = next((e for magic, e in _MAGIC.items() if content and content.startswith(magic)), "")
         if not extension:
-            held = "no bytes (a path only?)" if not content else "no image of a kind that is known"
-            raise ConfigError(f"{self.root / file}: row {row} of row group {group} holds {held} under '{self.column}'.")
+            found = "no bytes (only a path?)" if not content else "no image of a known format"
+            raise ConfigError(f"{self.root / file}: row {row} of row group {group} has {found} in '{self.column}'.")
         return key, content, extension, label
 
 
@@ -114,7 +114,7 @@ def _files(root: Path, split: str) -> list[Path]:
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Return the image column, the label column, and the names of classes, empty where not known."""
+    """Return the image column, the label column, and the class names, empty if unknown."""
     import pyarrow as pa
 
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -130,8 +130,8 @@ def _columns(schema: Any, file: Path) -> tuple[str, str, tuple[str, ...]]:
     labels += [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
     if not images or not labels:
         raise ConfigError(
-            f"{file} has the columns {', '.join(schema.names)}: no {'image' if not images else 'label'} among them. "
-            f"Images are bytes, or structs with them; labels are called one of: {', '.join(_LABEL_COLUMNS)}."
+            f"{file} has no {'image' if not images else 'label'} column; its columns are {', '.join(schema.names)}. "
+            f"Images are bytes, or structs with bytes; a label column has one of the names {', '.join(_LABEL_COLUMNS)}."
         )
     image = "image" if "image" in images else "img" if "img" in images else images[0]
     names = features.get(labels[0], {}).get("names", ())
@@ -152,7 +152,7 @@ def _numbered(labels: list[Any], names: tuple[str, ...], where: str) -> tuple[li
         return [number[label] for label in labels], classes
     bad = [label for label in labels if not isinstance(label, int) or label < 0]
     if bad:
-        raise ConfigError(f"{where} holds {bad[0]!r}, which is no class. A split without labels cannot be used.")
+        raise ConfigError(f"{where} holds {bad[0]!r}, which is not a class. A split without labels cannot be used.")
     return labels, names
 
 

@@ -1,4 +1,4 @@
-"""What samples come from before they are shards, and what all such sources share."""
+"""`DataSource`, the interface of all sources of samples, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Sample = tuple[str, bytes, str, int]  # key, image file, its extension, class
 SHUFFLE_SEED = 2110_00476  # "ResNet strikes back" is arXiv:2110.00476
 SPLITS = ("train", "val")
 
-# Blocks of a source whose samples are shuffled together: a shard reads from so many at most.
+# Number of blocks of a source whose samples are shuffled together: a shard reads from at most so many.
 _WINDOW_BLOCKS = 64
 
 
 def key_of(entry: Any) -> str | None:
-    """Return the key of an entry's sample: an entry that begins with text begins with the key."""
+    """Return the key of an entry's sample: the entry's first element, if it is text."""
     return entry[0] if isinstance(entry, tuple) and isinstance(entry[0], str) else None
 
 
@@ -38,21 +38,22 @@ def _key_or_number(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Samples that can be read one by one; iterating gives them shuffled, in the same order each time.
+    """Samples that can be read one by one; iterating yields them shuffled, always in the same order.
 
     Args:
-        description: What it is and where it lies, to be shown.
+        description: What it is and where it lies, for messages.
         classes: Names of the classes 0, 1, ...; may be empty.
         entries: One plain value (a number, or a tuple of numbers and strings) per sample, in the order in which the
             samples are stored.
-        read: Gives the sample that an entry stands for. Other processes can be given it only if it can be pickled.
-        block_samples: Where samples can only be read in blocks (a parquet's row groups): how many are in each.
-        labels: Label sets to be written next to the index, by their name.
+        read: Reads the sample of an entry. It must be picklable to be used in other processes.
+        block_samples: Number of samples of each block, if samples can only be read in blocks (parquet's row groups).
+        labels: Label sets to write next to the index, by their name.
         data_set: Its name in datasets.toml; empty for the user's own.
-        sizes: Of the image file of each entry, bytes; empty where they are not known without reading the files.
-        packed: Of the files that hold many images each (a parquet file): bytes, by name.
-        folder: Where each folder is a class, so that nothing else may be put there; None where it does not matter.
-        show: Names an entry to the user.
+        sizes: Size of the image file of each entry, bytes; empty if unknown without reading the files.
+        packed: Sizes, in bytes, of files that hold many images each (parquet), by name.
+        folder: Folder in which each sub-folder is a class, so that no shards may be written there; None if there is
+            none.
+        show: Returns an entry's name for messages.
     """
 
     description: str
@@ -82,10 +83,10 @@ class DataSource:
         return self.read(self.entries[i])
 
     def order(self) -> Ints:
-        """Return the numbers of the samples as they are to be written: shuffled, so that classes are mixed.
+        """Return the numbers of the samples in the order in which they are written: shuffled, so that classes mix.
 
-        Blocks are shuffled as a whole first, and then the samples of some dozen of them: a full permutation of samples
-        would read a block of hundreds for each one.
+        First the blocks are shuffled, and then the samples of a few dozen blocks at a time: a full permutation would
+        read a whole block for each sample.
         """
         if not self.block_samples:
             return permutation(len(self), SHUFFLE_SEED)
@@ -99,12 +100,12 @@ class DataSource:
         return np.concatenate(windows) if windows else np.empty(0, dtype=np.int64)
 
     def keys(self) -> list[str]:
-        """Return the keys of the samples as they are stored; empty where they are not known without reading."""
+        """Return the keys of the samples in the order in which they are stored; empty if unknown without reading."""
         keys = [key_of(entry) for entry in self.entries]
         return [key for key in keys if key is not None] if None not in keys else []
 
     def listing(self) -> str:
-        """Return a SHA-256 (hex) of the entries: another one means other samples."""
+        """Return the SHA-256 (hex) of the entries: a different one means different samples."""
         digest = hashlib.sha256()
         for entry in self.entries:
             digest.update(repr(entry).encode("utf-8", "surrogateescape") + b"\n")
@@ -112,21 +113,21 @@ class DataSource:
 
 
 def safe_keys(files: Sequence[str]) -> list[str]:
-    """Return a key for each file that survives a tar and webdataset, and tells the file it came from.
+    """Return a key for each file that is safe in a tar and in webdataset, and can be converted back to the path.
 
     All but ``A-Za-z0-9_-~/`` is percent-encoded: webdataset ends the key at the first dot of the base name, and other
-    readers stumble over spaces, quotes and line breaks. ``urllib.parse.unquote`` gives the path back.
+    readers fail on spaces, quotes and line breaks. ``urllib.parse.unquote`` returns the path.
 
     Args:
-        files: Relative paths with an extension, all different. Two that differ in the extension only get it appended
-            with a ``+``, which is nowhere else in a key.
+        files: Relative paths with an extension, all different. If two differ only in the extension, it is appended to
+            both with a ``+``, which occurs nowhere else in a key.
     """
     stems = Counter(file.rpartition(".")[0] for file in files)
     keys = []
     for file in files:
         stem, _, extension = file.rpartition(".")
         key = _quoted(stem) + ("+" + _quoted(extension) if stems[stem] > 1 else "")
-        # webdataset takes what is below a folder like `__x__` for metadata and passes over it.
+        # webdataset takes files below a folder like `__x__` for metadata and skips them.
         keys.append(re.sub(r"^_(?=_[^/]*__(/|$))", "%5F", key))
     return keys
 
@@ -137,7 +138,7 @@ def extension_of(file: str) -> str:
 
 
 def as_png(image: Any) -> bytes:
-    """Return a PIL image as a PNG file, without loss where PNG knows the mode (else it becomes RGB)."""
+    """Return a PIL image as a PNG file, lossless if PNG supports the mode (else converted to RGB)."""
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         image = image.convert("RGB")
     buffer = io.BytesIO()
@@ -146,5 +147,5 @@ def as_png(image: Any) -> bytes:
 
 
 def _quoted(text: str) -> str:
-    """Percent-encode a path; by its bytes, for a name on disk need not be UTF-8."""
+    """Percent-encode the bytes of a path, as a name on disk need not be UTF-8."""
     return quote(os.fsencode(text), safe="/").replace(".", "%2E")

@@ -1,4 +1,4 @@
-"""torchvision's data sets as sources of samples. They are read from disk; nothing is downloaded."""
+"""torchvision's data sets as sources of samples, read from disk; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.data.sources.source import DataSource, Sample, as_png, extension_of
 from rsb_cluster.errors import ConfigError, did_you_mean
 
-# Where Debian's package dataset-fashion-mnist puts it.
+# The folder of Debian's package dataset-fashion-mnist.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
-# What our train and val are in a data set with three parts or with other names for them.
+# Our train and val in data sets with three splits or with other names for them.
 _USUAL_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     # Table 5 of the paper: 2,040 images to train on, 6,149 to test. torchvision's "train" alone has 1,020.
     "Flowers102": {"train": ("train", "val"), "val": ("test",)},
-    # The authors of these two give one number, on test, after training on the rest.
+    # The authors of these two report one number, on test, after training on the rest.
     "FGVCAircraft": {"train": ("trainval",), "val": ("test",)},
     "OxfordIIITPet": {"train": ("trainval",), "val": ("test",)},
 }
-# Tried in this order with other data sets.
+# Tried in this order for other data sets.
 _OTHER_SPLITS = {"train": ("train", "train-standard"), "val": ("val", "valid", "test")}
 
 
@@ -44,26 +44,26 @@ def data_set_names() -> list[str]:
 
 
 def torchvision_dataset(name: str, root: Path | None, split: str) -> DataSource:
-    """Open a data set of torchvision that lies on disk.
+    """Open a torchvision data set on disk.
 
-    Image files are kept as they are where torchvision reads files one by one through a ``loader``; else the images
-    become PNG files, without loss.
+    Image files are kept as they are if torchvision reads files one by one through a ``loader``; else the images become
+    PNG files, without loss.
 
     Args:
         name: The class's name in ``torchvision.datasets``.
-        root: What torchvision calls root. For MNIST and its like also a folder that holds the idx files themselves,
-            packed or not, as Debian's package dataset-fashion-mnist ships them; ``None`` finds that package.
-        split: ``train`` or ``val``, or what the class itself calls a part.
+        root: torchvision's root. For MNIST and similar data sets also a folder with the idx files themselves,
+            compressed or not, as in Debian's package dataset-fashion-mnist; ``None`` finds that package.
+        split: ``train`` or ``val``, or a split of the class itself.
 
     Raises:
-        ConfigError: There is no such data set or part, its files are not there, or it is not one of images and classes.
+        ConfigError: There is no such data set or split, its files are missing, or it is not for classification.
     """
     if name not in data_set_names():
         raise ConfigError(f"torchvision has no data set '{name}'.{did_you_mean(name, data_set_names())}")
     if root is None and name == "FashionMNIST" and DEBIAN_FASHION_MNIST.is_dir():
         root = DEBIAN_FASHION_MNIST
     if root is None:
-        raise ConfigError(f"where does {name} lie? Say so with --root FOLDER (nothing is downloaded).")
+        raise ConfigError(f"{name} needs --root FOLDER, the folder with its files (nothing is downloaded).")
     parts = _parts(name, root.expanduser(), split)
     _check_sample(name, parts[0])
     return DataSource(
@@ -76,7 +76,7 @@ def torchvision_dataset(name: str, root: Path | None, split: str) -> DataSource:
 
 @dataclass(frozen=True)
 class _ReadItem:
-    """Reads entries that are the numbers of items. A process opens the data set when it reads its first one."""
+    """Reads the item with an entry's number. A process opens the data set when it reads its first item."""
 
     name: str
     root: Path
@@ -101,19 +101,19 @@ def _parts(name: str, root: Path, split: str) -> list[Any]:
 
 
 def _open_parts(kind: Any, root: Path, split: str) -> list[Any]:
-    """Return the data sets which together are the split; most often one."""
+    """Return the data sets that form the split together; usually one."""
     options: dict[str, Any] = {}
     if _accepts(kind, "download"):
-        options["download"] = False  # a few have True as default
+        options["download"] = False  # some have True as default
     if _accepts(kind, "loader"):
-        options["loader"] = Path  # a data set then gives the path, and the file can be kept as it is
+        options["loader"] = Path  # a data set then returns the path, and the file can be kept as it is
     if _accepts(kind, "train"):
         if split not in ("train", "val", "test"):
-            raise ConfigError(f"{kind.__name__} has no split '{split}'. It has: train, val (which is its test).")
+            raise ConfigError(f"{kind.__name__} has no split '{split}'. It has: train, val (its test split).")
         return [_open(kind, root, {**options, "train": split == "train"})]
     if not _accepts(kind, "split"):
         raise ConfigError(
-            f"{kind.__name__} is not cut into train and val. Use its folder of images with --split instead."
+            f"{kind.__name__} has no train and val splits. Use its folder of images with --split instead."
         )
     usual = _USUAL_SPLITS.get(kind.__name__, {}).get(split)
     if usual:
@@ -128,16 +128,16 @@ def _open_parts(kind: Any, root: Path, split: str) -> list[Any]:
 
 
 def _open(kind: Any, root: Path, options: dict[str, Any]) -> Any:
-    """Make the data set; say what it looked for where that is not there."""
+    """Create the data set; if its files are missing, the error names them."""
     try:
-        with _in_layout_of(kind, root) as found:
+        with _torchvision_root(kind, root) as found:
             return kind(root=found, **options)
     except (RuntimeError, OSError) as error:
-        there = sorted(entry.name for entry in root.iterdir())[:8] if root.is_dir() else None
-        state = f"that folder holds {', '.join(there) or 'nothing'}" if there is not None else "there is no such folder"
+        names = sorted(entry.name for entry in root.iterdir())[:8] if root.is_dir() else None
+        state = f"that folder holds {', '.join(names) or 'nothing'}" if names is not None else "there is no such folder"
         raise ConfigError(
-            f"torchvision finds no {kind.__name__} in {root}: {error} It looks for {_looked_for(kind, root)}; {state}. "
-            "Put the files there, or give another --root (nothing is downloaded)."
+            f"torchvision finds no {kind.__name__} in {root}: {error} It needs {_needed_files(kind, root)}; {state}. "
+            "Put the files there, or use another --root (nothing is downloaded)."
         ) from error
     except TypeError as error:
         raise ConfigError(
@@ -148,10 +148,10 @@ def _open(kind: Any, root: Path, options: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _in_layout_of(kind: Any, root: Path) -> Iterator[Path]:
-    """Give a root in which torchvision finds MNIST and its like, where the idx files lie in the folder itself.
+def _torchvision_root(kind: Any, root: Path) -> Iterator[Path]:
+    """Yield the root for torchvision: for MNIST and similar data sets, whose idx files are in root, a temporary folder.
 
-    They are put into a temporary folder; it may go when the data set is made, which has read all by then.
+    It can be removed once the data set is created, which has read everything by then.
     """
     names = [file.removesuffix(".gz") for file in _idx_files(kind)]
     found = {name: file for name in names for file in (root / name, root / f"{name}.gz") if file.is_file()}
@@ -171,7 +171,7 @@ def _in_layout_of(kind: Any, root: Path) -> Iterator[Path]:
 
 
 def _idx_files(kind: Any) -> list[str]:
-    """Return the names of the files that MNIST and its like are made of; of other data sets, none."""
+    """Return the names of the files of MNIST and similar data sets; none for others."""
     from torchvision import datasets
 
     if not issubclass(kind, datasets.MNIST) or not isinstance(getattr(kind, "resources", None), list):
@@ -179,8 +179,8 @@ def _idx_files(kind: Any) -> list[str]:
     return [name for name, _ in kind.resources]
 
 
-def _looked_for(kind: Any, root: Path) -> str:
-    """Name the files that a data set wants, as far as its class tells."""
+def _needed_files(kind: Any, root: Path) -> str:
+    """Describe the files that a data set needs, as far as its class tells."""
     idx = [name.removesuffix(".gz") for name in _idx_files(kind)]
     if idx:
         return f"{', '.join(idx)} in {root / kind.__name__ / 'raw'} or, also with .gz, in {root}"
@@ -189,12 +189,12 @@ def _looked_for(kind: Any, root: Path) -> str:
     described = getattr(kind, "_file_dict", {})
     files = [entry[0] for entry in (*lists, *(described.values() if isinstance(described, dict) else ()))]
     if not files:
-        return f"what https://pytorch.org/vision/stable/datasets.html says of {kind.__name__}"
+        return f"the files described at https://pytorch.org/vision/stable/datasets.html for {kind.__name__}"
     return f"{', '.join(map(str, files))} in {root / base if isinstance(base, str) else root}"
 
 
 def _accepts(kind: Any, argument: str) -> bool:
-    """Whether a class, or one that it hands further arguments on to, takes an argument."""
+    """Whether a class, or one to which it passes further arguments, accepts an argument."""
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
@@ -213,10 +213,10 @@ def _check_sample(name: str, part: Any) -> None:
         raise ConfigError(f"torchvision's {name} is empty. Check its folder.")
     sample = part[0]
     is_pair = isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[0], Image.Image | Path)
-    # An index is what int, and NumPy's and torch's whole numbers, can be turned into; a name, a box or None cannot.
+    # int and the integers of NumPy and torch have __index__; a name, a box or None does not.
     if not is_pair or not hasattr(sample[1], "__index__"):
         raise ConfigError(
-            f"torchvision's {name} does not give an image and a class number, so it is not for classification. "
+            f"torchvision's {name} does not return an image and a class number, so it is not for classification. "
             "Choose another data set, or make a folder of images."
         )
 

@@ -73,7 +73,7 @@ def test_known_data_sets_are_listed(shards):
 def test_a_wrong_count_is_the_users_mistake(shards, tmp_path):
     formats.imagenet_folders(tmp_path / "ilsvrc")
     command = ("make", "imagenet-1k", "data", "--root", "ilsvrc")
-    assert "there are 24 images, and train of imagenet-1k has 1,281,167" in shards(*command, code=2)
+    assert "found 24 images, but train of imagenet-1k has 1,281,167" in shards(*command, code=2)
     assert not (tmp_path / "data").exists()
     assert "val: 12 samples of 4 classes" in shards(*command, "--any-count")
     (tmp_path / "data" / "val" / "labels-real.json").unlink()
@@ -110,7 +110,7 @@ def test_overwriting_what_others_made_takes_a_second_word(shards, images, tmp_pa
     for part in ("train", "val"):
         assert f"data/{part}: to go, not made by it: own-0.tar (1 files)" in said
         assert f"own-0.tar in {tmp_path}/data/{part}" in said.splitlines()[-1]
-    assert "Add --yes if it may go" in said
+    assert "Add --yes to delete them" in said
     assert contents(tmp_path / "data") == before
     assert "--yes is for --overwrite" in shards("make", images, "data", "--yes", code=2)
     shards("make", images, "data", "--overwrite", "--yes")

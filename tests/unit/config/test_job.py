@@ -57,7 +57,7 @@ def test_a_date_in_a_job_is_a_mistake_and_no_bug(tmp_path):
         (("cloud.accelerators='H100:8,A100:8'",), "is not NAME:COUNT, such as H100:8"),
         (("cloud.infra=['slurm/lab/gpu']",), "SkyPilot has no spot nodes on Slurm (slurm/lab/gpu). Use spot = false"),
         (("cloud.envs.AWS_SECRET_ACCESS_KEY='x'",), "looks like a credential, and would be written into the task"),
-        (("cloud.envs.WANDB_API_KEY='x'",), "use secrets = ['WANDB_API_KEY'], which takes it from your shell"),
+        (("cloud.envs.WANDB_API_KEY='x'",), "use secrets = ['WANDB_API_KEY'], which reads it from your shell"),
         (("cloud.max_restart=1",), "Did you mean 'cloud.max_restarts'?"),
     ],
 )

@@ -35,7 +35,7 @@ def test_blocks_come_in_order_and_whole(two_shards, depth, threads):
             assert sorted(images) == samples.tolist()
             assert all(images[n] == expected[n] for n in images)
             ahead.release(key)
-        with pytest.raises(LookupError, match="block 7 was asked for, and there are no more"):
+        with pytest.raises(LookupError, match="block 7 was requested, but there are no more"):
             ahead.get(7)
     assert threads_named("read-ahead") == []
 
@@ -83,7 +83,7 @@ def test_a_block_out_of_turn_is_refused(two_shards):
     store, index, _ = two_shards
     with ReadAhead(ShardReader(store, index), iter(blocks_of(index)), 2) as ahead:
         ahead.get(0)
-        with pytest.raises(LookupError, match="block 2 was asked for, and 1 is next"):
+        with pytest.raises(LookupError, match="block 2 was requested, but the next one is 1"):
             ahead.get(2)
         ahead.release(0)
         with pytest.raises(LookupError):

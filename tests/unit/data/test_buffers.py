@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from rsb_cluster.data.buffers import Buffers
+from rsb_cluster.data.buffers import BufferPool
 
 
 def address(view: memoryview) -> int:
@@ -13,30 +13,30 @@ def address(view: memoryview) -> int:
 
 
 def test_memory_comes_back_with_its_last_view() -> None:
-    buffers = Buffers()
-    lent = buffers.lend(1000)
+    buffers = BufferPool()
+    lent = buffers.acquire(1000)
     place, part = address(lent), lent.toreadonly()[10:20]
     del lent
-    other = buffers.lend(1000)
+    other = buffers.acquire(1000)
     assert address(other) != place  # somebody still looks at a part
     del part
-    assert address(buffers.lend(1000)) == place
+    assert address(buffers.acquire(1000)) == place
 
 
 def test_the_smallest_that_fits_is_lent() -> None:
-    buffers = Buffers()
-    lent = [buffers.lend(size) for size in (1000, 700, 1500)]
+    buffers = BufferPool()
+    lent = [buffers.acquire(size) for size in (1000, 700, 1500)]
     places = [address(view) for view in lent]
     lent.clear()
-    small = buffers.lend(690)
+    small = buffers.acquire(690)
     assert (len(small), address(small)) == (690, places[1])
-    assert address(buffers.lend(900)) == places[0]
+    assert address(buffers.acquire(900)) == places[0]
 
 
 def test_what_is_kept_is_bounded_when_sizes_change() -> None:
-    buffers = Buffers()
+    buffers = BufferPool()
     for size in (10, 1000, 10, 100_000, 3, 500):
-        lent = [buffers.lend(size) for _ in range(4)]
+        lent = [buffers.acquire(size) for _ in range(4)]
         assert [len(view) for view in lent] == [size] * 4
         assert not buffers._free
         lent.clear()
@@ -44,12 +44,12 @@ def test_what_is_kept_is_bounded_when_sizes_change() -> None:
 
 
 def test_no_two_threads_have_the_same_memory() -> None:
-    buffers, wrong = Buffers(), []
+    buffers, wrong = BufferPool(), []
 
     def work(number: int) -> None:
         rng, held = random.Random(number), list[tuple[memoryview, int]]()
         for turn in range(2000):
-            view, mark = buffers.lend(rng.randrange(1, 200)), rng.randrange(256)
+            view, mark = buffers.acquire(rng.randrange(1, 200)), rng.randrange(256)
             view[:] = bytes([mark]) * len(view)
             held.append((view[len(view) // 2 :], mark))
             if len(held) > 5:

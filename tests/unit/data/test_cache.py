@@ -310,7 +310,7 @@ def test_a_copy_that_was_damaged_is_not_used(data_set, folder, caplog):
     copies[0].write_bytes(bytes(index.shard_bytes[0]))  # the right size, and zeros: a node that lost power
     copies[1].write_bytes(copies[1].read_bytes()[:1000])
     assert reader.read(np.arange(27)) == expected
-    assert "is damaged, and read from the store instead" in caplog.text
+    assert "is damaged; reading it from the store instead" in caplog.text
     assert reader.read(np.arange(27)) == expected
     assert all(hashlib.sha256(p.read_bytes()).hexdigest() == p.stem for p in copies), "and they are replaced"
 
@@ -328,7 +328,7 @@ def test_a_full_disk_ends_the_cache_with_one_warning(data_set, folder, caplog):
         for _ in range(2):
             assert reader.read(np.arange(27)) == expected
         assert len(warnings_of(caplog)) == 1
-        assert f"the shard cache {folder} cannot be written: [Errno 28] No space left" in caplog.text
+        assert f"cannot write to the shard cache {folder}: [Errno 28] No space left" in caplog.text
         assert len(names(folder)) == 1, "what was stored is still used, and nothing half-written is left"
         assert reader.bytes_cached == 2 * index.shard_bytes[0]
     finally:

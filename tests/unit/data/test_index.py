@@ -62,7 +62,7 @@ def test_several_processes_give_the_same_index_and_report_progress(tmp_path):
     assert equal(alone, together)
     assert steps == [(i, 5) for i in range(1, 6)]
     store.write_bytes("s3.tar", b"junk" * 500)
-    with pytest.raises(DataError, match=r"s3\.tar is not a whole tar"):
+    with pytest.raises(DataError, match=r"s3\.tar is not a complete tar"):
         build_index(store, workers=2)
 
 
@@ -151,7 +151,7 @@ def test_an_index_whose_names_leave_the_folder_is_refused(tmp_path, change):
     meta = json.loads(arrays["meta"].tobytes()) | change
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     np.savez(tmp_path / INDEX_NAME, **arrays)
-    with pytest.raises(DataError, match=r"index\.npz is damaged: it names a shard that is in another folder"):
+    with pytest.raises(DataError, match=r"index\.npz is damaged: it names a shard in another folder"):
         load_index(store)
 
 

@@ -77,7 +77,7 @@ def test_a_place_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train").write_bytes(b"precious")
     for place in ("file", "link", "set"):
-        with pytest.raises(ConfigError, match=rf"{place}(/train)? is no folder"):
+        with pytest.raises(ConfigError, match=rf"{place}(/train)? is not a folder"):
             make_set({"train": some(3)}, Store(tmp_path / place))
     (tmp_path / "link").unlink()
     (tmp_path / "real").mkdir()
@@ -149,7 +149,7 @@ def test_an_index_and_labels_of_others_are_not_replaced(tmp_path):
         **{"own-0.tar": tar_of(pair("a", b"image", 0)), INDEX_NAME: b"npz", "labels-real.json": b'{"mine": 1}'},
     )
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"index\.npz is no index of shards"):
+    with pytest.raises(ConfigError, match=r"index\.npz is not an index of shards"):
         build_index(Store(tmp_path))
     ours = LabelFile(about="ReaL: 2020", labels={"a": [1]})
     with pytest.raises(ConfigError, match=r"labels-real\.json was not made by this command"):

@@ -123,7 +123,7 @@ def test_shards_kept_from_a_killed_make_are_of_the_images_that_are_there(images,
     before = contents(images.parent / "out")
     larger(images)
     named = "the sizes of images" if recode else r"another size: cat/cat_0\.png"
-    with pytest.raises(ConfigError, match=rf"made otherwise: .*{named}.*--remake"):
+    with pytest.raises(ConfigError, match=rf"made from other images or settings: .*{named}.*--remake"):
         make(images, recode=recode)
     assert contents(images.parent / "out") == before
 
@@ -161,7 +161,7 @@ def test_smaller_images_are_compared_by_the_sizes_that_they_had(images):
     make(images, recode=Recode(8), remake=True)
     make(images, recode=Recode(8))
     larger(images)
-    with pytest.raises(ConfigError, match=r"the sizes of images, of which the shards .* do not say more"):
+    with pytest.raises(ConfigError, match=r"the sizes of images changed, and the existing shards do not tell how"):
         make(images, recode=Recode(8))
 
 
@@ -189,7 +189,7 @@ def test_label_sets_that_would_be_others_are_a_change(tmp_path):
 
     make_shards(labelled(1), Store(tmp_path))
     make_shards(labelled(1), Store(tmp_path))
-    with pytest.raises(ConfigError, match=r"what belongs into labels-mine\.json"):
+    with pytest.raises(ConfigError, match=r"the content of labels-mine\.json"):
         make_shards(labelled(2), Store(tmp_path))
     make_shards(labelled(2), Store(tmp_path), remake=True)
     assert b"[2]" in (tmp_path / "labels-mine.json").read_bytes()

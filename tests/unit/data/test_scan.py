@@ -179,7 +179,7 @@ BROKEN = {
     "no image": ([*GOOD, ("bad.cls", b"1")], r"'bad' has no image \(it has: cls\)"),
     "only a mask": ([*GOOD, ("bad.seg.png", b"1"), ("bad.cls", b"1")], "'bad' has no image"),
     "empty image": ([*GOOD, *pair("bad", b"", 1)], "'bad' has an empty image"),
-    "no class": (CLASSLESS, "'bad' has no class: neither"),
+    "no class": (CLASSLESS, "'bad' has no class: it has neither"),
     "a class in words": ([*CLASSLESS, ("bad.cls", b"cat")], "'bad': its .cls holds b'cat'"),
     "an underscored class": ([*CLASSLESS, ("bad.cls", b"1_0")], "'bad': its .cls holds b'1_0'"),
     "a negative class": ([*CLASSLESS, ("bad.cls", b"-1")], "'bad' has the class -1"),
@@ -187,8 +187,8 @@ BROKEN = {
     "json without class": ([*CLASSLESS, ("bad.json", b'{"label": true}')], "'bad' has no class: its .json"),
     "json that is a list": ([*CLASSLESS, ("bad.json", b"[1]")], "'bad' has no class: its .json"),
     "broken json": ([*CLASSLESS, ("bad.json", b"{")], "'bad': its .json cannot be read"),
-    "the key again": ([*pair("bad", b"x", 0), *GOOD, *pair("bad", b"x", 0)], "the key 'bad' comes twice"),
-    "members apart": ([("bad.jpg", b"x"), *GOOD, ("bad.cls", b"0")], "the key 'bad' comes twice"),
+    "the key again": ([*pair("bad", b"x", 0), *GOOD, *pair("bad", b"x", 0)], "the key 'bad' occurs twice"),
+    "members apart": ([("bad.jpg", b"x"), *GOOD, ("bad.cls", b"0")], "the key 'bad' occurs twice"),
     "the extension again": ([*GOOD, *pair("bad", b"x", 0), ("bad.JPG", b"x")], "'bad' has two members with .* 'jpg'"),
     "nothing but a folder": ([("folder", None)], "holds no samples"),
 }
@@ -230,7 +230,7 @@ def test_a_sparse_image_is_refused(tmp_path):
         file.write(b"end")
     (tmp_path / "set").mkdir()
     subprocess.run(["tar", "--sparse", "-cf", "set/s.tar", "a.jpg", "a.cls"], cwd=tmp_path, check=True)
-    with pytest.raises(DataError, match=r"'a': 'a\.jpg' is stored sparse"):
+    with pytest.raises(DataError, match=r"'a': 'a\.jpg' is a sparse file"):
         build_index(Store(tmp_path / "set"))
 
 
@@ -242,7 +242,7 @@ CONTENT_STOP = 2 * (512 + 1536 + 512 + 512)
 )
 def test_a_cut_tar_is_refused_wherever_it_is_cut(tmp_path, stop):
     store = store_of(tmp_path, s=WHOLE[:stop])
-    with pytest.raises(DataError, match=r"s\.tar is not a whole tar.*(after the sample 'a'|at its start)"):
+    with pytest.raises(DataError, match=r"s\.tar is not a complete tar.*(after the sample 'a'|at its start)"):
         build_index(store)
 
 
@@ -268,7 +268,7 @@ def test_a_changed_byte_is_refused_or_shows_in_the_hash_but_never_crashes(tmp_pa
 
 @pytest.mark.parametrize("behind", [WHOLE, b"x"])
 def test_what_stands_behind_the_end_mark_is_refused(tmp_path, behind):
-    with pytest.raises(DataError, match="something behind the end mark"):
+    with pytest.raises(DataError, match="data after the end marker"):
         build_index(store_of(tmp_path, s=WHOLE + behind))
 
 

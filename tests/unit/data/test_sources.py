@@ -53,12 +53,12 @@ def test_a_wrong_number_of_classes_is_refused_too(monkeypatch, tmp_path):
     known = dict(known_data_sets())
     known["nct-crc-he"] = known["nct-crc-he"].model_copy(update={"samples": {"train": 4}})
     monkeypatch.setattr("rsb_cluster.data.sources.known_data_sets", lambda: known)
-    with pytest.raises(ConfigError, match=r"there are 2 classes, and train of nct-crc-he has 9"):
+    with pytest.raises(ConfigError, match=r"found 2 classes, but train of nct-crc-he has 9"):
         open_set("nct-crc-he", root=tmp_path)
 
 
 def test_a_known_data_set_without_its_folder_says_what_is_needed(tmp_path):
-    with pytest.raises(ConfigError, match=r"--root FOLDER, which holds .*ILSVRC2012_img_train\.tar.*image-net\.org"):
+    with pytest.raises(ConfigError, match=r"--root FOLDER, a folder with .*ILSVRC2012_img_train\.tar.*image-net\.org"):
         open_set("imagenet-1k")
     with pytest.raises(ConfigError, match=r"imagenet-v2 has no train: it has val only"):
         open_set("imagenet-v2", root=tmp_path, split="train")
@@ -66,7 +66,7 @@ def test_a_known_data_set_without_its_folder_says_what_is_needed(tmp_path):
         with pytest.raises(ConfigError, match=r"cannot read .*\.json: No such file.*Check --root"):
             open_set(name, root=tmp_path / "nowhere")
     (tmp_path / "annotations.json").write_text('{"images": ["a.jpg"]}')
-    with pytest.raises(ConfigError, match=r"annotations\.json is not in the form .* KeyError 'categories'"):
+    with pytest.raises(ConfigError, match=r"annotations\.json is not in the format .* KeyError 'categories'"):
         open_set("vizwiz-classification", root=tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_val_is_numbered_by_the_classes_of_train(tmp_path):
     assert indices["val"].classes == indices["train"].classes == ("a", "b", "c")
     assert list(open_set(f"{tmp_path}/in", split="val")) == ["val"]
     formats.folder_of(tmp_path / "in", ["val/d/1.jpg"])
-    with pytest.raises(ConfigError, match="class folders that train lacks: d"):
+    with pytest.raises(ConfigError, match="class folders that are missing in train: d"):
         open_set(f"{tmp_path}/in")
 
 
@@ -117,7 +117,7 @@ def test_an_unknown_data_set_gets_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):
         open_set("digit")
-    with pytest.raises(ConfigError, match="written with a slash"):
+    with pytest.raises(ConfigError, match="Write a folder with a slash"):
         open_set("zzzzzzz")
 
 

@@ -60,8 +60,8 @@ def test_images_that_come_twice_are_noted_with_their_classes(tmp_path):
     report = verify(made_of([first, *others, *again], tmp_path / "1", "abcd", shard_samples=2))
     assert report.problems == []
     same, other_class, balance, empty = report.notes
-    assert same.startswith("images that come again: 2 ('")
-    assert other_class.startswith("images that come again with another class: 1 ('")
+    assert same.startswith("duplicate images: 2 ('")
+    assert other_class.startswith("duplicate images with another class: 1 ('")
     assert "again1" in other_class
     assert balance == "4 classes, with 0 to 3 images (mean 2.0)"
     assert empty == "classes without an image: 1 (d)"
@@ -73,7 +73,7 @@ def test_images_that_come_twice_are_noted_with_their_classes(tmp_path):
 @pytest.mark.parametrize("decode", [False, True])
 def test_a_missing_an_extra_a_cut_and_a_changed_shard_are_named(store, decode):
     content = bytearray(store.read_bytes("shard-000000.tar"))
-    content[-1] ^= 1  # behind the end mark: no image is hurt, the hash is
+    content[-1] ^= 1  # after the end marker: no image is hurt, the hash is
     store.write_bytes("shard-000000.tar", content)
     store.delete("shard-000001.tar")
     whole = store.read_bytes("shard-000002.tar")

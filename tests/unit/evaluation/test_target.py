@@ -37,7 +37,7 @@ def test_the_data_set_says_the_metrics(tmp_path: Path, validation_images: Path) 
     assert open_target(chosen).metrics[0] == "mean_per_class"
     for asked, message in (
         ({"data": tmp_path / "flowers102", "metric": "recall"}, "'recall' is for two classes"),
-        ({"data": validation_images, "labels": "real", "metric": "top5"}, "--metric top5 is for one right class"),
+        ({"data": validation_images, "labels": "real", "metric": "top5"}, "--metric top5 needs one true class"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_target(EvaluationRequest(sources=(), runs="", **{key: str(value) for key, value in asked.items()}))

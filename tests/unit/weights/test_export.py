@@ -54,14 +54,14 @@ def test_what_was_exported_is_a_source_of_weights_again(for_hub: Path, trained: 
 
 def test_a_destination_that_is_not_empty_is_left_alone(tmp_path: Path, trained: Run) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="already exists and is not empty"):
         export(trained, "timm", str(tmp_path))
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="already exists and is not empty"):
         export(trained, "timm", str(tmp_path / "mine"))
     (tmp_path / "mine").rename(tmp_path / ".mine")
     (tmp_path / ".link").symlink_to(tmp_path)
     for dest in (tmp_path, tmp_path / ".link"):
-        with pytest.raises(ConfigError, match="is there already and not empty"):
+        with pytest.raises(ConfigError, match="already exists and is not empty"):
             export(trained, "timm", str(dest))
     assert {path.name for path in tmp_path.iterdir()} == {".mine", ".link"}
 

@@ -55,8 +55,8 @@ def test_the_card_says_what_was_changed_what_it_started_from_and_that_it_is_a_gu
     monkeypatch.setattr(Run, "recipe", lambda self: recipe)
     found = find_weights(trained.url, "", ema=False)
     card = write_card(trained, found)
-    assert "| changed against the procedure | `optimizer.lr` 0.01 → 0.02 |" in card
-    assert f"| started from | resnet50.a1_in1k, SHA-256 `{'5' * 64}` |" in card
+    assert "| changes to the procedure | `optimizer.lr` 0.01 → 0.02 |" in card
+    assert f"| initial weights | resnet50.a1_in1k, SHA-256 `{'5' * 64}` |" in card
     assert "--init resnet50.a1_in1k" in card
     assert "the recipe is a reconstruction" in card
     assert "| these weights | the weights after step 18" in card

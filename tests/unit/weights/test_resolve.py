@@ -39,9 +39,9 @@ def test_the_best_checkpoint_and_that_of_a_step(trained: Run) -> None:
     best = json.loads((Path(trained.url) / "result.json").read_text())["best_step"]
     assert find_weights(trained.url, "", which="best").step == best
     assert find_weights(trained.url, "", which="15").step == 15
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 4; it has those of .*15"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 4\. It has those of steps .*15"):
         find_weights(trained.url, "", which="4")
-    with pytest.raises(ConfigError, match="'newest' is no checkpoint: it is last, best, or a step"):
+    with pytest.raises(ConfigError, match="'newest' is not a checkpoint. Use last, best, or a step"):
         find_weights(trained.url, "", which="newest")
 
 
@@ -50,7 +50,7 @@ def test_a_name_that_stands_for_nothing_or_for_two_runs(trained: Run, tmp_path: 
         find_weights("digit5", trained.runs_url, fetch=no_hub)
     for name in ("one", "other"):
         shutil.copytree(trained.url, tmp_path / f"run-{name}")
-    with pytest.raises(ConfigError, match="'run-' is the beginning of 2 runs"):
+    with pytest.raises(ConfigError, match="'run-' is a prefix of 2 runs"):
         find_weights("run-", str(tmp_path), fetch=no_hub)
 
 

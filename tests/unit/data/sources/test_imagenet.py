@@ -42,13 +42,13 @@ def test_a_cut_tar_and_a_missing_devkit_are_named(tmp_path):
     formats.imagenet_tars(tmp_path)
     devkit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
     devkit.rename(tmp_path / "elsewhere.tar.gz")
-    with pytest.raises(ConfigError, match=r"neither .*devkit_t12\.tar\.gz nor .*There is: .*ILSVRC2012_img_val\.tar"):
+    with pytest.raises(ConfigError, match=r"neither .*devkit_t12\.tar\.gz nor .*Found: .*ILSVRC2012_img_val\.tar"):
         open_set("imagenet-1k", root=tmp_path, split="val", any_count=True)
     train = tmp_path / "ILSVRC2012_img_train.tar"
     content = train.read_bytes()
     for size in (len(content) // 2, 12_000):
         train.write_bytes(content[:size])
-        with pytest.raises(ConfigError, match=r"ILSVRC2012_img_train\.tar is not a whole tar.*Download it again"):
+        with pytest.raises(ConfigError, match=r"ILSVRC2012_img_train\.tar is not a complete tar.*Download it again"):
             open_set("imagenet-1k", root=tmp_path, split="train", any_count=True)
     train.unlink()
     with pytest.raises(ConfigError, match=r"neither .*ILSVRC2012_img_train\.tar nor .*with a folder per class"):
@@ -81,7 +81,7 @@ def test_v2_is_numbered_by_number_and_not_as_text(tmp_path):
     assert {content: label for _, content, _, label in source} == wanted
     (tmp_path / "imagenetv2-top-images-format-val").mkdir()
     with pytest.raises(
-        ConfigError, match=r"2 variants .*top-images-format-val.*timm's figures are on matched-frequency"
+        ConfigError, match=r"2 variants .*top-images-format-val.*timm's results are on matched-frequency"
     ):
         open_set("imagenet-v2", root=tmp_path, any_count=True)
     formats.class_folders(tmp_path / "wnids", formats.WNIDS, 1, seed=0, suffix="JPEG")

@@ -40,11 +40,11 @@ def test_parquet_files_that_cannot_be_used_are_named(tmp_path):
 
     image = formats.picture(0)
     odd = written("odd", image=[image], label=[0])
-    with pytest.raises(ConfigError, match=r"do not say which split they are.*--split"):
+    with pytest.raises(ConfigError, match=r"do not tell their split.*--split"):
         open_set(f"{odd}")
     assert open_set(f"{odd}", split="val")["val"].sample(0) == ("val-0000000", image, "jpg", 0)
     for name, columns, message in (
-        ("unlabelled", {"image": [image], "label": [-1]}, "holds -1, which is no class"),
+        ("unlabelled", {"image": [image], "label": [-1]}, "holds -1, which is not a class"),
         ("columns", {"image": [image], "text": ["x"]}, "columns image, text: no label"),
         ("pixels", {"pixels": [[1, 2]], "label": [0]}, "columns pixels, label: no image"),
     ):

@@ -1,1 +1,1 @@
-"""What came out: tables, reports, and the published numbers that they are compared with."""
+"""Results: tables, reports, and the published values that runs are compared with."""

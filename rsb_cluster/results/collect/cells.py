@@ -1,4 +1,4 @@
-"""What every table of groups says: its columns, the text of each cell, and the remarks below."""
+"""The content of all tables of groups: columns, cells, and the remarks below."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ COLUMNS = (
     *("recipe", "model", "n", "top-1", "top-5", "min–max", "seed 0", "paper", "timm", "delta", "verdict"),
     *("GPU-hours", "attempts", "preemptions", "repeated", "goodput"),
 )
-WORDS = ("recipe", "model", "verdict")  # aligned to the left
-LONGEST_REASON = 300
+TEXT_COLUMNS = ("recipe", "model", "verdict")  # aligned to the left
+MAX_REASON = 300  # characters
 
 
 def cells(group: Group) -> dict[str, str]:
     """Return the text of a group's cells by column.
 
-    ``n`` is ``2/3`` where not all of the group's runs count. ``repeated`` is steps.
+    ``n`` is ``2/3`` if not all of the group's runs count. ``repeated`` are steps.
     """
     paper = next((r for r in group.references if not r.released), None)
     timm = next((r for r in group.references if r.released), None)
-    total = len(group.rows) + len(group.open)
+    total = len(group.rows) + len(group.unfinished)
     return {
         "recipe": group.label,
         "model": group.model,
@@ -43,7 +43,7 @@ def cells(group: Group) -> dict[str, str]:
 
 
 def remarks(collection: Collection) -> dict[str, list[str]]:
-    """Return what stands below the table, by heading."""
+    """Return the remarks below the table, by heading."""
     compared: list[str] = []
     changed: list[str] = []
     notes: list[str] = []
@@ -69,7 +69,7 @@ def remarks(collection: Collection) -> dict[str, list[str]]:
 
 
 def published_text(reference: Reference) -> str:
-    """Return a published value with as many digits as were published: 80.4 is not 80.40."""
+    """Return a published value with its published digits: 80.4 is not 80.40."""
     std = reference.std
     return f"{reference.top1:.2f} ± {std:.2f}" if std is not None else str(reference.top1)
 
@@ -84,4 +84,4 @@ def _with_std(text: str, std: float | None) -> str:
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"

@@ -1,4 +1,4 @@
-"""What a collection is: groups of runs, evaluations, and runs without a result."""
+"""Collections: groups of runs, evaluations, and runs without a result."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Group:
     """Runs that differ only in their seed.
 
     Attributes:
-        rows: All finished ones, also those that do not count.
-        open: Those without a result.
-        n: How many count; means and extremes are over these, in percent.
+        rows: All finished runs, also those that do not count.
+        unfinished: Runs without a result.
+        n: Number of runs that count; mean, min and max are over these, in percent.
         std: Sample standard deviation; None unless n > 1.
-        seed0: Top-1 of the run with seed 0, if it counts: what a headline of the paper is.
-        references: What is published; ``delta`` is ``mean`` minus the first.
+        seed0: Top-1 of the run with seed 0, if it counts; the paper's headlines are of seed 0.
+        references: The published values; ``delta`` is ``mean`` minus the first.
         tolerance: The largest ``delta`` that is called reproduced, in points.
         gpu_hours: Sum over all runs, finished or not, as are rank_hours, attempts, preemptions and steps_repeated.
-        goodput: Time spent in steps that count / time in which an attempt was on, over the finished runs.
+        goodput: Time in steps that count / time in which an attempt ran, over the finished runs.
     """
 
     recipe: str
@@ -38,7 +38,7 @@ class Group:
     changes: Changes = field(default_factory=dict)
     virtual_ranks: int = 0
     rows: tuple[FinishedRun, ...] = ()
-    open: tuple[UnfinishedRun, ...] = ()
+    unfinished: tuple[UnfinishedRun, ...] = ()
     n: int = 0
     mean: float | None = None
     std: float | None = None
@@ -59,7 +59,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """Its recipe and, where that is short, what was changed."""
+        """The recipe, with the changes if these are few."""
         if not self.changes:
             return self.recipe
         if len(self.changes) > 2:
@@ -69,15 +69,15 @@ class Group:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """A line of the table of evaluations.
+    """A row of the table of evaluations.
 
     Attributes:
-        name: Recipe, with what was changed, or the name of the weights.
+        name: Recipe, with its changes, or the name of the weights.
         rows: The newest evaluation of each run of the group, or that of the weights.
-        counted: Those that count; the mean is over these, in percent.
+        counted: The evaluations that count; the mean is over these, in percent.
         std: Sample standard deviation; None unless there are several.
-        references: What is published; ``delta`` is ``mean`` minus the first.
-        notes: What one should know, such as why there is no reference.
+        references: The published values; ``delta`` is ``mean`` minus the first.
+        notes: Remarks, such as why there is no reference.
     """
 
     name: str
@@ -92,12 +92,12 @@ class EvaluationRow:
     notes: tuple[str, ...] = ()
 
     @property
-    def what(self) -> Evaluation:
-        """An evaluation of the line: all have the same data, labels, metric and preparation of images."""
+    def evaluation(self) -> Evaluation:
+        """An evaluation of the row: all have the same data, labels, metric and preprocessing."""
         return self.rows[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all there is to say about the line."""
+        """Return all fields of the row."""
         values = {key: value for key, value in vars(self).items() if key not in ("rows", "counted", "references")}
         values["references"] = [asdict(reference) for reference in self.references]
         values["n"] = len(self.counted)
@@ -106,13 +106,13 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found.
+    """The results of many runs.
 
     Attributes:
-        groups: In natural order.
-        unfinished: All runs that have no result, those of the groups too.
-        evaluations: What 'evaluate' left, of runs first.
-        unreadable: What is to be said of evaluations that could not be read.
+        groups: Groups of runs, in natural order.
+        unfinished: All runs without a result, also those of the groups.
+        evaluations: Results of 'evaluate', those of runs first.
+        unreadable: Errors of evaluations that could not be read.
     """
 
     groups: tuple[Group, ...]

@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seed, and the verdict on each."""
+"""Groups of runs that differ only in their seed, and their verdicts."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ OTHER_DATA = {"data.set", "data.num_classes", "data.train_samples", "data.val_sa
 
 
 def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: float | None = None) -> Collection:
-    """Read runs and compare them with what is published. A run that cannot be read is named, not raised.
+    """Read runs and compare them with published values. A run that cannot be read is listed with its error.
 
     Args:
-        runs: What to read; a run that has no folder is named as missing.
-        sweeps: Say what the missing runs would be.
-        now: Unix time, to tell a killed run from one that runs; None asks the clock.
+        runs: The runs; one without a folder is listed as missing.
+        sweeps: Sweeps, which list the missing runs.
+        now: Unix time, to tell a killed run from a running one; None for the current time.
     """
     unique = list({run.url: run for run in runs}.values())
     members = {member.run_id: member for sweep in sweeps for member in sweep.members}
@@ -61,15 +61,15 @@ def collect_runs(runs: Sequence[Run], sweeps: Sequence[Sweep] = (), *, now: floa
             seen[item.science.spec.run_id] = run.url
             groups.setdefault(item.science.key, []).append(item)
     unfinished.sort(key=lambda item: (_natural(item.run_id), item.url))
-    open_: dict[str, list[UnfinishedRun]] = {}
-    # Those whose folder says what they train come first, so that the missing find their group.
+    pending: dict[str, list[UnfinishedRun]] = {}
+    # Runs with a known recipe come first, so that missing runs find their group.
     for item in sorted(unfinished, key=lambda item: item.science is None):
-        if item.science is not None and item.run_id not in seen:  # an unfinished copy of a finished run is no run more
-            open_.setdefault(item.science.key, []).append(item)
+        if item.science is not None and item.run_id not in seen:  # not an unfinished copy of a finished run
+            pending.setdefault(item.science.key, []).append(item)
         elif item.member is not None:
-            open_.setdefault(_key_of_missing(item.member, groups, open_), []).append(item)
-    keys = dict.fromkeys([*groups, *open_])
-    ordered = sorted((_group(groups.get(key, []), open_.get(key, [])) for key in keys), key=_order)
+            pending.setdefault(_key_of_missing(item.member, groups, pending), []).append(item)
+    keys = dict.fromkeys([*groups, *pending])
+    ordered = sorted((_group(groups.get(key, []), pending.get(key, [])) for key in keys), key=_order)
     return Collection(tuple(_tell_apart(ordered)), tuple(unfinished))
 
 
@@ -81,27 +81,24 @@ def judge(top1: Sequence[float], reference: Reference) -> tuple[float, float, Ve
     delta = statistics.fmean(top1) - reference.top1
     tolerance = ONE_SEED_POINTS
     if len(top1) > 1:
-        theirs = FIGURE1_STD if reference.std is None else reference.std
-        ours = max(statistics.stdev(top1), theirs)
-        tolerance = min(tolerance, 2 * math.sqrt(ours**2 / len(top1) + theirs**2 / reference.n))
-    if abs(delta) <= tolerance + 1e-9:  # 80.54 - 80.24 is a little more than 0.3 in binary
+        published_std = FIGURE1_STD if reference.std is None else reference.std
+        std = max(statistics.stdev(top1), published_std)
+        tolerance = min(tolerance, 2 * math.sqrt(std**2 / len(top1) + published_std**2 / reference.n))
+    if abs(delta) <= tolerance + 1e-9:  # 80.54 - 80.24 is slightly more than 0.3 in binary
         return delta, tolerance, "reproduced"
     return delta, tolerance, "above" if delta > 0 else "below"
 
 
 def _key_of_missing(
-    member: Member, groups: Mapping[str, Sequence[FinishedRun]], open_: Mapping[str, Sequence[UnfinishedRun]]
+    member: Member, groups: Mapping[str, Sequence[FinishedRun]], pending: Mapping[str, Sequence[UnfinishedRun]]
 ) -> str:
-    """Return the group of a run without a folder: the first of its names whose recipe was not changed."""
-    for key in (*groups, *open_):
-        science = _science([*groups.get(key, ()), *open_.get(key, ())])
-        if science and not science.changes and (science.recipe.name, science.recipe.model.name) == _names(member):
+    """Return the group of a run without a folder: the first with its recipe and model, and no changes."""
+    for key in (*groups, *pending):
+        science = _science([*groups.get(key, ()), *pending.get(key, ())])
+        names = (member.recipe, member.model)
+        if science and not science.changes and (science.recipe.name, science.recipe.model.name) == names:
             return key
     return f"missing {member.recipe} {member.model}"
-
-
-def _names(member: Member) -> tuple[str, str]:
-    return member.recipe, member.model
 
 
 def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Group:
@@ -118,7 +115,7 @@ def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Grou
     verdict: Verdict = "no reference"
     if references and top1:
         delta, tolerance, verdict = judge(top1, references[0])
-        if recipe.reconstruction:  # near or far, it is not what the paper did
+        if recipe.reconstruction:  # whatever the difference, it is not the paper's procedure
             tolerance, verdict = None, "reconstruction"
     if changes:
         tolerance, verdict = None, "modified"
@@ -130,7 +127,7 @@ def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Grou
         changes=changes,
         virtual_ranks=science.spec.virtual_ranks,
         rows=tuple(rows),
-        open=tuple(unfinished),
+        unfinished=tuple(unfinished),
         n=len(top1),
         mean=statistics.fmean(top1) if top1 else None,
         std=statistics.stdev(top1) if len(top1) > 1 else None,
@@ -142,7 +139,7 @@ def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Grou
         delta=delta,
         tolerance=tolerance,
         verdict=verdict if top1 else ("not counted" if rows else "no result"),
-        notes=(*notes, *_start(science), *_unlike(counted)),
+        notes=(*notes, *_initial_weights(science), *_differences(counted)),
         gpu_hours=math.fsum(item.gpu_hours for item in costs),
         rank_hours=math.fsum(item.rank_hours or 0.0 for item in costs),
         attempts=sum(item.attempts for item in costs),
@@ -153,33 +150,33 @@ def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Grou
 
 
 def _missing(unfinished: list[UnfinishedRun]) -> Group:
-    """Return a group none of whose runs has a folder: all that is known are names."""
+    """Return a group of runs without a folder, of which only names are known."""
     member = unfinished[0].member
     assert member is not None
     return Group(
         recipe=member.recipe,
         procedure="",
         model=member.model,
-        open=tuple(unfinished),
+        unfinished=tuple(unfinished),
         verdict="no result",
     )
 
 
 def _goodput(rows: Sequence[FinishedRun]) -> float | None:
-    """Return useful time / all time over runs of unlike length."""
+    """Return useful time / total time over runs of different lengths."""
     useful = math.fsum(row.result.train_s for row in rows)
     return useful / math.fsum(row.result.train_s / max(row.result.goodput, 1e-9) for row in rows) if useful else None
 
 
 def _references(science: Science) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
-    """Return what to compare with, and why there is nothing where one would expect something."""
+    """Return the published values to compare with, and the reason if there are none although one would expect some."""
     recipe, changes = science.recipe, science.changes
     known = published(recipe, science.spec)
     if not recipe.paper or OTHER_DATA & changes.keys():
         return (), ()
     if known is None:
-        from_ = " from such weights" if recipe.init.weights else ""
-        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}{from_}",)
+        init = " from such weights" if recipe.init.weights else ""
+        return (), (f"nothing is published for {recipe.model.name} with {recipe.paper}{init}",)
     if known.doubt:
         return (), (f"not compared: {known.doubt}",)
     if resolutions(recipe) != known.px and not changes.keys() & set(RESOLUTIONS):
@@ -191,14 +188,14 @@ def _references(science: Science) -> tuple[tuple[Reference, ...], tuple[str, ...
     return known.references, ()
 
 
-def _start(science: Science) -> tuple[str, ...]:
-    """Say which weights the runs of a group start from."""
+def _initial_weights(science: Science) -> tuple[str, ...]:
+    """Return a remark on the initial weights of a group."""
     init = science.spec.init
     return (f"starts from {init.source} (SHA-256 {init.sha256[:12]})",) if init else ()
 
 
-def _unlike(counted: Sequence[FinishedRun]) -> list[str]:
-    """Return what differs between the counted runs of a group, besides the seed."""
+def _differences(counted: Sequence[FinishedRun]) -> list[str]:
+    """Return remarks on differences between the counted runs of a group, besides the seed."""
     parts: dict[str, Callable[[FinishedRun], object]] = {
         "copies of the data (their indexes differ)": lambda row: (
             row.science.spec.train_digest,
@@ -216,36 +213,36 @@ def _unlike(counted: Sequence[FinishedRun]) -> list[str]:
 
 
 def _tell_apart(groups: Sequence[Group]) -> list[Group]:
-    """Note what separates groups that carry the same name."""
+    """Add remarks on the differences between groups of the same name."""
     first: dict[tuple[str, str, str], Group] = {}
     result = []
     for group in groups:
         other = first.setdefault((group.recipe, group.model, describe(group.changes)), group)
         if other is not group:
-            here, there = (_science([*one.rows, *one.open]) for one in (group, other))
-            assert here is not None and there is not None  # those without have no equals
-            unlike: Changes = dict(differences(there.recipe, here.recipe))
+            here, there = (_science([*g.rows, *g.unfinished]) for g in (group, other))
+            assert here is not None and there is not None  # a group without one has a unique name
+            changes: Changes = dict(differences(there.recipe, here.recipe))
             if other.virtual_ranks != group.virtual_ranks:
-                unlike["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
+                changes["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
             before, after = (s.spec.init.sha256[:12] if s.spec.init else "" for s in (there, here))
             if before != after:
-                unlike["initial weights"] = (before, after)
-            group = replace(group, notes=(*group.notes, f"unlike the group of the same name: {describe(unlike)}"))
+                changes["initial weights"] = (before, after)
+            group = replace(group, notes=(*group.notes, f"unlike the group of the same name: {describe(changes)}"))
         result.append(group)
     return result
 
 
 def _science(items: Sequence[FinishedRun | UnfinishedRun]) -> Science | None:
-    """Return what the runs of a group train; None where no folder says."""
+    """Return what the runs of a group train; None if unknown."""
     return next((item.science for item in items if item.science is not None), None)
 
 
 def _order(group: Group) -> tuple[Any, ...]:
     name = (_natural(group.recipe), _natural(group.model), len(group.changes), describe(group.changes))
-    first = group.rows[0].run if group.rows else group.open[0]
+    first = group.rows[0].run if group.rows else group.unfinished[0]
     return (*name, group.virtual_ranks, first.run_id)
 
 
 def _natural(name: str) -> list[int | str]:
-    """Order resnet18 before resnet101."""
+    """Return a sort key that orders resnet18 before resnet101."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -8,16 +8,16 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
+from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, remarks
 from rsb_cluster.results.collect.collection import Collection
 from rsb_cluster.results.collect.evaluation_cells import (
     EVALUATION_COLUMNS,
-    EVALUATION_WORDS,
+    EVALUATION_TEXT_COLUMNS,
     evaluation_cells,
     evaluation_remarks,
 )
 
-# What a page of a paper has room for.
+# The columns that fit a page of a paper.
 LATEX_COLUMNS = (
     *("recipe", "weights", "model", "data", "labels", "metric", "n", "top-1", "%", "min–max", "seed 0"),
     *("paper", "published", "timm", "delta", "verdict", "GPU-hours"),
@@ -44,26 +44,26 @@ LATEX = {
 
 @dataclass(frozen=True)
 class _Part:
-    """A table: its columns, which of them are words, the texts of its rows, and what stands below it."""
+    """A table: its columns, which of them are text (left-aligned), its rows, and the remarks below it."""
 
     columns: Sequence[str]
-    words: Sequence[str]
+    text_columns: Sequence[str]
     rows: Sequence[Mapping[str, str]]
     remarks: Mapping[str, Sequence[str]]
 
 
 def _parts(collection: Collection) -> list[_Part]:
-    """Return the table of runs, and that of evaluations where there are any."""
-    parts = [_Part(COLUMNS, WORDS, [cells(group) for group in collection.groups], remarks(collection))]
+    """Return the table of runs, and that of evaluations if there are any."""
+    parts = [_Part(COLUMNS, TEXT_COLUMNS, [cells(group) for group in collection.groups], remarks(collection))]
     below = evaluation_remarks(collection)
     if collection.evaluations or below:
         rows = [evaluation_cells(line) for line in collection.evaluations]
-        parts.append(_Part(EVALUATION_COLUMNS, EVALUATION_WORDS, rows, below))
+        parts.append(_Part(EVALUATION_COLUMNS, EVALUATION_TEXT_COLUMNS, rows, below))
     return parts
 
 
 def markdown(collection: Collection) -> str:
-    """Return a table of GitHub's Markdown, and lists."""
+    """Return tables in GitHub's Markdown, and lists of remarks."""
 
     def line(texts: Sequence[str]) -> str:
         return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
@@ -71,7 +71,7 @@ def markdown(collection: Collection) -> str:
     lines: list[str] = []
     for part in _parts(collection):
         columns = part.columns
-        lines += ["", line(columns), line([":--" if name in part.words else "--:" for name in columns])]
+        lines += ["", line(columns), line([":--" if name in part.text_columns else "--:" for name in columns])]
         lines += [line([row[name] for name in columns]) for row in part.rows]
         for heading, below in part.remarks.items():
             lines += ["", f"{heading}:", "", *(f"- {remark}" for remark in below)]
@@ -79,20 +79,20 @@ def markdown(collection: Collection) -> str:
 
 
 def latex(collection: Collection) -> str:
-    r"""Return a ``tabular`` that needs ``\usepackage{booktabs}`` (and textcomp's signs), and lists."""
+    r"""Return a ``tabular`` that needs ``\usepackage{booktabs}`` (and textcomp's symbols), and lists of remarks."""
     lines = [r"% \usepackage{booktabs}  \usepackage[T1]{fontenc}"]
     for part in _parts(collection):
         columns = [name for name in part.columns if name in LATEX_COLUMNS]
         lines += [
             *([""] if len(lines) > 1 else []),
-            rf"\begin{{tabular}}{{{''.join('l' if name in part.words else 'r' for name in columns)}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if name in part.text_columns else 'r' for name in columns)}}}",
             r"\toprule",
             " & ".join(map(_tex, columns)) + r" \\",
             r"\midrule",
         ]
         for row in part.rows:
             texts = {name: _tex(text) for name, text in row.items()}
-            texts["delta"] = f"${texts['delta']}$" if texts["delta"] else ""  # a minus, and no hyphen
+            texts["delta"] = f"${texts['delta']}$" if texts["delta"] else ""  # a minus sign instead of a hyphen
             lines.append(" & ".join(texts[name] for name in columns) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
         for heading, below in part.remarks.items():
@@ -103,7 +103,7 @@ def latex(collection: Collection) -> str:
 
 
 def html(collection: Collection) -> str:
-    """Return a page of its own without scripts."""
+    """Return a self-contained page without scripts."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files(__package__) / "table.html.jinja").read_text(encoding="utf-8"))
     page = template.render(parts=_parts(collection))

@@ -1,8 +1,8 @@
 """A collection as text: a table, Markdown, LaTeX, HTML, JSON or CSV.
 
-The tables have one line per group, and say below it what was compared with what and which runs do not count. JSON has
-all: groups with their runs, and the unfinished runs. CSV has one line per run, the unfinished ones too, with all that
-is known of the run and nothing of its group; and one per evaluation.
+The tables have one row per group, and remarks below on the references and on the runs that do not count. JSON has
+everything: groups with their runs, and the unfinished runs. CSV has one row per run, finished or not, without its
+group; and one per evaluation.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def render(collection: Collection, format: Format, *, terminal: bool | None = No
     """Return a collection as text that ends with a newline.
 
     Args:
-        collection: What was collected.
+        collection: The collection.
         format: See the module.
-        terminal: Whether a table may have colours and must fit the terminal's width, where it leaves out what fits
-            least; None asks standard output.
+        terminal: Whether a table has colours and omits columns that do not fit the terminal's width; None: whether
+            standard output is a terminal.
     """
     if format == "json":
         return json.dumps(_plain(_to_json(collection)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format == "csv":
         return _csv(collection)
-    # Here, so that JSON and CSV do not wait for rich and jinja.
+    # Imported here, as JSON and CSV do not need rich and jinja.
     from rsb_cluster.results.collect import markup, terminal_table
 
     if format == "md":
@@ -58,17 +58,17 @@ def render(collection: Collection, format: Format, *, terminal: bool | None = No
 def _to_json(collection: Collection) -> dict[str, Any]:
     groups = []
     for group in collection.groups:
-        values = {key: value for key, value in vars(group).items() if key not in ("rows", "open", "references")}
+        values = {key: value for key, value in vars(group).items() if key not in ("rows", "unfinished", "references")}
         values["references"] = [asdict(reference) for reference in group.references]
         values["runs"] = [row.to_json() for row in group.rows]
-        groups.append(values | {"unfinished": [run.run_id for run in group.open]})
+        groups.append(values | {"unfinished": [run.run_id for run in group.unfinished]})
     evaluations = [line.to_json() for line in collection.evaluations]
     unfinished = [run.to_json() for run in collection.unfinished]
     return {"groups": groups, "unfinished": unfinished, "evaluations": evaluations}
 
 
 def _plain(value: Any) -> Any:
-    """Turn NaN and infinity, which JSON lacks, into null."""
+    """Replace NaN and infinity, which JSON lacks, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -89,8 +89,8 @@ def _csv(collection: Collection) -> str:
 
 
 def _evaluation_row(line: EvaluationRow, row: Evaluation) -> dict[str, Any]:
-    """Return what the columns for runs and those for evaluations say of an evaluation."""
+    """Return the values of an evaluation for the columns of runs and of evaluations."""
     columns = (*(name for name in RUN_COLUMNS if name != "code"), *EVALUATION_COLUMNS)
-    known = {key: value for key, value in row.model_dump().items() if key in columns}
-    said = {"recipe": line.name, "steps": row.step, "url": row.weights_url, "value": row.value}
-    return known | said | {"state": "evaluated", "counted": row in line.counted, "code": row.code.get("version", "")}
+    values = {key: value for key, value in row.model_dump().items() if key in columns}
+    values |= {"recipe": line.name, "steps": row.step, "url": row.weights_url, "value": row.value}
+    return values | {"state": "evaluated", "counted": row in line.counted, "code": row.code.get("version", "")}

@@ -1,7 +1,7 @@
-"""Reading runs: the result of each, or why it has none.
+"""Reads runs: the result of each, or the reason why there is none.
 
-A finished run costs one file: its result.json says what was trained as well. A run of an older version, and one that
-has not finished, costs a few more. No tensor file is read, and metrics only of an attempt that was killed.
+A finished run costs one read: its result.json contains its recipe and spec. A run of an older version, and one that has
+not finished, costs a few more. No tensors are read, and metrics only of an attempt that was killed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Changes = dict[str, tuple[Any, Any]]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 RESOLUTIONS = ("augment.resolution", "eval.resolution")
-READERS = 16  # an object store takes tens of milliseconds for an answer
-SILENT_S = 300.0  # an attempt says that it is alive every ten seconds or so; clocks may differ
+READERS = 16  # threads; a request to an object store takes tens of milliseconds
+HEARTBEAT_TIMEOUT_S = 300.0  # an attempt writes a heartbeat about every ten seconds, but clocks may differ
 RUN_FILES = ("spec.json", "recipe.json", "result.json", "attempts", "checkpoints", "metrics")
 
 
 class Accuracy(Section):
     """Accuracy on val/. ``loss`` may be NaN: a run that diverged has a result too."""
 
-    # A later version may say more; what it says here must still be readable.
+    # A later version may add fields; the result must still be readable.
     model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
 
     top1: Percent
@@ -46,7 +46,7 @@ class Accuracy(Section):
 
 
 class Result(Accuracy):
-    """What a run writes when it has finished. Older versions did not write what has a default."""
+    """The result.json of a finished run. Older versions did not write the fields with a default."""
 
     run_id: str
     recipe: str
@@ -55,7 +55,7 @@ class Result(Accuracy):
     steps: int
     epochs: int | float
     samples: int = Field(description="images evaluated")
-    modified: Changes = Field({}, description="what was changed, as {field: (there, here)}")
+    modified: Changes = Field({}, description="changes to the procedure, as {field: (there, here)}")
     gpu_hours: float
     rank_hours: float | None = None
     wall_s: float | None = None
@@ -64,7 +64,7 @@ class Result(Accuracy):
     preemptions: int
     steps_repeated: int | None = None
     images_per_s: float
-    goodput: float = Field(description="useful time / all time")
+    goodput: float = Field(description="useful time / total time")
     finished: float = Field(description="unix time")
     ema: Accuracy | None = None
 
@@ -74,8 +74,8 @@ class Science:
     """What a run trains.
 
     Attributes:
-        changes: What was changed against the procedure, as ``{field: (there, here)}``.
-        key: The same for runs that differ in nothing but the seed.
+        changes: Changes to the procedure, as ``{field: (there, here)}``.
+        key: Equal for runs that differ only in the seed.
     """
 
     recipe: Recipe
@@ -85,13 +85,13 @@ class Science:
 
     @property
     def code(self) -> str:
-        """Version of the package, and of its checkout where it ran from one."""
+        """Version of the package, and the commit if it ran from a checkout."""
         code = self.spec.code
         parts = (code.get("version"), code.get("commit", "")[:12], "+changes" if code.get("uncommitted") else "")
         return " ".join(part for part in parts if part)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a line about the run says of it."""
+        """Return the fields of a row about the run."""
         return {
             "recipe": self.recipe.name,
             "procedure": self.recipe.paper,
@@ -108,7 +108,7 @@ class FinishedRun:
     """A finished run.
 
     Attributes:
-        flags: Why it does not count; empty where it does.
+        flags: Why it does not count; empty if it does.
     """
 
     run: Run
@@ -117,7 +117,7 @@ class FinishedRun:
     flags: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all there is to say about the run, as a flat mapping."""
+        """Return everything known about the run, as a flat mapping."""
         values = self.result.model_dump(exclude={"modified", "ema"})
         for key in ("top1", "top5", "loss"):
             values[f"ema_{key}"] = getattr(self.result.ema, key) if self.result.ema else None
@@ -127,13 +127,13 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run without a result that can be used, and why.
+    """A run without a usable result, and the reason.
 
     Attributes:
-        science: None where the folder does not say, or there is none.
-        member: What a sweep wants of a run that has no folder.
-        cost: So far.
-        step: Steps done, as far as known.
+        science: What it trains; None if unknown.
+        member: The entry in a sweep of a run without a folder.
+        cost: The cost so far.
+        step: The last known step.
     """
 
     run_id: str
@@ -146,20 +146,20 @@ class UnfinishedRun:
     member: Member | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return all there is to say about the run, as a flat mapping."""
-        known = self.member.model_dump() if self.member else {}
-        known |= (self.science.to_json() if self.science else {}) | (asdict(self.cost) if self.cost else {})
-        said = {"run_id": self.run_id, "url": self.url, "state": self.state, "reason": self.reason, "counted": False}
-        return known | said | ({"steps": self.step} if self.cost else {})
+        """Return everything known about the run, as a flat mapping."""
+        values = self.member.model_dump() if self.member else {}
+        values |= (self.science.to_json() if self.science else {}) | (asdict(self.cost) if self.cost else {})
+        values |= {"run_id": self.run_id, "url": self.url, "state": self.state, "reason": self.reason, "counted": False}
+        return values | ({"steps": self.step} if self.cost else {})
 
 
 @dataclass
 class Reader:
-    """Reads runs one after the other; recipes that are equal become one object, so that many runs fit in memory.
+    """Reads runs; equal recipes share one object, so that many runs fit in memory.
 
     Attributes:
-        now: Unix time, against which signs of life are held.
-        members: What sweeps want, by run id.
+        now: Unix time, to which heartbeats are compared.
+        members: The entries of sweeps, by run id.
     """
 
     now: float = field(default_factory=time.time)
@@ -167,9 +167,9 @@ class Reader:
     _recipes: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
 
     def read(self, runs: Sequence[Run]) -> Iterator[tuple[Run, FinishedRun | UnfinishedRun | None]]:
-        """Yield what is known of each run; None for something else that lies among runs.
+        """Yield each run with its content; None for another folder among runs.
 
-        What cannot be read is named, not raised. Runs of one folder are read together, so the order may change.
+        Errors are reported in the content, not raised. Runs of one folder are read together, so the order may change.
         """
         for parent, members in _by_parent(runs):
             results = Store(parent).read_many(f"{run.run_id}/result.json" for run in members)
@@ -205,77 +205,77 @@ class Reader:
         if run.store.exists():
             return None
         member = self.members.get(run.run_id)
-        reason = "a sweep wants it, and it was never sent" if member else str(error)
+        reason = "a sweep contains it, but it was never submitted" if member else str(error)
         return UnfinishedRun(run.run_id, run.url, "missing", reason, member=member)
 
     def _science_of(self, run: Run, values: dict[str, Any]) -> Science:
-        """Take what was trained from the result, where that says so and is this run's; else from the run's folder."""
-        said = values.get("science") if values.get("run_id") == run.run_id else None
-        if said is None:
+        """Return what was trained, from the result if it contains that for this run, else from the run's folder."""
+        science = values.get("science") if values.get("run_id") == run.run_id else None
+        if science is None:
             return self._science(run.store.read_json("recipe.json"), run.spec(), run)
         where = run.store.locate("result.json")
-        return self._science(said.get("recipe"), read_record(Spec, said.get("spec"), where), run)
+        return self._science(science.get("recipe"), read_record(Spec, science.get("spec"), where), run)
 
     def _science(self, recipe_values: Any, spec: Spec, run: Run) -> Science:
-        start = spec.init.sha256 if spec.init else ""
-        text = json.dumps([recipe_values, start], sort_keys=True)
+        init = spec.init.sha256 if spec.init else ""
+        text = json.dumps([recipe_values, init], sort_keys=True)
         if text not in self._recipes:
             recipe = read_record(Recipe, recipe_values, run.store.locate("recipe.json"))
-            # Always the same seed and data: seeds meet, and so do copies of a data set.
-            self._recipes[text] = (recipe, recipe.digest(0, "", start))
+            # The same seed and data for all: seeds, and copies of a data set, belong to one group.
+            self._recipes[text] = (recipe, recipe.digest(0, "", init))
         recipe, digest = self._recipes[text]
         brief = spec.brief()
         return self._changed(Science(recipe, brief, {}, digest), brief.modified)
 
     def _changed(self, science: Science, changes: Changes) -> Science:
-        """Note what was changed, and with it the group."""
+        """Set the changes, and with them the group."""
         recipe, spec = science.recipe, science.spec
         known = published(recipe, spec)
         if known and known.px == resolutions(recipe):
             changes = {key: change for key, change in changes.items() if key not in RESOLUTIONS}
         digest = science.key.partition(" ")[0]
-        unlike = json.dumps([recipe.name, recipe.paper, {k: list(c) for k, c in changes.items()}], sort_keys=True)
-        return Science(recipe, spec, changes, f"{digest} {spec.virtual_ranks} {unlike}")
+        names = json.dumps([recipe.name, recipe.paper, {k: list(c) for k, c in changes.items()}], sort_keys=True)
+        return Science(recipe, spec, changes, f"{digest} {spec.virtual_ranks} {names}")
 
     def _unfinished(self, run: Run, science: Science) -> UnfinishedRun:
-        """Say the state of a run without a result, and the reason, from what its folder says."""
+        """Return a run without a result, with its state and the reason."""
         found = spans(run)
-        spent, step = cost(found), max((span.end_step for span in found), default=0)
-        return UnfinishedRun(run.run_id, run.url, *self._why(run, found), science, spent, step)
+        used, step = cost(found), max((span.end_step for span in found), default=0)
+        return UnfinishedRun(run.run_id, run.url, *self._state_and_reason(run, found), science, used, step)
 
-    def _why(self, run: Run, found: list[Span]) -> tuple[str, str]:
+    def _state_and_reason(self, run: Run, found: list[Span]) -> tuple[str, str]:
         if not found:
-            sent = run.submissions()
-            if not sent:
-                return "not sent", "no submission is noted"
-            job = sent[-1]
+            submissions = run.submissions()
+            if not submissions:
+                return "not sent", "no submission is recorded"
+            job = submissions[-1]
             return "queued", f"sent to {job.backend} as job {job.job_id}; it has not started, or left no trace"
         last = found[-1].attempt
         if not last.cause:
             where = f"attempt {last.number} on {', '.join(last.hosts)}"
             if found[-1].ended <= last.started:
                 return "running", f"{where}; or killed without a last word"
-            heard = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found[-1].ended))
-            state = "killed" if self.now - found[-1].ended > SILENT_S else "running"
-            return state, f"{where}; last heard of at step {found[-1].end_step}, {heard}"
+            heartbeat = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found[-1].ended))
+            state = "killed" if self.now - found[-1].ended > HEARTBEAT_TIMEOUT_S else "running"
+            return state, f"{where}; last heard of at step {found[-1].end_step}, {heartbeat}"
         states = dict.fromkeys(("preempted", "timed out", "lost peer", "stuck", "superseded"), "waiting")
         states["finished"] = "no result"
-        said = last.message or last.cause
-        return states.get(last.cause, last.cause), f"{said} (attempt {last.number}, step {last.end_step})"
+        reason = last.message or last.cause
+        return states.get(last.cause, last.cause), f"{reason} (attempt {last.number}, step {last.end_step})"
 
 
 def published(recipe: Recipe, spec: Spec) -> PublishedModel | None:
-    """Return what is published for a recipe's procedure and model, and the procedure of the weights it starts from."""
+    """Return the published values of a recipe's procedure and model, and of the procedure of its initial weights."""
     return lookup(recipe.paper, recipe.model.name, spec.init.procedure if spec.init else "")
 
 
 def resolutions(recipe: Recipe) -> tuple[int, int]:
-    """Return the side of the training and of the test crop, px."""
+    """Return the sides of the training and of the test crop, px."""
     return recipe.augment.resolution, recipe.eval.resolution
 
 
 def describe(changes: Changes) -> str:
-    """Say what was changed, as ``optimizer.lr 0.008 → 0.004``."""
+    """Format changes, as ``optimizer.lr 0.008 → 0.004``."""
     return ", ".join(f"{key} {_plain(there)} → {_plain(here)}" for key, (there, here) in sorted(changes.items()))
 
 
@@ -296,12 +296,12 @@ def _parsed(content: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise StorageError(f"{where} is not JSON: {error}. Was it edited by hand?") from error
     if not isinstance(values, dict):
-        raise StorageError(f"{where} is no JSON object. Was it edited by hand?")
+        raise StorageError(f"{where} is not a JSON object. Was it edited by hand?")
     return values
 
 
 def _flags(science: Science, result: Result) -> tuple[str, ...]:
-    """Return why a result does not count."""
+    """Return the reasons why a result does not count."""
     recipe, spec = science.recipe, science.spec
     flags = []
     if result.samples != recipe.data.val_samples:

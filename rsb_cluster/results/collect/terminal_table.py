@@ -1,4 +1,4 @@
-"""A collection as a table for a terminal, or for a file of plain text."""
+"""A collection as a table for a terminal or a plain text file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
+from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, remarks
 from rsb_cluster.results.collect.collection import Collection
 from rsb_cluster.results.collect.evaluation_cells import (
     EVALUATION_COLUMNS,
-    EVALUATION_WORDS,
+    EVALUATION_TEXT_COLUMNS,
     evaluation_cells,
     evaluation_remarks,
 )
@@ -33,45 +33,45 @@ COLOURS = {
 
 
 def table(collection: Collection, terminal: bool) -> str:
-    """Return the table and the remarks below it.
+    """Return the tables and the remarks below them.
 
     Args:
-        collection: What was collected.
-        terminal: Whether to use colours, and to leave out what the terminal's width has no room for.
+        collection: The collection.
+        terminal: Whether to use colours, and to omit columns that do not fit the terminal's width.
     """
     file = io.StringIO()
-    # Without a terminal nothing is folded: a file or a pipe has no width.
+    # Without a terminal nothing is wrapped: a file or a pipe has no width.
     width = shutil.get_terminal_size((120, 24)).columns if terminal else 10_000
     console = Console(file=file, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
     below = remarks(collection)
     if collection.groups:
         rows = [cells(group) for group in collection.groups]
-        if left_out := _print_table(console, rows, COLUMNS, WORDS):
-            below["Left out for want of width"] = [", ".join(left_out)]
+        if omitted := _print_table(console, rows, COLUMNS, TEXT_COLUMNS):
+            below["Columns omitted, as the terminal is too narrow"] = [", ".join(omitted)]
     else:
         console.print(Text("No run has a result."))
     _print_remarks(console, below)
     if collection.evaluations:
         console.print()
         rows = [evaluation_cells(line) for line in collection.evaluations]
-        _print_table(console, rows, EVALUATION_COLUMNS, EVALUATION_WORDS)
+        _print_table(console, rows, EVALUATION_COLUMNS, EVALUATION_TEXT_COLUMNS)
     _print_remarks(console, evaluation_remarks(collection))
     return file.getvalue()
 
 
 def _print_table(
-    console: Console, rows: Sequence[Mapping[str, str]], columns: Sequence[str], words: Sequence[str]
+    console: Console, rows: Sequence[Mapping[str, str]], columns: Sequence[str], text_columns: Sequence[str]
 ) -> list[str]:
-    """Print a table with the columns that there is room for; return the others."""
+    """Print a table with the columns that fit; return the others."""
     unlimited = console.options.update(width=10_000)
     shown = list(columns)
     for name in (None, *(name for name in DROPPED_FIRST if name in columns)):
         if name:
             shown.remove(name)
-        made = _rich_table(rows, shown, words)
-        if console.measure(made, options=unlimited).maximum <= console.width:
+        table = _rich_table(rows, shown, text_columns)
+        if console.measure(table, options=unlimited).maximum <= console.width:
             break
-    console.print(made)
+    console.print(table)
     return [name for name in columns if name not in shown]
 
 
@@ -82,11 +82,11 @@ def _print_remarks(console: Console, below: Mapping[str, Sequence[str]]) -> None
             console.print(Text(f"  {remark}"))
 
 
-def _rich_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], words: Sequence[str]) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+def _rich_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], text_columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
-        made.add_column(name, justify="left" if name in words else "right")
+        table.add_column(name, justify="left" if name in text_columns else "right")
     for texts in rows:
         colour = {"verdict": COLOURS.get(texts["verdict"], "")}
-        made.add_row(*(Text(texts[name], style=colour.get(name, "")) for name in columns))
-    return made
+        table.add_row(*(Text(texts[name], style=colour.get(name, "")) for name in columns))
+    return table

@@ -1,7 +1,7 @@
-"""The numbers that runs are compared with: the paper's, DeiT's, and timm's for the released weights.
+"""Published values: the paper's, DeiT's, and timm's for the released weights.
 
-``paper.toml``, ``timm.toml`` and ``other_data.toml`` hold them, each with its source. Here is what runs on ImageNet-1k
-are compared with; `rsb_cluster.results.references.other_data` is for evaluations on anything.
+``paper.toml``, ``timm.toml`` and ``other_data.toml`` hold them, each with its source. This module is for runs on
+ImageNet-1k; `rsb_cluster.results.references.other_data` is for evaluations on any data set.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Reference:
     """A published value.
 
     Attributes:
-        top1: On the data set of the procedure, which is ImageNet-1k unless it is one of fine-tuning; percent, the mean
-            where there are several seeds.
+        top1: On the data set of the procedure, which is ImageNet-1k except for fine-tuning; percent, the mean of
+            several seeds.
         source: Where it is published.
         n: Number of seeds.
         std: Sample standard deviation over the seeds; None for one seed.
@@ -37,13 +37,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What is published about one model under one procedure.
+    """The published values of a model under a procedure.
 
     Attributes:
-        references: The first is the one to compare with.
-        px: Side of the training and of the test crop.
-        doubt: Why none of it should be compared with; empty where that is not so.
-        v100_hours: GPU-hours that the paper spent on a run; None where it does not say.
+        references: The values; the first is the one to compare with.
+        px: Sides of the training and of the test crop.
+        doubt: Why a comparison would not be valid; empty if it is.
+        v100_hours: GPU-hours of a run in the paper; None if unknown.
     """
 
     references: tuple[Reference, ...]
@@ -52,7 +52,7 @@ class PublishedModel:
     v100_hours: float | None = None
 
 
-# The data set of Table 5 by the procedure that stands for its row.
+# The data set of each row of Table 5, by procedure.
 FINE_TUNED = {
     "FT-CIFAR10": "cifar10",
     "FT-CIFAR100": "cifar100",
@@ -62,19 +62,19 @@ FINE_TUNED = {
 }
 
 
-def lookup(procedure: str, model: str, start: str = "") -> PublishedModel | None:
-    """Return what is published about a model under a procedure.
+def lookup(procedure: str, model: str, init_procedure: str = "") -> PublishedModel | None:
+    """Return the published values of a model under a procedure.
 
     Args:
         procedure: ``paper`` of a recipe, such as ``A1``.
         model: Its timm name.
-        start: Of fine-tuning: the procedure that the weights come from, ``A1``, ``A2``, ``A3`` or ``pytorch``.
+        init_procedure: For fine-tuning, the procedure of the initial weights: ``A1``, ``A2``, ``A3`` or ``pytorch``.
     """
     if procedure in FINE_TUNED:
         row = read(PAPER)["table5"][FINE_TUNED[procedure]]
-        if model != "resnet50" or not isinstance(row.get(start), float):
+        if model != "resnet50" or not isinstance(row.get(init_procedure), float):
             return None
-        return PublishedModel((Reference(row[start], f"Table 5, from {start}"),), (224, 224))
+        return PublishedModel((Reference(row[init_procedure], f"Table 5, from {init_procedure}"),), (224, 224))
     return _known().get((procedure, model))
 
 
@@ -83,7 +83,7 @@ def _known() -> dict[tuple[str, str], PublishedModel]:
     paper, timm = read(PAPER), read(TIMM)
     measured = timm["a1_a2_a3"] | timm["deit"]
 
-    def timms(procedure: str, model: str) -> list[Reference]:
+    def by_timm(procedure: str, model: str) -> list[Reference]:
         top1 = measured.get(model, {}).get(procedure)
         return [] if top1 is None else [Reference(top1, "timm's evaluation of the released weights", released=True)]
 
@@ -94,13 +94,13 @@ def _known() -> dict[tuple[str, str], PublishedModel]:
             seeds = [paper[part].get(model, {}).get(procedure) for part in ("seeds", "more_seeds")]
             several = [Reference(s["mean"], s["source"], s["n"], s["std"]) for s in seeds if s]
             one = Reference(row[procedure]["top1"], "Table 3")
-            references = (*several, one, *timms(procedure, model))
+            references = (*several, one, *by_timm(procedure, model))
             hours = row[procedure]["hours"] * row[procedure]["gpus"]
             known[procedure, model] = PublishedModel(references, _px(row[procedure]), row.get("doubt", ""), hours)
     for model, row in paper["deit"].items():
         also = [paper["deit_repository"][model]] if model in paper["deit_repository"] else []
         published = [Reference(r["top1"], r["source"]) for r in (row, *also)]
-        known["DeiT", model] = PublishedModel((*published, *timms("DeiT", model)), _px(row))
+        known["DeiT", model] = PublishedModel((*published, *by_timm("DeiT", model)), _px(row))
     for procedure, rows in paper["reconstructed"].items():
         for model, row in rows.items():
             known[procedure, model] = PublishedModel((Reference(row["top1"], row["source"]),), _px(row))

@@ -1,4 +1,4 @@
-"""What is published of weights on any data set, at any resolution: what evaluations are compared with."""
+"""Published values of weights on any data set, at any resolution, for evaluations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ V2_DOUBT = "timm measures 0.1 to 0.4 less on V2 than the paper prints, for the s
 
 @dataclass(frozen=True)
 class PublishedValue:
-    """A published value, and how the images were prepared for it.
+    """A published value, and its preprocessing.
 
     Attributes:
         reference: The value; its ``top1`` is that of ``metric``.
         metric: As in `rsb_cluster.data.datasets`.
-        px: Side of the crop; None where it is not public.
-        crop: Crop ratio; None likewise.
-        is_same: Whether a match would mean something; not where the source's training or images are not public.
+        px: Side of the crop; None if not public.
+        crop: Crop ratio; None if not public.
+        is_same: Whether a match is meaningful: the source's training and images are public.
     """
 
     reference: Reference
@@ -31,23 +31,25 @@ class PublishedValue:
     is_same: bool = True
 
 
-def published_on(data_set: str, labels: str, procedure: str, model: str, start: str = "") -> list[PublishedValue]:
-    """Return what is published of a model, the best to compare with first.
+def published_on(
+    data_set: str, labels: str, procedure: str, model: str, init_procedure: str = ""
+) -> list[PublishedValue]:
+    """Return the published values of a model on a data set, the preferred one first.
 
     Args:
         data_set: Name in datasets.toml.
         labels: ``real``, or empty for the set's own.
-        procedure: As in `rsb_cluster.results.references.lookup`, like ``start``.
+        procedure: As in `rsb_cluster.results.references.lookup`.
         model: timm's name, without a tag.
-        start: Of fine-tuning.
+        init_procedure: As in `rsb_cluster.results.references.lookup`.
     """
     if data_set == "imagenet-1k":
         found = _imagenet(procedure, model) if not labels else _elsewhere("real", procedure, model)
     elif data_set == "imagenet-v2":
         found = _elsewhere("v2", procedure, model)
     elif FINE_TUNED.get(procedure) == data_set:
-        known = lookup(procedure, model, start)
-        # How the paper fine-tuned is not public.
+        known = lookup(procedure, model, init_procedure)
+        # The paper's fine-tuning procedure is not public.
         found = iter([PublishedValue(one, px=known.px[1], is_same=False) for one in known.references] if known else [])
     else:
         found = _others(data_set, model)
@@ -55,13 +57,13 @@ def published_on(data_set: str, labels: str, procedure: str, model: str, start: 
 
 
 def not_public(data_set: str) -> str:
-    """Say why there is no number for a data set that others cite the paper with; empty where that is not so."""
-    said = str(read("other_data.toml").get(data_set, {}).get("not_public", ""))
-    return not_public(said.removeprefix("as ")) if said.startswith("as ") else said
+    """Return why there is no value for a data set on which others cite the paper; empty for other data sets."""
+    reason = str(read("other_data.toml").get(data_set, {}).get("not_public", ""))
+    return not_public(reason.removeprefix("as ")) if reason.startswith("as ") else reason
 
 
 def doubt(data_set: str, procedure: str, model: str) -> str:
-    """Say what one should know before comparing."""
+    """Return why a comparison may not be valid; empty if it is."""
     known = lookup(procedure, model)
     return V2_DOUBT if data_set == "imagenet-v2" else (known.doubt if known else "")
 
@@ -75,12 +77,12 @@ def _imagenet(procedure: str, model: str) -> Iterator[PublishedValue]:
         yield PublishedValue(reference, px=px, crop=_crop(procedure, reference.released))
     other = read(TIMM)["other_px"].get(model, {}).get(procedure)
     if other is not None:
-        at = (160, 0.95) if procedure == "A3" else (288, 1.0)
-        yield PublishedValue(_timms(other), px=at[0], crop=at[1])
-    for crop, values in read(PAPER)["other_crops"].get(model, {}).items():
+        other_px, crop = (160, 0.95) if procedure == "A3" else (288, 1.0)
+        yield PublishedValue(_timm_reference(other), px=other_px, crop=crop)
+    for ratio, values in read(PAPER)["other_crops"].get(model, {}).items():
         if procedure in values:
             mean, std, _ = values[procedure]
-            yield PublishedValue(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(crop))
+            yield PublishedValue(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(ratio))
 
 
 def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[PublishedValue]:
@@ -98,7 +100,7 @@ def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[PublishedVal
         yield PublishedValue(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
     timm = read(TIMM)[labels].get(model, {}).get(procedure)
     if timm is not None:
-        yield PublishedValue(_timms(timm), px=px, crop=0.95)
+        yield PublishedValue(_timm_reference(timm), px=px, crop=0.95)
 
 
 def _others(data_set: str, model: str) -> Iterator[PublishedValue]:
@@ -108,7 +110,7 @@ def _others(data_set: str, model: str) -> Iterator[PublishedValue]:
         yield PublishedValue(Reference(value, source), metric=metric, is_same=False)
 
 
-def _timms(value: float) -> Reference:
+def _timm_reference(value: float) -> Reference:
     return Reference(value, "timm's evaluation of the released weights", released=True)
 
 

@@ -1,7 +1,7 @@
-"""A report on runs: one HTML file that opens anywhere, without a network.
+"""A report on runs: one HTML file that works offline.
 
-It carries its data, its style and Plotly, and a content policy that lets it ask nobody for anything. The tables are
-plain HTML; scripts sort and filter them, and draw the charts from the same data.
+It contains its data, its style and Plotly, and its content security policy forbids all requests. The tables are plain
+HTML; scripts sort and filter them, and draw the charts from the same data.
 """
 
 from rsb_cluster.results.report.page import default_output, report

@@ -1,4 +1,4 @@
-"""What happened in a run, read from its folder and thinned out to what a chart can show."""
+"""The history of a run from its folder, downsampled for charts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class History:
     """The attempts of a run and its curves.
 
     Attributes:
-        attempts: Oldest first, as plain values; ``queued`` is when it began to wait for its start, unix time.
+        attempts: Oldest first, as plain values; ``queued`` is the time since which it waited to start, unix time.
         loss: Epochs and training loss.
         top1: Epochs and top-1 on val/, percent.
-        images_per_s: Median over the logged intervals; None where nothing was logged.
+        images_per_s: Median over the logged intervals; None if nothing was logged.
         waiting: Share of the time in which ranks waited for data, median.
-        logs: Paths in the run's folder.
-        damage: Why some of it could not be read; empty where all could.
+        logs: Paths of logs in the run's folder.
+        damage: The error if something could not be read; else empty.
     """
 
     attempts: tuple[dict[str, Any], ...] = ()
@@ -42,13 +42,13 @@ class History:
 
 
 def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> History:
-    """Read a run's attempts and metrics. What is damaged is named, not raised.
+    """Read a run's attempts and metrics. An error is reported in the history, not raised.
 
     Args:
         run: The run.
-        recipe: What it trains.
-        state: How it is; the last attempt's end where it did not write one.
-        points: Most points of a curve.
+        recipe: Its recipe.
+        state: Its state; used as the cause of the last attempt if that has none.
+        points: Maximum number of points of a curve.
     """
     try:
         found = spans(run)
@@ -64,16 +64,16 @@ def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> Histor
     ]
     return History(
         attempts=tuple(_attempts(found, submissions, recipe.steps_per_epoch, state)),
-        loss=thinned(train, "loss", points),
-        top1=thinned(scores, "top1", points),
+        loss=downsample(train, "loss", points),
+        top1=downsample(scores, "top1", points),
         images_per_s=short(statistics.median(speeds)) if speeds else None,
         waiting=short(min(1.0, statistics.median(waits))) if waits else None,
         logs=tuple(logs),
     )
 
 
-def thinned(rows: Sequence[MetricsRow], key: str, points: int) -> tuple[list[float], list[float]]:
-    """Return epochs and values of a curve, as means over equal parts of it; its last point stays as it is."""
+def downsample(rows: Sequence[MetricsRow], key: str, points: int) -> tuple[list[float], list[float]]:
+    """Return epochs and values of a curve, as means over equal parts of it; the last point is kept."""
     finite = [row for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
     if len(finite) > points:
         head, last = finite[:-1], finite[-1]
@@ -89,7 +89,7 @@ def thinned(rows: Sequence[MetricsRow], key: str, points: int) -> tuple[list[flo
 
 
 def short(value: float) -> float:
-    """Round to the digits that a chart can show; a thousand curves are a large file otherwise."""
+    """Round to the digits that a chart can show, to keep a file of a thousand curves small."""
     return float(f"{value:.{DIGITS}g}")
 
 
@@ -97,14 +97,14 @@ def _attempts(
     found: Sequence[Span], submissions: Sequence[Submission], steps_per_epoch: int, state: str
 ) -> list[dict[str, Any]]:
     values = []
-    free = 0.0  # since when the run could have started
+    ready = 0.0  # the time since which the run could have started
     for span in found:
         attempt = span.attempt
-        sent = [submission.time for submission in submissions if free <= submission.time <= attempt.started]
+        submitted = [submission.time for submission in submissions if ready <= submission.time <= attempt.started]
         values.append(
             {
                 "number": attempt.number,
-                "queued": round(sent[-1] if sent else free or attempt.started, 1),
+                "queued": round(submitted[-1] if submitted else ready or attempt.started, 1),
                 "started": round(attempt.started, 1),
                 "ended": round(span.ended, 1),
                 "cause": attempt.cause or (state if span is found[-1] else "killed"),
@@ -117,5 +117,5 @@ def _attempts(
                 "epoch": short(attempt.start_step / steps_per_epoch),
             }
         )
-        free = span.ended
+        ready = span.ended
     return values

@@ -1,4 +1,4 @@
-"""Turning a collection into the page."""
+"""Renders a collection as the page of the report."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from jinja2 import Environment, StrictUndefined
 from rsb_cluster.config.schema import flatten
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.results.collect import Collection, FinishedRun, Group, UnfinishedRun
-from rsb_cluster.results.collect.cells import COLUMNS, WORDS, cells, remarks
+from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, remarks
 from rsb_cluster.results.collect.rows import describe, published
 from rsb_cluster.results.report.history import History, read_history, short
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
 READERS = 16
-MOST_POINTS = 300  # of a curve; a screen has no more
-ALL_POINTS = 60_000  # of all curves: what a browser draws in a second, in a file of a few megabytes
-MOST_LOGS = 24
+MAX_CURVE_POINTS = 300  # a screen does not show more
+MAX_POINTS = 60_000  # of all curves: a browser draws them in a second, from a file of a few megabytes
+MAX_LOGS = 24
 
-# What the head of each page says of itself.
+# Identifies our pages.
 _GENERATOR = b'<meta name="generator" content="rsb-cluster">'
 _HEAD_BYTES = 1 << 12
 
@@ -36,21 +36,21 @@ RUN_COLUMNS = (
     *("run", "state", "group", "seed", "top-1", "hours", "images/s", "waiting", "attempts", "preempted", "repeated"),
     "goodput",
 )
-RUN_WORDS = ("run", "state", "group")
+RUN_TEXT_COLUMNS = ("run", "state", "group")
 
 
 def default_output() -> Path:
-    """Return where a page goes for which the user named no file.
+    """Return the default file of the page.
 
     Raises:
-        ConfigError: A file is there that is no page of ours: other tools write a report.html, too.
+        ConfigError: The file exists and was not written by this command: other tools write a report.html, too.
     """
     output = Path("report.html")
     try:
         with output.open("rb") as file:
             is_ours = _GENERATOR in file.read(_HEAD_BYTES)
     except OSError:
-        return output  # nothing is there; what else is wrong shows when it is written
+        return output  # it does not exist; any other error is raised when the page is written
     if not is_ours:
         raise ConfigError(f"{output.absolute()} was not made by this command. Name another file with -o.")
     return output
@@ -60,11 +60,11 @@ def report(collection: Collection, *, title: str, output: Path) -> str:
     """Return the page.
 
     Args:
-        collection: What was collected.
+        collection: The collection.
         title: Heading of the page.
-        output: Where the page will lie; links to the logs of local runs are relative to it.
+        output: The page's file; links to the logs of local runs are relative to it.
     """
-    lines = _lines(collection)
+    lines = _runs(collection)
     histories = _histories([item for item, _ in lines])
     on_gpus = all(a["gpus"] for history in histories for a in history.attempts)
     recipes: dict[str, int] = {}
@@ -96,18 +96,18 @@ def report(collection: Collection, *, title: str, output: Path) -> str:
     return _render(collection, data, title)
 
 
-def _lines(collection: Collection) -> list[tuple[FinishedRun | UnfinishedRun, int | None]]:
-    """Return all runs with the place of their group; those of no group last."""
+def _runs(collection: Collection) -> list[tuple[FinishedRun | UnfinishedRun, int | None]]:
+    """Return all runs with the number of their group; those without a group last."""
     lines: list[tuple[FinishedRun | UnfinishedRun, int | None]] = []
-    for place, group in enumerate(collection.groups):
-        lines += [(row, place) for row in group.rows]
-        lines += [(run, place) for run in group.open]
+    for number, group in enumerate(collection.groups):
+        lines += [(row, number) for row in group.rows]
+        lines += [(run, number) for run in group.unfinished]
     grouped = {id(item) for item, _ in lines}
     return lines + [(item, None) for item in collection.unfinished if id(item) not in grouped]
 
 
 def _histories(items: Sequence[FinishedRun | UnfinishedRun]) -> list[History]:
-    points = max(40, min(MOST_POINTS, ALL_POINTS // max(1, len(items))))
+    points = max(40, min(MAX_CURVE_POINTS, MAX_POINTS // max(1, len(items))))
 
     def read(item: FinishedRun | UnfinishedRun) -> History:
         if item.science is None:
@@ -128,7 +128,7 @@ def _run_at(url: str) -> Run:
 def _run(
     item: FinishedRun | UnfinishedRun, group: int | None, history: History, output: Path, *, on_gpus: bool
 ) -> dict[str, Any]:
-    """Return what the page says of a run."""
+    """Return the page's data on a run."""
     known = item.to_json()
     hours = known.get("gpu_hours" if on_gpus else "rank_hours")
     url = known["url"]
@@ -154,7 +154,7 @@ def _run(
         "spans": list(history.attempts),
         "loss": history.loss,
         "scores": history.top1,
-        "logs": [[name.removeprefix("logs/"), f"{link}/{name}" if link else ""] for name in history.logs[:MOST_LOGS]],
+        "logs": [[name.removeprefix("logs/"), f"{link}/{name}" if link else ""] for name in history.logs[:MAX_LOGS]],
         "damage": history.damage,
     }
 
@@ -175,7 +175,7 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def _index(known: dict[str, int], value: dict[str, Any]) -> int:
-    """Number equal values alike: a thousand runs share a few recipes."""
+    """Return the number of a value, the same for equal values: a thousand runs share a few recipes."""
     return known.setdefault(json.dumps(value, default=str), len(known))
 
 
@@ -196,16 +196,16 @@ def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
         counted=sum(run["counted"] for run in runs),
         total={key: sum(run[key] or 0 for run in costs) for key in ("hours", "attempts", "preemptions", "repeated")},
         columns=COLUMNS,
-        words=WORDS,
+        text_columns=TEXT_COLUMNS,
         groups=[(index, group, cells(group)) for index, group in enumerate(collection.groups)],
         remarks=remarks(collection),
         changes=[describe(group.changes) for group in collection.groups],
         run_columns=RUN_COLUMNS,
-        run_words=RUN_WORDS,
+        run_text_columns=RUN_TEXT_COLUMNS,
         runs=[(index, run, _run_cells(run, data)) for index, run in enumerate(runs)],
         style=text("report.css"),
         script=text("report.js"),
-        # Only the quotes and signs that could end the element are taken out; the rest stays readable.
+        # Only "<", which could end the element, is escaped; the rest stays readable.
         data=json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=text("plotly.min.js", "plotly.package_data").replace("</script", "<\\/script"),
     )
@@ -213,7 +213,7 @@ def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
 
 
 def _run_cells(run: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Return a run's cells by column: the text, and the value that sorts it."""
+    """Return a run's cells by column: the text, and the value to sort by."""
 
     def cell(key: str, form: str) -> tuple[str, Any]:
         value = run[key]

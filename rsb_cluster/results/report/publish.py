@@ -1,4 +1,4 @@
-"""Putting a sweep's results next to it, where all who can read the runs find them."""
+"""Writes a sweep's results next to the sweep, for all who can read the runs."""
 
 from __future__ import annotations
 

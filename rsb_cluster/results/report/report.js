@@ -55,7 +55,7 @@
     Plotly.react(figure, traces, layout(extra), config);
   }
 
-  // The curve of each run, with a gap behind it: one trace for each group, as a thousand traces would be slow.
+  // One trace per group, with gaps between the curves of its runs, as a thousand traces would be slow.
   function curves(id, key, title, ytitle, log) {
     const traces = [], crosses = { x: [], y: [], text: [] };
     const faint = shown.length > 60;
@@ -70,7 +70,7 @@
           const at = epochs.findIndex((epoch) => epoch >= span.epoch);
           if (at < 0) continue;
           crosses.x.push(epochs[at]); crosses.y.push(values[at]);
-          crosses.text.push(`${run.id}<br>attempt ${span.number} goes on at step ${span.steps[0]}`);
+          crosses.text.push(`${run.id}<br>attempt ${span.number} resumes at step ${span.steps[0]}`);
         }
       }
       if (!x.length) continue;
@@ -195,7 +195,7 @@
 
   const filter = byId("filter");
   const lines = [...document.querySelectorAll("#runs tbody tr")];
-  const said = new Map(lines.map((line) => {
+  const searchText = new Map(lines.map((line) => {
     const run = runs[Number(line.dataset.run)];
     return [Number(line.dataset.run), `${line.textContent} ${run.reason} ${run.modified} ${run.group === null ? "" : groups[run.group].verdict}`.toLowerCase()];
   }));
@@ -203,7 +203,7 @@
   function apply() {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const off = new Set([...document.querySelectorAll('.state[aria-pressed="false"]')].map((button) => button.dataset.state));
-    shown = runs.map((_, i) => i).filter((i) => !off.has(runs[i].state) && words.every((word) => said.get(i).includes(word)));
+    shown = runs.map((_, i) => i).filter((i) => !off.has(runs[i].state) && words.every((word) => searchText.get(i).includes(word)));
     const visible = new Set(shown), kept = new Set(shown.map((i) => runs[i].group));
     for (const line of lines) line.hidden = !visible.has(Number(line.dataset.run));
     for (const line of document.querySelectorAll("#groups tbody tr, .legend span")) line.hidden = !kept.has(Number(line.dataset.group));
@@ -222,7 +222,7 @@
 
   // ---- sorting ---------------------------------------------------------------------------------------------------
 
-  // A cell's own value where it has one; else the first number in its text, if it begins with one.
+  // The data value of a cell if it has one, else the number at the start of its text, if there is one.
   function value(row, column) {
     const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent.trim();
     if (text === "") return null;
@@ -262,11 +262,11 @@
     const body = byId("details-body");
     byId("details-title").textContent = run.id;
     const parts = [list([
-      ["state", run.state], ["why", run.reason], ["group", run.group === null ? null : groups[run.group].label], ["changed", run.modified],
+      ["state", run.state], ["reason", run.reason], ["group", run.group === null ? null : groups[run.group].label], ["changed", run.modified],
       ["top-1", run.top1], ["top-5", run.top5], [data.hours, run.hours], ["folder", run.url], ["damaged", run.damage],
     ])];
     if (run.spans.length) {
-      const head = element("tr", "", ["attempt", "queued", "started (UTC)", "ran", "steps", "end", "ranks", "hosts"].map((t) => element("th", t)));
+      const head = element("tr", "", ["attempt", "queued", "started (UTC)", "ran", "steps", "exit reason", "ranks", "hosts"].map((t) => element("th", t)));
       const rows = run.spans.map((s) => element("tr", "", [
         s.number, duration(s.started - s.queued), when(s.started), duration(s.ended - s.started), s.steps.join("–"),
         s.message ? `${s.cause}: ${s.message}` : s.cause, s.ranks, s.hosts.join(" "),

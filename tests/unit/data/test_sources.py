@@ -44,7 +44,7 @@ def test_a_wrong_count_says_what_was_expected(tmp_path, name):
     formats.FORMATS[name](tmp_path)
     part = next(iter(known_data_sets()[name].samples))
     expected = f"{known_data_sets()[name].samples[part]:,}"
-    with pytest.raises(ConfigError, match=rf"there are \d+ images, and {part} of {name} has {expected}.*--any-count"):
+    with pytest.raises(ConfigError, match=rf"found \d+ images, but {part} of {name} has {expected}.*--any-count"):
         open_set(name, root=tmp_path)
 
 

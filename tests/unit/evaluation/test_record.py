@@ -12,7 +12,7 @@ def test_a_different_result_of_the_same_evaluation_is_kept_beside(tmp_path: Path
     before, now = an_evaluation(80.1, finished=5.0), an_evaluation(80.2, finished=9.0)
     assert before.save(str(tmp_path)) == ""
     assert before.model_copy(update={"finished": 6.0}).save(str(tmp_path)) == ""
-    assert "80.1 before, 80.2 now" in now.save(str(tmp_path))
+    assert "was 80.1, is 80.2 now" in now.save(str(tmp_path))
     assert [line.mean for line in collect((), weights_in=str(tmp_path)).evaluations] == [80.2]
     assert len(list((tmp_path / "evaluations" / before.owner).iterdir())) == 2
     others = [

@@ -95,7 +95,7 @@ def test_a_run_that_a_sweep_wants_and_that_was_never_sent_is_counted_as_missing(
     members = [Member(run_id=i, recipe=recipe, model=model, seed=seed) for i, recipe, model, seed in wanted]
     sweep = Sweep(sweep_id="s-1", file="", created=1e9, members=tuple(members))
     collection = collect([Run.at(tmp_path, member.run_id) for member in members], [sweep])
-    assert [(g.recipe, g.model, g.n, len(g.rows) + len(g.open), g.verdict) for g in collection.groups] == [
+    assert [(g.recipe, g.model, g.n, len(g.rows) + len(g.unfinished), g.verdict) for g in collection.groups] == [
         ("a3", "resnet50", 1, 2, "reproduced"),
         ("x", "y", 0, 1, "no result"),
     ]

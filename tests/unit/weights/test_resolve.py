@@ -41,12 +41,12 @@ def test_the_best_checkpoint_and_that_of_a_step(trained: Run) -> None:
     assert find_weights(trained.url, "", which="15").step == 15
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 4\. It has those of steps .*15"):
         find_weights(trained.url, "", which="4")
-    with pytest.raises(ConfigError, match="'newest' is not a checkpoint. Use last, best, or a step"):
+    with pytest.raises(ConfigError, match=r"'newest' is not a checkpoint\. Use last, best, or a step"):
         find_weights(trained.url, "", which="newest")
 
 
 def test_a_name_that_stands_for_nothing_or_for_two_runs(trained: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'digit5' is no run in .* As a timm name: timm does not know digit5"):
+    with pytest.raises(ConfigError, match=r"'digit5' is neither a run in .* As a timm name: timm does not know digit5"):
         find_weights("digit5", trained.runs_url, fetch=no_hub)
     for name in ("one", "other"):
         shutil.copytree(trained.url, tmp_path / f"run-{name}")

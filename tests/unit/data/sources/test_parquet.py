@@ -45,16 +45,16 @@ def test_parquet_files_that_cannot_be_used_are_named(tmp_path):
     assert open_set(f"{odd}", split="val")["val"].sample(0) == ("val-0000000", image, "jpg", 0)
     for name, columns, message in (
         ("unlabelled", {"image": [image], "label": [-1]}, "holds -1, which is not a class"),
-        ("columns", {"image": [image], "text": ["x"]}, "columns image, text: no label"),
-        ("pixels", {"pixels": [[1, 2]], "label": [0]}, "columns pixels, label: no image"),
+        ("columns", {"image": [image], "text": ["x"]}, "no label column; its columns are image, text"),
+        ("pixels", {"pixels": [[1, 2]], "label": [0]}, "no image column; its columns are pixels, label"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_set(f"{written(name, **columns)}", split="val")
     empty = open_set(f"{written('empty', image=[b''], label=[0])}", split="val")["val"]
-    with pytest.raises(ConfigError, match=r"row 0 of row group 0 holds no bytes"):
+    with pytest.raises(ConfigError, match=r"row 0 of row group 0 has no bytes"):
         empty.sample(0)
     formats.parquet(tmp_path / "both")
-    with pytest.raises(ConfigError, match=r"no \.parquet file in .* is called train or training"):
+    with pytest.raises(ConfigError, match=r"no \.parquet file in .* is named train or training"):
         (tmp_path / "both" / "data" / "train-00000-of-00002.parquet").unlink()
         (tmp_path / "both" / "data" / "train-00001-of-00002.parquet").unlink()
         open_set(f"{tmp_path}/both", split="train")

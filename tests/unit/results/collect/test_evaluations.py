@@ -60,7 +60,7 @@ def test_released_weights_agree_with_timm_or_differ_and_reproduce_nothing(tmp_pa
     same = an_evaluation(80.38)
     other = an_evaluation(80.25, weights="other", weights_digest="other")
     smaller = an_evaluation(81.24, resolution=288, crop=1.0)
-    verdicts = {(line.name, line.what.resolution): line for line in lines_of(tmp_path, same, other, smaller)}
+    verdicts = {(line.name, line.evaluation.resolution): line for line in lines_of(tmp_path, same, other, smaller)}
     assert verdicts["resnet50.a1_in1k", 224].verdict == "agrees"
     assert verdicts["resnet50.a1_in1k", 288].verdict == "agrees"
     assert verdicts["other", 224].verdict == "differs"
@@ -70,7 +70,7 @@ def test_released_weights_agree_with_timm_or_differ_and_reproduce_nothing(tmp_pa
 def test_another_resolution_or_crop_is_compared_with_its_own_value_or_nothing(tmp_path: Path) -> None:
     run = finished(tmp_path, 80.3, a1("resnet50"))
     wide, narrow = an_evaluation(80.2, run, crop=0.875), an_evaluation(80.9, run, resolution=256)
-    lines = {line.what.crop: line for line in lines_of(tmp_path, wide, narrow)}
+    lines = {line.evaluation.crop: line for line in lines_of(tmp_path, wide, narrow)}
     assert (lines[0.875].references[0].top1, lines[0.875].verdict) == (80.18, "reproduced")  # Table 9
     assert (lines[0.95].references, lines[0.95].verdict) == ((), "no reference")
     assert "published at 224 px, crop 0.95" in lines[0.95].notes[0]
@@ -103,7 +103,7 @@ def test_what_is_not_public_says_so(tmp_path: Path) -> None:
     flaws = an_evaluation(
         60.0, None, "vizwiz-classification", labels="vizwiz", groups={"Blur": {"value": 50.0, "scored": 2}}
     )
-    lines = {(line.what.data_set, line.what.metric): line for line in lines_of(tmp_path, nct, top1, flaws)}
+    lines = {(line.evaluation.data_set, line.evaluation.metric): line for line in lines_of(tmp_path, nct, top1, flaws)}
     with_value = lines["nct-crc-he", "macro_f1"]
     assert (with_value.references[0].top1, with_value.verdict) == (99.2, "reconstruction")
     assert lines["nct-crc-he", "top1"].verdict == "not public"

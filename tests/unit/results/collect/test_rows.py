@@ -49,7 +49,7 @@ def test_a_run_that_was_never_submitted_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_not_sent_says_so(tmp_path: Path) -> None:
-    assert unfinished(make_run(tmp_path)) == ("not sent", "no submission is noted")
+    assert unfinished(make_run(tmp_path)) == ("not sent", "no submission is recorded")
 
 
 def test_a_run_that_has_not_started_names_its_job(tmp_path: Path) -> None:

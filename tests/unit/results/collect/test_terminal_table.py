@@ -27,7 +27,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(
     heading = text.splitlines()[0]
     assert "verdict" in heading
     assert "attempts" not in heading
-    assert "attempts" in text.partition("Left out for want of width")[2]
+    assert "attempts" in text.partition("Columns omitted, as the terminal is too narrow")[2]
     monkeypatch.setenv("COLUMNS", "200")
     wide = render(collect(runs[:3]), "table", terminal=True)
     assert "attempts" in wide.splitlines()[0]

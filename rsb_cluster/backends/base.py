@@ -107,7 +107,7 @@ class Backend(ABC):
         """Whether the nodes of a job may see a folder of this machine."""
         return not self.needs_object_store
 
-    def excluding(self, job: Job, hosts: Sequence[str]) -> Job:
+    def exclude_hosts(self, job: Job, hosts: Sequence[str]) -> Job:
         """Return the job that keeps off hosts.
 
         Raises:
@@ -217,7 +217,7 @@ class Backend(ABC):
         raise NotImplementedError(f"back end {self.name} cannot")
 
 
-def submitted(job: Job, job_id: str, folder: str | Path) -> Submission:
+def new_submission(job: Job, job_id: str, folder: str | Path) -> Submission:
     """Return the record of a job that was handed over now."""
     fields = job.model_dump(mode="json")
     return Submission(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, State, submitted
+from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, State, new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
@@ -92,7 +92,7 @@ class Local(Backend):
             temporary = where / "submitted.tmp"
             DelayedSubmission(task).dump(temporary)
             temporary.replace(JobPaths(where, job_id).submitted_pickle)
-        return [submitted(job, job_id, where) for where in folders]
+        return [new_submission(job, job_id, where) for where in folders]
 
     def ends_with_terminal(self, submission: Submission) -> bool:
         """Whether a job runs on this machine: who waits for it takes it for a program in the foreground."""

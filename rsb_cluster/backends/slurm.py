@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster.backends.base import Backend, Check, JobStatus, State, submitted
+from rsb_cluster.backends.base import Backend, Check, JobStatus, State, new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node import starts
@@ -108,7 +108,7 @@ class Slurm(Backend):
             "job arrays": lambda job: f"up to {self.max_array_size():,} runs in a job array",
         }
 
-    def excluding(self, job: Job, hosts: Sequence[str]) -> Job:
+    def exclude_hosts(self, job: Job, hosts: Sequence[str]) -> Job:
         """Return the job with more hosts in its option ``exclude``."""
         already = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
         return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*already, *hosts])}})
@@ -165,7 +165,7 @@ class Slurm(Backend):
             SubmitError: Slurm refused.
         """
         folder.mkdir(mode=0o700, parents=True)
-        return [submitted(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
+        return [new_submission(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
 
     def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
         """Return how jobs are; one query for all."""

@@ -1,1 +1,1 @@
-"""Does it work here: the doctor and the self-tests."""
+"""Checks on the user's own cluster: ``doctor`` and ``selftest``."""

@@ -1,4 +1,4 @@
-"""What a job needs, checked before it costs anything. Each check says what was found, and what to do about it."""
+"""Checks of what a job needs, before it costs anything. Each finding says what was found and what to do about it."""
 
 from __future__ import annotations
 
@@ -19,64 +19,70 @@ from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import find_data
 
 
-def examine(job_name: str, *, overrides: Sequence[Override] = (), runs: str = "", data: str = "") -> Iterator[Finding]:
-    """Yield what is found of a job, one check after the other; one that fails does not end the others.
+def run_checks(
+    job_name: str, *, overrides: Sequence[Override] = (), runs: str = "", data: str = ""
+) -> Iterator[Finding]:
+    """Run all checks of a job and yield their findings; a failed check does not stop the others.
 
     Args:
-        job_name: Name or path; empty: what ``submit`` takes.
+        job_name: Name or path of the job; empty: the default of ``submit``.
         overrides: Fields of the job, such as ``("nodes", 2)``.
         runs: Folder of runs, as for ``submit``.
-        data: A data set's folder; not looked for where it is empty.
+        data: Folder of a data set; empty: not checked.
 
     Raises:
-        ConfigError: There is no such job, or it is wrong.
+        ConfigError: The job does not exist or is invalid.
     """
     job, path = catalog.load_job(job_name or default_job(1), overrides=overrides)
     backend = backend_of(job)
     backend.check_job(job)
     yield Finding("job", f"{path}: {job.shape}, back end {job.backend}")
     store = Store(runs or job.runs or os.environ.get("RSB_RUNS") or default_runs())
-    yield from _run(f"runs in {store.url}", lambda: _store(store, job))
+    yield _run_check(f"runs in {store.url}", lambda: _check_store(store, job))
     if data:
-        yield from _run("data", lambda: _data(data, job))
+        yield _run_check("data", lambda: _check_data(data, job))
     for what, check in backend.doctor_checks().items():
-        yield from _run(what, lambda check=check: check(job))  # type: ignore[misc]
+        yield _run_check(what, lambda check=check: check(job))  # type: ignore[misc]
 
 
-def _run(what: str, check: Callable[[], Finding | str]) -> Iterator[Finding]:
-    """Yield what a check returns; an error that a user can act on is a finding, too."""
+def _run_check(what: str, check: Callable[[], Finding | str]) -> Finding:
+    """Return the finding of a check; an RsbError is a finding, too."""
     try:
         found = check()
     except RsbError as error:
         message, _, advice = str(error).rpartition(". ")
-        found = Finding(what, message or str(error), advice or "see the message")
-    yield found if isinstance(found, Finding) else Finding(what, found)
+        return Finding(what, message or str(error), advice or "see the message")
+    return found if isinstance(found, Finding) else Finding(what, found)
 
 
-def _store(store: Store, job: Job) -> Finding | str:
+def _check_store(store: Store, job: Job) -> Finding | str:
     what = f"runs in {store.url}"
     if backend_of(job).needs_object_store and not store.url.startswith(("s3://", "s3a://")):
-        return Finding(what, "machines of a cloud cannot reach it", "Use --runs s3://bucket/runs.")
+        return Finding(what, "cloud machines cannot reach this folder", "Use --runs s3://bucket/runs.")
     name = f"probe-{uuid.uuid4().hex}"
     try:
         first, second = store.create_bytes(name, b"first"), store.create_bytes(name, b"second")
         if store.read_bytes(name) != b"first" or not first or second:
             return Finding(
                 what,
-                "writing works, but one file can be made twice (the server ignores If-None-Match)",
-                "Never submit a run a second time while it is at work, or use another server.",
+                "writable, but exclusive creation does not work (the server ignores If-None-Match)",
+                "Never submit a run again while it is running, or use another server.",
             )
     finally:
         store.delete(name)
     host = urlsplit(endpoint_url() or "").hostname or ""
     if backend_of(job).needs_object_store and (host == "localhost" or host.startswith("127.")):
-        return Finding(what, f"writable, but only here: the endpoint is {host}", "Use an address that the nodes reach.")
-    return "can be written, read and deleted; of two that write a file at once, one wins"
+        return Finding(
+            what,
+            f"writable, but only from this machine: the endpoint is {host}",
+            "Use an address that the nodes can reach.",
+        )
+    return "files can be written, read, deleted and created exclusively"
 
 
-def _data(url: str, job: Job) -> str:
+def _check_data(url: str, job: Job) -> str:
     found = find_data(Path(url).name, url, job)
     if not found.is_found:
         raise StorageError(found.problem)
     assert found.train is not None and found.val is not None
-    return f"{found.url}: {found.train.num_samples:,} training images, {found.val.num_samples:,} for validation"
+    return f"{found.url}: {found.train.num_samples:,} training images, {found.val.num_samples:,} validation images"

@@ -1,4 +1,4 @@
-"""The command line: parse, one call, print. No logic, and nothing heavy is imported before it is needed."""
+"""The command line: parse the options, make one call, print the result. Heavy imports wait until they are needed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rsb_cluster.errors import RsbError
 
 
 class ErrorGroup(click.Group):
-    """Shows our errors as one message and exit code; a bug keeps its traceback."""
+    """Prints an RsbError as a message and sets the exit code; any other exception is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except RsbError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_code  # type: ignore[misc]  # Click's documented way to choose the code
-            raise shown from error
+            reported = click.ClickException(str(error))
+            reported.exit_code = error.exit_code  # type: ignore[misc]  # Click's documented way to choose the code
+            raise reported from error
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -30,11 +30,11 @@ def main() -> None:
     """Train the recipes of "ResNet strikes back" on a laptop, on Slurm or on preemptible machines.
 
     \b
-    rsb-cluster submit --recipe digits --wait           a real run on this machine, in minutes
-    rsb-cluster submit --recipe a1 --nodes 4 --dry-run  what would be sent to Slurm
-    rsb-cluster doctor --job cloud-spot                 what a job needs, before it costs anything
-    rsb-cluster sweep resnet-depths --dry-run           many runs as job arrays, sent again only where needed
-    rsb-cluster collect                                 finished runs against the paper's numbers
+    rsb-cluster submit --recipe digits --wait           train a small model on this machine, in minutes
+    rsb-cluster submit --recipe a1 --nodes 4 --dry-run  show what would be submitted to Slurm
+    rsb-cluster doctor --job cloud-spot                 check what a job needs, before it costs anything
+    rsb-cluster sweep resnet-depths --dry-run           show a sweep of many runs as job arrays
+    rsb-cluster collect                                 compare finished runs with the paper's numbers
     """
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, say, set_option
+from rsb_cluster.cli.terminal import console, log, new_table, set_option
 from rsb_cluster.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 @click.group()
 def recipes() -> None:
-    """What to train: list, show, compare and copy recipes."""
+    """List, show, compare and copy recipes: what to train."""
 
 
 @click.group()
 def jobs() -> None:
-    """Where to train: list, show and copy jobs."""
+    """List, show and copy job files: where to train."""
 
 
 @click.group()
 def sweeps() -> None:
-    """What to train in one go: list, show and copy sweep files."""
+    """List, show and copy sweep files: many runs in one submit."""
 
 
 @recipes.command("list")
 def recipes_list() -> None:
-    """Name all recipes that can be used here, and their files."""
+    """List the available recipes and their files."""
     _list("recipes")
 
 
 @recipes.command("show")
 @click.argument("name")
-@set_option("KEY=VALUE", "Change a field, as in submit.")
-@click.option("--model", default="", help="Any timm model, as in submit.")
-@click.option("--json", "as_json", is_flag=True, help="The resolved recipe as JSON.")
+@set_option("KEY=VALUE", "Override a field, as in submit.")
+@click.option("--model", default="", help="Name of a timm model, as in submit.  [default: the recipe's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the resolved recipe as JSON.")
 def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json: bool) -> None:
-    """Show a recipe's values with their sources; what the paper leaves open is marked.
+    """Show a recipe's values with their sources; values that the paper leaves open are marked.
 
     \b
     rsb-cluster recipes show a1
@@ -59,7 +59,7 @@ def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json
     if as_json:
         click.echo(resolved.recipe.model_dump_json(indent=2))
         return
-    say(f"{resolved.path}")
+    log(f"{resolved.path}")
     notes = catalog.notes(resolved.path)
     written = flatten(catalog.load_recipe(name).recipe)
     table = new_table("field", "value", "source")
@@ -90,8 +90,8 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
     from rsb_cluster.config.schema import flatten
 
     left, right = (flatten(catalog.load_recipe(name).recipe) for name in (one, other))
-    described = ("name", "description", "paper", "reconstruction")
-    rows = {key: (left[key], right[key]) for key in left if key not in described and left[key] != right[key]}
+    ignored = ("name", "description", "paper", "reconstruction")
+    rows = {key: (left[key], right[key]) for key in left if key not in ignored and left[key] != right[key]}
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -105,27 +105,27 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("dest", type=click.Path(path_type=Path))
 def recipes_copy(name: str, dest: Path) -> None:
-    """Copy a recipe to a file or folder, to change it there."""
+    """Copy a recipe to a file or folder, to edit it."""
     _copy("recipes", name, dest)
 
 
 @jobs.command("list")
 def jobs_list() -> None:
-    """Name all jobs that can be used here, and their files."""
+    """List the available jobs and their files."""
     _list("jobs")
 
 
 @jobs.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="The resolved job as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the resolved job as JSON.")
 def jobs_show(name: str, as_json: bool) -> None:
-    """Show a job's file, with its comments."""
+    """Show a job file with its comments."""
     from rsb_cluster.backends import backend_of
     from rsb_cluster.config import catalog
 
     job, path = catalog.load_job(name)
     backend_of(job).check_job(job)
-    say(str(path))
+    log(str(path))
     click.echo(job.model_dump_json(indent=2) if as_json else path.read_text().rstrip())
 
 
@@ -133,24 +133,24 @@ def jobs_show(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("dest", type=click.Path(path_type=Path))
 def jobs_copy(name: str, dest: Path) -> None:
-    """Copy a job to a file or folder, to change it there."""
+    """Copy a job file to a file or folder, to edit it."""
     _copy("jobs", name, dest)
 
 
 @sweeps.command("list")
 def sweeps_list() -> None:
-    """Name all sweep files that can be used here."""
+    """List the available sweep files."""
     _list("sweeps")
 
 
 @sweeps.command("show")
 @click.argument("name")
 def sweeps_show(name: str) -> None:
-    """Show a sweep file, with its comments; 'sweep NAME --dry-run' shows its runs."""
+    """Show a sweep file with its comments; 'sweep NAME --dry-run' shows its runs."""
     from rsb_cluster.config import sweep_file
 
     _, path = sweep_file.load_sweep(name)
-    say(str(path))
+    log(str(path))
     click.echo(path.read_text().rstrip())
 
 
@@ -158,7 +158,7 @@ def sweeps_show(name: str) -> None:
 @click.argument("name")
 @click.argument("dest", type=click.Path(path_type=Path))
 def sweeps_copy(name: str, dest: Path) -> None:
-    """Copy a sweep file to a file or folder, to change it there."""
+    """Copy a sweep file to a file or folder, to edit it."""
     _copy("sweeps", name, dest)
 
 
@@ -172,7 +172,7 @@ def _list(kind: Kind) -> None:
     for name, path in catalog.available(kind).items():
         try:
             description = str(parse_toml(path).get("description", ""))
-        except ConfigError as error:  # one broken file is no reason to hide all others
+        except ConfigError as error:  # one broken file must not hide the others
             description = str(error)
         table.add_row(Text(name), Text(description), Text(str(path)))
     console().print(table)
@@ -186,9 +186,9 @@ def _copy(kind: Kind, name: str, dest: Path) -> None:
     path = catalog.find(kind, name)
     target = dest / path.name if dest.is_dir() else dest
     if target.exists() or target.is_symlink():
-        raise ConfigError(f"{target} exists already. Give another name.")
+        raise ConfigError(f"{target} exists already. Choose another destination.")
     try:
         shutil.copyfile(path, target)
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}.") from error
-    say(f"copied {path} to {target}")
+    log(f"copied {path} to {target}")

@@ -1,4 +1,4 @@
-"""The command that looks at what a job needs before it is sent."""
+"""The command that checks what a job needs before it is submitted."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
 @runs_option
-@click.option("--data", default="", help="Look for this data set, too: a folder or s3:// URL with train/ and val/.")
-@set_option("job.KEY=VALUE", "Change a field of the job.")
+@click.option("--data", default="", help="Also check this data set: a folder or s3:// URL with train/ and val/.")
+@set_option("job.KEY=VALUE", "Override a field of the job.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(job: str, runs: str, data: str, overrides: tuple[Override, ...], as_json: bool) -> None:
-    """Check what a job needs, before it waits in a queue or costs anything. Exit code 1 where something is amiss.
+    """Check what a job needs before it is queued or costs anything.
+
+    The exit code is 1 if a check found a problem.
 
     \b
     rsb-cluster doctor --job slurm --set job.slurm.partition=gpu
     rsb-cluster doctor --job cloud-spot --runs s3://bucket/runs --data s3://bucket/imagenet-1k
     """
-    from rsb_cluster.checks.doctor import examine
+    from rsb_cluster.checks.doctor import run_checks
 
-    of_job = [(path.removeprefix("job."), value) for path, value in overrides]
-    findings = list(examine(job, overrides=of_job, runs=runs, data=data))
+    job_overrides = [(path.removeprefix("job."), value) for path, value in overrides]
+    findings = list(run_checks(job, overrides=job_overrides, runs=runs, data=data))
     if as_json:
         click.echo(json.dumps([vars(f) | {"ok": f.is_ok} for f in findings], indent=2))
     else:
         from rich.text import Text
 
-        table = new_table("", "checked", "found", "what next")
+        table = new_table("", "check", "result", "what to do")
         for f in findings:
             table.add_row(*map(Text, ("ok" if f.is_ok else "PROBLEM", f.what, f.found, f.advice)))
         console().print(table)

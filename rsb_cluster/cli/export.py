@@ -1,4 +1,4 @@
-"""The command that gives a run away."""
+"""The command that exports a run's weights."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from typing import Literal
 
 import click
 
-from rsb_cluster.cli.terminal import find_one, runs_option, say
+from rsb_cluster.cli.terminal import find_run, log, runs_option
 
 
 @click.command()
 @click.argument("run")
 @click.argument("dest")
-@click.option("--to", type=click.Choice(["timm", "hf"]), required=True, help="For timm, or the hub with a model card.")
 @click.option(
-    "--checkpoint", default="last", show_default=True, metavar="last|best|STEP", help="Which of its checkpoints."
+    "--to",
+    type=click.Choice(["timm", "hf"]),
+    required=True,
+    help="timm: a folder that timm loads; hf: with a model card.",
 )
-@click.option("--ema/--no-ema", default=None, help="The moving average of the weights.  [default: if it has one]")
+@click.option("--checkpoint", default="last", show_default=True, metavar="last|best|STEP", help="Checkpoint to export.")
+@click.option("--ema/--no-ema", default=None, help="Export the EMA weights.  [default: if the run has them]")
 @runs_option
 def export(run: str, dest: str, to: Literal["timm", "hf"], checkpoint: str, ema: bool | None, runs: str) -> None:
-    """Write a run's weights to DEST, a new folder or s3:// URL, as timm loads them.
+    """Export a run's weights in timm's format to DEST, a new folder or s3:// URL.
 
     \b
     rsb-cluster export a1-resnet50-s0 --to timm ./resnet50-a1
     rsb-cluster export a1-resnet50-s0 --to hf s3://bucket/models/resnet50-a1 --checkpoint best
     python -c 'import timm; timm.create_model("local-dir:./resnet50-a1", pretrained=True)'
     """
-    from rsb_cluster.weights.export import export as verb
+    from rsb_cluster.weights.export import export as export_weights
 
-    found = verb(find_one(run, runs), to, dest, which=checkpoint, ema=ema)
-    what = "the moving average (EMA) of the weights" if found.is_ema else "the weights"
-    say(f"{what} after step {found.step:,}")
+    exported = export_weights(find_run(run, runs), to, dest, which=checkpoint, ema=ema)
+    log(f"exported the {'EMA weights' if exported.is_ema else 'weights'} after step {exported.step:,}")
     click.echo(dest)

@@ -1,4 +1,4 @@
-"""Commands that turn runs into tables."""
+"""The commands that summarize runs as tables and reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rsb_cluster.cli.terminal import find_with_sweeps, run_arguments, runs_option, runs_url, say
+from rsb_cluster.cli.terminal import find_runs_and_sweeps, log, run_arguments, runs_option, runs_url
 from rsb_cluster.errors import ConfigError
 
 
@@ -20,22 +20,22 @@ from rsb_cluster.errors import ConfigError
     type=click.Choice(["table", "csv", "json", "md", "latex", "html"]),
     default="table",
     show_default=True,
-    help="How to print it.",
+    help="Output format.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
-@click.option("--publish", is_flag=True, help="Write collect.json and report.html next to each sweep that is named.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.  [default: standard output]")
+@click.option("--publish", is_flag=True, help="Write collect.json and report.html next to each SWEEP.")
 def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None, publish: bool) -> None:
-    """Make a table of runs: final top-1, mean ± std over seeds, against the paper's number.
+    """Print a table of runs: final top-1, mean ± std over seeds, and the paper's number.
 
-    A second table has what 'evaluate' found: other labels, other data sets, and weights that are no run's.
+    A second table shows the results of 'evaluate': other labels, other data sets, and weights from elsewhere.
     """
-    from rsb_cluster.results.collect import collect as verb
+    from rsb_cluster.results.collect import collect as collect_runs
     from rsb_cluster.results.collect import render
 
     if publish:
         _publish(names, runs)
         return
-    collected = verb(*find_with_sweeps(names, runs), weights_in="" if names else runs_url(runs))
+    collected = collect_runs(*find_runs_and_sweeps(names, runs), weights_in="" if names else runs_url(runs))
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:
@@ -46,25 +46,25 @@ def _publish(names: tuple[str, ...], runs: str) -> None:
     from rsb_cluster.results.report import publish
 
     if not names:
-        raise ConfigError("--publish writes next to a sweep: name one.")
+        raise ConfigError("--publish writes next to a sweep: name a sweep.")
     for name in names:
-        say(f"wrote collect.json and report.html to {publish(runs_url(runs), name).url}")
+        log(f"wrote collect.json and report.html to {publish(runs_url(runs), name).url}")
 
 
 @click.command()
 @run_arguments
 @runs_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File.  [default: report.html]")
-@click.option("--title", default="", help="Heading.  [default: what was named]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.  [default: report.html]")
+@click.option("--title", default="", help="Title of the page.  [default: the names given]")
 def report(names: tuple[str, ...], runs: str, output: Path | None, title: str) -> None:
-    """Write one HTML file on runs or sweeps: verdicts, curves, cost, timeline. It opens without a network."""
-    from rsb_cluster.results.collect import collect as verb
+    """Write a report on runs or sweeps: verdicts, curves, cost, timeline. It is one HTML file and works offline."""
+    from rsb_cluster.results.collect import collect as collect_runs
     from rsb_cluster.results.report import default_output
-    from rsb_cluster.results.report import report as page
+    from rsb_cluster.results.report import report as render_report
 
     output = output or default_output()
-    collected = verb(*find_with_sweeps(names, runs))
-    _write(output, page(collected, title=title or ", ".join(names) or "All runs", output=output))
+    collected = collect_runs(*find_runs_and_sweeps(names, runs))
+    _write(output, render_report(collected, title=title or ", ".join(names) or "All runs", output=output))
 
 
 def _write(output: Path, text: str) -> None:
@@ -73,4 +73,4 @@ def _write(output: Path, text: str) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}. Name another file with -o.") from error
-    say(f"wrote {output}")
+    log(f"wrote {output}")

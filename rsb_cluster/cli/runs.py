@@ -1,4 +1,4 @@
-"""Commands that look after runs: how they are, what they say, ending them, sending them again."""
+"""The commands that monitor and control runs: status, logs, cancel, preempt, retry."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import click
 
 from rsb_cluster.cli.terminal import (
     console,
-    find,
-    find_one,
-    find_to_change,
+    find_run,
+    find_runs,
+    find_runs_to_change,
+    log,
     run_arguments,
     runs_option,
-    say,
     yes_option,
 )
 from rsb_cluster.errors import RsbError
@@ -24,13 +24,13 @@ needed_arguments = click.argument("names", nargs=-1, required=True, metavar="RUN
 @click.command()
 @run_arguments
 @runs_option
-@click.option("-w", "--watch", "watching", is_flag=True, help="Live, until all have ended or Ctrl-C.")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Update live until all runs have ended or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> None:
-    """Show how runs are, one line each.
+    """Show the status of runs, one line each.
 
-    RUN is an id, its beginning in whole words (a1 is not a1h), a glob or a path; SWEEP is an id or its beginning. All
-    runs without one.
+    RUN is a run's id, the first whole words of one (a1 does not match a1h), a glob or a path. SWEEP is a sweep's id or
+    its beginning. Without either, all runs are shown.
 
     \b
     rsb-cluster status
@@ -38,9 +38,9 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
     """
     from rsb_cluster.monitor.status import read_status, summary
 
-    chosen = find(names, runs)
+    chosen = find_runs(names, runs)
     if not chosen and not as_json:
-        say("there are no runs yet")
+        log("there are no runs yet")
         return
     if watching:
         from rsb_cluster.monitor.watch import watch
@@ -53,23 +53,25 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
         return
     from rsb_cluster.monitor.watch import table
 
-    shown_on = console()
-    shown_on.print(table(found, shown_on.width))
+    terminal = console()
+    terminal.print(table(found, terminal.width))
     if len(found) > 1:
-        say(summary(found))
+        log(summary(found))
 
 
 @click.command()
 @click.argument("name", metavar="RUN")
 @runs_option
-@click.option("--rank", default=0, type=click.IntRange(0), show_default=True, help="Whose log.")
-@click.option("--attempt", default=0, type=click.IntRange(0), help="Which attempt's, from 1.  [default: the last]")
-@click.option("-f", "--follow", is_flag=True, help="Go on as it grows.")
+@click.option("--rank", default=0, type=click.IntRange(0), show_default=True, help="Rank whose log to print.")
+@click.option(
+    "--attempt", default=0, type=click.IntRange(0), help="Attempt, from 1.  [default: all attempts of the last job]"
+)
+@click.option("-f", "--follow", is_flag=True, help="Keep printing as the log grows, until the job has ended.")
 def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
-    """Print the log of a rank of a run."""
+    """Print the log of one rank of a run."""
     from rsb_cluster.monitor.logs import read_log
 
-    run = find_one(name, runs)
+    run = find_run(name, runs)
     for text in read_log(run, rank=rank, attempt=attempt, follow=follow):
         click.echo(text, nl=False)
 
@@ -79,9 +81,10 @@ def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
 @runs_option
 @yes_option
 def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
-    """End runs: running ones save first, queued ones leave the queue. Submit again, or 'retry', to go on.
+    """Cancel runs: running ones save a checkpoint and exit, queued ones leave the queue.
 
-    The beginning of an id that stands for several runs is asked about; a glob or a sweep is not.
+    'submit' or 'retry' resumes them. If the beginning of an id matches several runs, you are asked to confirm; for a
+    glob or a sweep you are not.
 
     \b
     rsb-cluster cancel a1-resnet50-s1
@@ -89,8 +92,8 @@ def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
     """
     from rsb_cluster.monitor import actions
 
-    for run_id, job_ids in actions.cancel(find_to_change(names, runs, yes=yes)).items():
-        say(f"{run_id}: told job {', '.join(job_ids)} to end")
+    for run_id, job_ids in actions.cancel(find_runs_to_change(names, runs, yes=yes)).items():
+        log(f"{run_id}: cancelled job {', '.join(job_ids)}")
 
 
 @click.command()
@@ -98,22 +101,22 @@ def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
 @runs_option
 @yes_option
 def preempt(names: tuple[str, ...], runs: str, yes: bool) -> None:
-    """Make running runs save and go back to the queue, as a preemption does; to see that they come back."""
+    """Preempt running runs, to test that they resume: they save a checkpoint and return to the queue."""
     from rsb_cluster.monitor import actions
 
-    for run_id, job_ids in actions.preempt(find_to_change(names, runs, yes=yes)).items():
-        say(f"{run_id}: told job {', '.join(job_ids)} to save and queue again")
+    for run_id, job_ids in actions.preempt(find_runs_to_change(names, runs, yes=yes)).items():
+        log(f"{run_id}: signalled job {', '.join(job_ids)} to save and requeue")
 
 
 @click.command()
 @needed_arguments
 @runs_option
 @yes_option
-@click.option("--failed", "failed_only", is_flag=True, help="Not those that you stopped.")
+@click.option("--failed", "failed_only", is_flag=True, help="Only runs that failed, not those that you stopped.")
 def retry(names: tuple[str, ...], runs: str, yes: bool, failed_only: bool) -> None:
-    """Submit again what has ended without a result, with the nodes, limits and options it had.
+    """Resubmit runs that ended without a result, with the nodes, limits and options of their last job.
 
-    Finished, queued and running runs are left alone.
+    They resume from their last checkpoints. Finished, queued and running runs are left alone.
 
     \b
     rsb-cluster retry --failed resnet-depths
@@ -121,11 +124,11 @@ def retry(names: tuple[str, ...], runs: str, yes: bool, failed_only: bool) -> No
     """
     from rsb_cluster.monitor import actions
 
-    done = actions.retry(find_to_change(names, runs, yes=yes), failed_only=failed_only)
-    for run_id, job_id in done.sent.items():
-        say(f"{run_id}: submitted again as job {job_id}, goes on where it was")
-    if not done.sent and not done.refused:
-        say("nothing to retry: all are finished, queued, running or stopped by you")
+    done = actions.retry(find_runs_to_change(names, runs, yes=yes), failed_only=failed_only)
+    for run_id, job_id in done.submitted.items():
+        log(f"{run_id}: resubmitted as job {job_id}, resumes from the last checkpoint")
+    if not done.submitted and not done.refused:
+        log("nothing to retry: all runs are finished, queued, running or stopped by you")
     if done.refused:
         reasons = "\n".join(f"{run_id}: {why}" for run_id, why in done.refused.items())
-        raise RsbError(f"{len(done.refused)} runs were not submitted again:\n{reasons}")
+        raise RsbError(f"{len(done.refused)} runs could not be resubmitted:\n{reasons}")

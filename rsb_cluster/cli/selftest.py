@@ -1,4 +1,4 @@
-"""Commands by which a user proves on their own cluster what this package promises."""
+"""The commands that test on the user's own cluster what this package promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, say, set_option
+from rsb_cluster.cli.terminal import console, log, new_table, set_option
 from rsb_cluster.errors import RsbError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def selftest() -> None:
-    """Prove on your own cluster that what is promised holds."""
+    """Test on your own cluster that preempted runs resume exactly."""
 
 
 @selftest.command("resume")
@@ -26,24 +26,24 @@ def selftest() -> None:
     type=click.Path(path_type=Path),
     default=Path("selftest"),
     show_default=True,
-    help="New folder that all nodes share.",
+    help="New or empty folder, on a file system that all nodes share.",
 )
-@set_option("job.KEY=VALUE", "Change a field of the job.")
-@click.option("--timeout", default=60.0, show_default=True, help="Minutes that it may take, queueing included.")
+@set_option("job.KEY=VALUE", "Override a field of the job.")
+@click.option("--timeout", default=60.0, show_default=True, help="Time limit in minutes, including queueing.")
 def selftest_resume(job: str, folder: Path, overrides: tuple[Override, ...], timeout: float) -> None:
-    """Preempt a small run twice, and compare it with one that was left alone. On CPUs, in minutes.
+    """Preempt a small run twice and compare it with an uninterrupted one. It takes minutes on CPUs.
 
     \b
     rsb-cluster selftest resume
     rsb-cluster selftest resume --job slurm --set job.nodes=2 --set job.slurm.partition=short
     """
-    from rsb_cluster.checks import selftest as verb
+    from rsb_cluster.checks.selftest import new_folder, resume
 
-    where = verb.new_folder(folder)
-    findings = verb.resume(where, job=job, overrides=overrides, say=say, timeout_s=timeout * 60)
-    table = new_table("", "compared", "found")
-    for finding in findings:
-        table.add_row("ok" if finding.holds else "WRONG", finding.what, finding.found)
+    path = new_folder(folder)
+    outcomes = resume(path, job=job, overrides=overrides, log=log, timeout_s=timeout * 60)
+    table = new_table("", "compared", "result")
+    for outcome in outcomes:
+        table.add_row("ok" if outcome.passed else "WRONG", outcome.what, outcome.found)
     console().print(table)
-    if not all(finding.holds for finding in findings):
-        raise RsbError(f"a preempted run does not end as an unbroken one does. All that was written is in {where}.")
+    if not all(outcome.passed for outcome in outcomes):
+        raise RsbError(f"the preempted run and the uninterrupted run differ. Data, runs and logs are kept in {path}.")

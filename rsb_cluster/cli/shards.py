@@ -1,4 +1,4 @@
-"""Commands that make, index, check and describe shards."""
+"""The commands that make, index, verify and describe shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, progress_bar, say
+from rsb_cluster.cli.terminal import console, log, new_table, progress_bar
 from rsb_cluster.errors import RsbError
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core, fewer for small sets]"
+    "--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core, fewer for small sets]"
 )
 
 
 @click.group()
 def shards() -> None:
-    """WebDataset shards: list, make, index, labels, verify, stats."""
+    """Make, index, verify and describe WebDataset shards."""
 
 
 @shards.command("list")
@@ -49,16 +49,23 @@ def shards_list(as_json: bool) -> None:
 @shards.command("make")
 @click.argument("source")
 @click.argument("dest")
-@click.option("--root", type=click.Path(path_type=Path), help="Where a data set with a name lies.")
-@click.option("--split", type=click.Choice(["train", "val"]), help="Make this part only.")
-@click.option("--shard-samples", default=1000, show_default=True, help="Samples in a shard, at most.")
-@click.option("--max-side", type=int, metavar="PIXELS", help="Make JPEGs of this longer side of larger images.")
-@click.option("--quality", type=int, help="Of these JPEGs.  [default: 95]")
-@click.option("--any-count", is_flag=True, help="Take a known data set with another number of images than it has.")
-@click.option("--hash", "by_bytes", is_flag=True, help="Compare contents, too, with the shards that are there.")
-@click.option("--remake", is_flag=True, help="Replace what 'shards make' made in DEST.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there: all .tar files in DEST/train and DEST/val.")
-@click.option("--yes", is_flag=True, help="Let --overwrite delete what 'shards make' did not make.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the files of a data set known by name.")
+@click.option("--split", type=click.Choice(["train", "val"]), help="Make only this part.")
+@click.option("--shard-samples", default=1000, show_default=True, help="Samples per shard, at most.")
+@click.option(
+    "--max-side",
+    type=int,
+    metavar="PIXELS",
+    help="Downscale larger images to this longer side, as JPEG.",
+)
+@click.option("--quality", type=int, help="JPEG quality of downscaled images.  [default: 95]")
+@click.option("--any-count", is_flag=True, help="Accept a known data set that has an unexpected number of images.")
+@click.option(
+    "--hash", "by_bytes", is_flag=True, help="Compare existing shards with the source by content, not only by size."
+)
+@click.option("--remake", is_flag=True, help="Replace shards in DEST that 'shards make' wrote.")
+@click.option("--overwrite", is_flag=True, help="Replace all .tar files in DEST/train and DEST/val.")
+@click.option("--yes", is_flag=True, help="With --overwrite: delete files that 'shards make' did not write unasked.")
 @workers_option
 def shards_make(
     source: str,
@@ -75,15 +82,15 @@ def shards_make(
     yes: bool,
     workers: int | None,
 ) -> None:
-    """Make shards and their index from SOURCE in the folder or s3:// URL DEST.
+    """Make shards and their index from SOURCE in DEST, a folder or s3:// URL.
 
-    SOURCE is the name of a data set ('shards list'), a folder of images (a folder per class, in train/ and val/), a
+    SOURCE is the name of a data set ('shards list'), a folder of images (train/ and val/ with a folder per class), a
     folder of parquet files, or the name of a torchvision data set that is on disk. DEST will hold train/ and val/.
-    Samples are shuffled, image files are kept as they are. The same command again goes on where one was killed, and
-    looks whether images are there that were not, are gone, or have another size: then it asks for --remake.
+    Samples are shuffled, and image files are stored unchanged. If the command was killed, run it again to resume. If
+    images were added or removed or have another size since, it refuses and asks for --remake.
 
-    Nothing is deleted or overwritten that it did not make, but by --overwrite: what has to go is named before, and of
-    what others made it asks (or takes --yes).
+    Files that this command did not write are deleted only with --overwrite: it lists them and asks for confirmation
+    (or takes --yes).
 
     \b
     rsb-cluster shards make imagenet-1k s3://bucket/imagenet-1k --root /data/ilsvrc
@@ -96,15 +103,15 @@ def shards_make(
     from rsb_cluster.storage.store import Store
 
     if quality is not None and max_side is None:
-        raise click.UsageError("--quality is for --max-side: other images are kept as they are.")
+        raise click.UsageError("--quality needs --max-side: without it, images are stored unchanged.")
     if yes and not overwrite:
-        raise click.UsageError("--yes is for --overwrite.")
+        raise click.UsageError("--yes needs --overwrite.")
     if remake + overwrite + by_bytes > 1:
-        raise click.UsageError("--hash compares with what is there, --remake and --overwrite replace it: give one.")
-    opened = open_set(source, root=root, split=split, any_count=any_count)
-    with progress_bar("reading what is there") as progress:
+        raise click.UsageError("--hash, --remake and --overwrite exclude one another: use one of them.")
+    data_set = open_set(source, root=root, split=split, any_count=any_count)
+    with progress_bar("reading existing shards") as progress:
         plan = plan_set(
-            opened,
+            data_set,
             Store(dest),
             shard_samples=shard_samples,
             recode=Recode(max_side, QUALITY if quality is None else quality) if max_side is not None else None,
@@ -114,7 +121,7 @@ def shards_make(
             workers=workers,
             progress=progress,
         )
-    _ask(plan.going, yes)
+    _confirm_removals(plan.going, yes)
     with progress_bar("making shards") as progress:
         made = plan.make(workers, progress)
     for name, index in made.items():
@@ -125,7 +132,7 @@ def shards_make(
 @click.argument("folder")
 @workers_option
 def shards_index(folder: str, workers: int | None) -> None:
-    """Index the .tar files of FOLDER (a part: …/train or …/val), whoever wrote them."""
+    """Index the .tar files in FOLDER (a part: …/train or …/val), whichever program wrote them."""
     from rsb_cluster.data.index import build_index
     from rsb_cluster.storage.store import Store
 
@@ -139,9 +146,9 @@ def shards_index(folder: str, workers: int | None) -> None:
 @click.argument("folder")
 @click.option("--from", "file", type=click.Path(path_type=Path), help="The authors' real.json.  [default: timm's copy]")
 def shards_labels(name: str, folder: str, file: Path | None) -> None:
-    """Put ReaL's labels beside the index of FOLDER, shards of ImageNet's val that others made.
+    """Add ReaL labels to FOLDER, shards of the ImageNet validation set that another program wrote.
 
-    'shards make imagenet-1k' does so by itself. They are joined by the number in each key (ILSVRC2012_val_00000001).
+    'shards make imagenet-1k' adds them itself. Images are matched by the number in the key (ILSVRC2012_val_00000001).
     """
     from rsb_cluster.data.index import load_index
     from rsb_cluster.data.labels import real_labels, renew_labels
@@ -156,10 +163,10 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
 
 @shards.command("verify")
 @click.argument("folder")
-@click.option("--decode", is_flag=True, help="Decode every image, too.")
+@click.option("--decode", is_flag=True, help="Also decode every image.")
 @workers_option
 def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
-    """Compare the shards of FOLDER with their index: sizes, checksums, keys; and look for images that come twice."""
+    """Compare the shards in FOLDER with their index (sizes, checksums, keys), and search for duplicate images."""
     from rsb_cluster.data.verify import shared_images, verify
     from rsb_cluster.storage.store import Store
 
@@ -176,15 +183,15 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
     if len(reports) > 1 and (shared := shared_images(*reports.values())):
         click.echo(f"images in both {' and '.join(reports)}: {shared:,}")
     if any(report.problems for report in reports.values()):
-        raise RsbError("the shards are not as they were when they were indexed. Copy them again, or index them anew.")
+        raise RsbError("the shards have changed since they were indexed. Copy them again, or run 'shards index' again.")
 
 
 @shards.command("stats")
 @click.argument("folder")
-@click.option("--classes", is_flag=True, help="Count the samples of each class instead.")
+@click.option("--classes", is_flag=True, help="Print the number of samples per class instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
-    """Say what FOLDER holds, without reading a shard."""
+    """Print statistics of the shards in FOLDER from their index."""
     from rsb_cluster.data.index import load_index
     from rsb_cluster.data.verify import class_samples, stats
     from rsb_cluster.storage.store import Store
@@ -204,27 +211,30 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
         return
     table = new_table("", *parts)
     for key, values in rows.items():
-        table.add_row(key, *(_shown(values.get(part, 0)) for part in parts))
+        table.add_row(key, *(_format(values.get(part, 0)) for part in parts))
     console().print(table)
 
 
-def _ask(going: Sequence[Removal], yes: bool) -> None:
-    """Say what will be deleted, and ask before anything of others is among it."""
+def _confirm_removals(removals: Sequence[Removal], yes: bool) -> None:
+    """List the files that will be deleted; ask for confirmation if 'shards make' did not write all of them."""
     from rsb_cluster.data.part import refuse_foreign, shown
 
-    foreign = sum(len(part.foreign) for part in going)
-    for part in going:
+    foreign = sum(len(part.foreign) for part in removals)
+    for part in removals:
         if part.own:
-            say(f"{part.url}: to go, made by this command: {shown(part.own)} ({len(part.own):,} files)")
+            log(f"{part.url}: will be deleted, written by 'shards make': {shown(part.own)} ({len(part.own):,} files)")
         if part.foreign:
-            say(f"{part.url}: to go, not made by it: {', '.join(part.foreign)} ({len(part.foreign):,} files)")
+            log(
+                f"{part.url}: will be deleted, not written by 'shards make': {', '.join(part.foreign)} "
+                f"({len(part.foreign):,} files)"
+            )
     if foreign and not yes:
         if not sys.stdin.isatty():
-            refuse_foreign(going)
-        click.confirm(f"Delete the {foreign:,} files that were not made by this command?", abort=True, err=True)
+            refuse_foreign(removals)
+        click.confirm(f"Delete the {foreign:,} files that 'shards make' did not write?", abort=True, err=True)
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return f"{value:,.10g}" if isinstance(value, int | float) else str(value)

@@ -1,4 +1,4 @@
-"""The commands that package recipes as jobs: one recipe, or a sweep of many."""
+"""The commands that submit runs: one recipe, or a sweep of many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rsb_cluster.cli.terminal import console, new_table, runs_url, say, set_option
+from rsb_cluster.cli.terminal import console, log, new_table, runs_url, set_option
 from rsb_cluster.errors import ConfigError, RsbError
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Nodes(click.ParamType):  # type: ignore[type-arg]  # generic in stubs only
-    """``4``, or ``2-4``."""
+    """A number of nodes: ``4``, or ``2-4``."""
 
     name = "N|MIN-MAX"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Return the fewest and the most."""
+        """Return the minimum and the maximum."""
         low, _, high = str(value or "0").partition("-")
         if not low.isdigit() or not (high or low).isdigit() or int(low) > int(high or low):
             self.fail(f"{value!r} is neither a number of nodes nor a range such as 2-4", param, ctx)
@@ -39,34 +39,49 @@ class _Nodes(click.ParamType):  # type: ignore[type-arg]  # generic in stubs onl
 
 _SHARED = (
     click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]"),
-    click.option("--nodes", type=_Nodes(), default="", help="Nodes instead of the job's; 2-4: as many as are free."),
-    click.option("--exclude-failed-hosts", is_flag=True, help="Keep off hosts where ranks of these runs failed."),
-    click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of a node instead of the job's; 0: CPU."),
-    click.option("--parallel", default=0, type=click.IntRange(0), help="Runs of a job array at once.  [default: 256]"),
+    click.option(
+        "--nodes",
+        type=_Nodes(),
+        default="",
+        help="Number of nodes; 2-4: at least 2, and up to 4 if they are free.  [default: the job's]",
+    ),
+    click.option("--exclude-failed-hosts", is_flag=True, help="Exclude nodes on which ranks of these runs failed."),
+    click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs per node; 0: CPUs.  [default: the job's]"),
+    click.option(
+        "--parallel", default=0, type=click.IntRange(0), help="Concurrent tasks per job array, at most.  [default: 256]"
+    ),
     click.option(
         "--max-gpu-hours",
         type=click.FloatRange(0, min_open=True),
-        help="Save and stop each run when all its attempts have used so many; on CPUs process-hours.",
+        help="GPU-hour budget of each run over all attempts (process-hours on CPUs). A run that reaches it saves a "
+        "checkpoint and stops.",
     ),
     click.option("--data", default="", help="Folder or s3:// URL with train/ and val/.  [default: data/<set>]"),
     click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]"),
-    click.option("--init", default="", metavar="SOURCE", help="Start from a run, a file of weights, or a timm name."),
-    click.option("--cache-dir", default="", help="Keep shards in this folder on each node's own disk."),
-    click.option("--virtual-ranks", default=0, type=click.IntRange(0), help="Parts of the global batch."),
-    set_option("KEY=VALUE", "Change a field; job.KEY for the job's."),
-    click.option("--dry-run", is_flag=True, help="Check and print all, submit nothing."),
+    click.option(
+        "--init", default="", metavar="SOURCE", help="Initial weights: a run, a weight file, or a timm model name."
+    ),
+    click.option("--cache-dir", default="", help="Cache shards in this folder on each node's local disk."),
+    click.option(
+        "--virtual-ranks",
+        default=0,
+        type=click.IntRange(0),
+        help="Micro-batches per step, over all ranks.  [default: the recipe's, else the fewest that fit the job]",
+    ),
+    set_option("KEY=VALUE", "Override a field of the recipe, or with job.KEY of the job."),
+    click.option("--dry-run", is_flag=True, help="Check and print everything, submit nothing."),
     click.option(
         "--wait",
         is_flag=True,
-        help="Show progress until the runs have ended. Ctrl-C stops those on this machine; on Slurm and in a cloud "
-        "they go on, and the exit code is 130.",
+        help="Show progress until the runs have ended. Ctrl-C saves and stops runs on this machine; on Slurm and in a "
+        "cloud they continue, and the exit code is 130.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON."),
 )
 
 
 def _shared_options(command: F) -> F:
-    """Add the options that both commands have."""
+    """Add the options that both commands share."""
     for option in reversed(_SHARED):
         command = option(command)
     return command
@@ -74,13 +89,13 @@ def _shared_options(command: F) -> F:
 
 @click.command()
 @click.option("--recipe", required=True, help="What to train: a name or a .toml file.")
-@click.option("--model", default="", help="Any timm model instead of the recipe's.")
-@click.option("--seed", type=click.IntRange(0), help="Seed.  [default: 0]")
-@click.option("--seeds", type=click.IntRange(1), help="So many runs, with seeds from 0.")
+@click.option("--model", default="", help="Name of a timm model.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the run.  [default: 0]")
+@click.option("--seeds", type=click.IntRange(1), help="Number of runs, with seeds 0, 1, 2, ...")
 @click.option(
     "--images-per-s",
     type=click.FloatRange(0, min_open=True),
-    help="Training images/s of one GPU, for the dry run's estimate.",
+    help="Training images/s of one GPU, for the cost estimate.",
 )
 @_shared_options
 def submit(
@@ -94,9 +109,9 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Package a recipe as a job and hand it to the back end.
+    """Train a recipe: submit it as a job to this machine, Slurm or a cloud.
 
-    Submitted again, a finished run is left alone, and an unfinished one goes on where it was.
+    Submit the same run again to resume it from its last checkpoint; a finished run is left alone.
 
     \b
     rsb-cluster submit --recipe digits --wait
@@ -110,7 +125,7 @@ def submit(
     from rsb_cluster.submission.plan import Request, parse_seeds
 
     grid = Grid(recipes=(recipe,), models=(model,) if model else (), seeds=parse_seeds(seed, seeds))
-    say(f"recipe {catalog.find('recipes', recipe)}")
+    log(f"recipe {catalog.find('recipes', recipe)}")
     plan = _plan(SweepFile(name="submit", grid=(grid,)), None, Request(**options), is_sweep=False, dry_run=dry_run)
     rates = {"*": images_per_s} if images_per_s else {}
     if dry_run:
@@ -119,11 +134,9 @@ def submit(
     _submit(plan)
     if as_json:
         click.echo(json.dumps(preview.as_dict(plan, rates), indent=2))
+    actions = {"new": "submitted", "unfinished": "resubmitted, resumes from the last checkpoint"}
     for planned in plan.runs:
-        done = {"new": "submitted", "unfinished": "submitted again, goes on where it was"}.get(
-            planned.state, planned.state
-        )
-        say(f"{planned.run.run_id}: {done}")
+        log(f"{planned.run.run_id}: {actions.get(planned.state, planned.state)}")
     if not as_json:
         click.echo("\n".join(planned.run.run_id for planned in plan.runs))
     if wait:
@@ -132,26 +145,32 @@ def submit(
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--recipe", "recipes", default="", metavar="NAME,...", help="Instead of a file: the recipes.")
-@click.option("--model", "models", default="", metavar="NAME,...", help="Instead of a file: the models.")
-@click.option("--vary", multiple=True, metavar="KEY=VALUE,...", help="Instead of a file: values of a recipe's field.")
-@click.option("--name", "called", default="sweep", show_default=True, help="Instead of a file: what to call it.")
-@click.option("--seeds", type=click.IntRange(1), help="So many runs of each, with seeds from 0.")
+@click.option("--recipe", "recipes", default="", metavar="NAME,...", help="Without a sweep file: the recipes.")
+@click.option("--model", "models", default="", metavar="NAME,...", help="Without a sweep file: the models.")
+@click.option(
+    "--vary", multiple=True, metavar="KEY=VALUE,...", help="Without a sweep file: a field of the recipe and its values."
+)
+@click.option(
+    "--name", "sweep_name", default="sweep", show_default=True, help="Without a sweep file: the name of the sweep."
+)
+@click.option("--seeds", type=click.IntRange(1), help="Number of runs per combination, with seeds 0, 1, 2, ...")
 @click.option(
     "--images-per-s",
     "rates",
     multiple=True,
     metavar="[MODEL=]N",
-    help="Training images/s of one GPU, for the estimate; MODEL may be a glob.",
+    help="Training images/s of one GPU, for the cost estimate; MODEL may be a glob.",
 )
-@click.option("--collect", is_flag=True, help="Add a Slurm job that writes table and report when all have ended.")
+@click.option(
+    "--collect", is_flag=True, help="Add a Slurm job that writes the table and the report when all runs have ended."
+)
 @_shared_options
 def sweep(
     name: str | None,
     recipes: str,
     models: str,
     vary: tuple[str, ...],
-    called: str,
+    sweep_name: str,
     seeds: int | None,
     rates: tuple[str, ...],
     collect: bool,
@@ -160,10 +179,10 @@ def sweep(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Submit a sweep: a sweep file by name or path, or recipes × models × values × seeds.
+    """Submit a sweep: NAME is a sweep file's name or path; without one, recipes × models × values × seeds.
 
-    Runs that need the same resources go into one job array. Submitted again, a sweep sends only what is neither
-    finished nor queued. Its id stands for all its runs in status, cancel, retry, preempt and collect.
+    Runs that need the same resources go into one job array. Submit a sweep again to submit only the runs that are
+    neither finished nor queued. In status, cancel, retry, preempt and collect, a sweep's id selects all its runs.
 
     \b
     rsb-cluster sweep resnet-depths --dry-run --images-per-s resnet18=4000 --images-per-s 1000
@@ -178,30 +197,33 @@ def sweep(
 
     known_rates = estimate.parse_rates(rates)
     if name and (recipes or models or vary):
-        raise ConfigError(f"'{name}' is a sweep file, which says recipes, models and values itself; give one of them.")
+        raise ConfigError(
+            f"'{name}' is a sweep file, which sets recipes, models and values itself. Use either the file, "
+            "or --recipe, --model and --vary."
+        )
     if name:
         file, path = sweep_file.load_sweep(name)
-        say(f"sweep {path}")
+        log(f"sweep {path}")
     elif recipes:
-        one = {"recipes": _split(recipes), "models": _split(models), "vary": sweep_file.parse_vary(vary)}
-        file, path = validate(sweep_file.SweepFile, {"name": called, "grid": [one]}, "the command line"), None
+        grid = {"recipes": _split(recipes), "models": _split(models), "vary": sweep_file.parse_vary(vary)}
+        file, path = validate(sweep_file.SweepFile, {"name": sweep_name, "grid": [grid]}, "the command line"), None
     else:
-        raise ConfigError("name a sweep file ('rsb-cluster sweeps list'), or give --recipe.")
+        raise ConfigError("name a sweep file ('rsb-cluster sweeps list'), or use --recipe.")
     request = Request(seeds=parse_seeds(None, seeds) if seeds else (), **options)
     plan = _plan(file, path, request, is_sweep=True, dry_run=dry_run)
     if collect and not all(backend_of(planned.point.job).can_run_after for planned in plan.runs):
-        raise ConfigError("--collect is a job of Slurm. Use --wait here, then 'rsb-cluster collect SWEEP --publish'.")
+        raise ConfigError("--collect needs Slurm. Use --wait instead, then 'rsb-cluster collect SWEEP --publish'.")
     if not dry_run:
-        sent = _submit(plan)
-        if collect and sent:
-            _collect_after(plan, sent)
+        submissions = _submit(plan)
+        if collect and submissions:
+            _collect_after(plan, submissions)
     if as_json:
         click.echo(json.dumps(preview.sweep_as_dict(plan, known_rates), indent=2))
     elif dry_run:
         _show_table(preview.sweep_rows(plan, known_rates))
         click.echo(preview.sweep_summary(plan, known_rates))
     else:
-        say(preview.sweep_summary(plan, known_rates))
+        log(preview.sweep_summary(plan, known_rates))
         assert plan.sweep is not None
         click.echo(plan.sweep.sweep_id)
     if wait and not dry_run:
@@ -209,34 +231,37 @@ def sweep(
 
 
 def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, dry_run: bool) -> Plan:
-    from rsb_cluster.submission import plan
+    from rsb_cluster.submission.plan import plan as make_plan
 
-    made = plan.plan(file, path, request, is_sweep=is_sweep, dry_run=dry_run)
-    say(f"job {made.runs[0].point.job_path}")
-    return made
+    plan = make_plan(file, path, request, is_sweep=is_sweep, dry_run=dry_run)
+    log(f"job {plan.runs[0].point.job_path}")
+    return plan
 
 
 def _submit(plan: Plan) -> list[Submission]:
-    from rsb_cluster.submission.data_location import make_missing
-    from rsb_cluster.submission.submit import submit as verb
+    from rsb_cluster.submission.data_location import make_missing_shards
+    from rsb_cluster.submission.submit import submit as submit_plan
 
-    for url in make_missing(planned.data for planned in plan.runs if planned.is_to_submit):
-        say(f"made the shards in {url}")
+    for url in make_missing_shards(planned.data for planned in plan.runs if planned.should_submit):
+        log(f"made the shards in {url}")
     for note in plan.notes:
-        say(f"note: {note}")
-    return verb(plan)
+        log(f"note: {note}")
+    return submit_plan(plan)
 
 
-def _collect_after(plan: Plan, sent: list[Submission]) -> None:
+def _collect_after(plan: Plan, submissions: list[Submission]) -> None:
     from rsb_cluster.backends import backend_of
 
     assert plan.sweep is not None
-    one = plan.sweep.sweep_id
-    command = [sys.executable, "-m", "rsb_cluster", "collect", one, "--publish", "--runs", plan.runs_url]
+    sweep_id = plan.sweep.sweep_id
+    command = [sys.executable, "-m", "rsb_cluster", "collect", sweep_id, "--publish", "--runs", plan.runs_url]
     array = plan.arrays[0]
     folder = array.folder.parent / "collect"
-    job_id = backend_of(array.job).run_after(array.job, sent, command, folder, f"collect-{one}")
-    say(f"job {job_id} will write collect.json and report.html to {plan.runs_url}/sweeps/{one} when all have ended")
+    job_id = backend_of(array.job).run_after(array.job, submissions, command, folder, f"collect-{sweep_id}")
+    log(
+        f"job {job_id} will write collect.json and report.html to {plan.runs_url}/sweeps/{sweep_id} when all runs "
+        "have ended"
+    )
 
 
 def _split(text: str) -> list[str]:
@@ -258,28 +283,28 @@ def _show_table(rows: Sequence[dict[str, str]]) -> None:
 def _wait(plan: Plan) -> None:
     from rsb_cluster.monitor.watch import follow
 
-    ended = follow([planned.run for planned in plan.runs], console(stderr=True))
-    if ended is None:
-        say(_left_alone(plan))
-        raise click.exceptions.Exit(128 + signal.SIGINT)  # as a shell has it
-    unfinished = [s for s in ended if s.state != "finished"]
+    statuses = follow([planned.run for planned in plan.runs], console(stderr=True))
+    if statuses is None:
+        log(_detached_message(plan))
+        raise click.exceptions.Exit(128 + signal.SIGINT)  # the shell's code for Ctrl-C
+    unfinished = [s for s in statuses if s.state != "finished"]
     if unfinished and all(s.cause == "stopped" for s in unfinished):
-        raise RsbError("stopped by you, and saved. Submit again to go on.")
+        raise RsbError("stopped by you; a checkpoint was saved. Submit again to resume.")
     if unfinished:
         reasons = "\n".join(f"{s.run_id}: {s.cause or s.state}" for s in unfinished)
         raise RsbError(
-            f"{len(unfinished)} of {len(ended)} runs did not finish:\n{reasons}\nSee 'rsb-cluster logs RUN'."
+            f"{len(unfinished)} of {len(statuses)} runs did not finish:\n{reasons}\nSee 'rsb-cluster logs RUN'."
         )
 
 
-def _left_alone(plan: Plan) -> str:
-    """Return what to tell a user who looks no longer at jobs that go on."""
+def _detached_message(plan: Plan) -> str:
+    """Return what a user can do who no longer waits for jobs that continue."""
     ids = [planned.run.run_id for planned in plan.runs]
-    where = "" if plan.runs_url == runs_url("") else f" --runs {shlex.quote(plan.runs_url)}"
-    names = (plan.sweep.sweep_id if plan.sweep else " ".join(ids)) + where
+    runs_flag = "" if plan.runs_url == runs_url("") else f" --runs {shlex.quote(plan.runs_url)}"
+    names = (plan.sweep.sweep_id if plan.sweep else " ".join(ids)) + runs_flag
     return (
-        "No longer waiting; what is queued or runs goes on.\n"
-        f"to look again  rsb-cluster status --watch {names}\n"
-        f"for a log      rsb-cluster logs -f {ids[0]}{where}\n"
-        f"to end all     rsb-cluster cancel {names}"
+        "No longer waiting; queued and running jobs continue.\n"
+        f"watch them  rsb-cluster status --watch {names}\n"
+        f"see a log   rsb-cluster logs -f {ids[0]}{runs_flag}\n"
+        f"cancel all  rsb-cluster cancel {names}"
     )

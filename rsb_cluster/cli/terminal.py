@@ -1,4 +1,4 @@
-"""What the commands share: talking to the terminal, and finding the runs that are meant."""
+"""What the commands share: terminal output, common options, and the lookup of runs by name."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
 run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
-yes_option = click.option("--yes", is_flag=True, help="Do not ask where a name stands for several runs.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation if a name matches several runs.")
 
-SHOWN_RUNS = 20
+MAX_LISTED_RUNS = 20
 
 
 def set_option(metavar: str, help: str) -> Callable[[Any], Any]:
-    """Return the option ``--set``, which a command gets as ``overrides``: pairs of a field's path and its value."""
+    """Return the option ``--set``; the command gets it as ``overrides``, pairs of a field's path and its value."""
 
-    def parsed(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[Override, ...]:
+    def parse(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[Override, ...]:
         from rsb_cluster.config.schema import parse_overrides
 
         return tuple(parse_overrides(texts))
 
-    return click.option("--set", "overrides", multiple=True, metavar=metavar, help=help, callback=parsed)
+    return click.option("--set", "overrides", multiple=True, metavar=metavar, help=help, callback=parse)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console on standard output or standard error; a file has no width to respect."""
+    """Return a console on standard output or standard error; lines are not wrapped where that is no terminal."""
     from rich.console import Console
 
-    opened = Console(stderr=stderr)
-    return opened if opened.is_terminal else Console(stderr=stderr, width=10_000)
+    wrapped = Console(stderr=stderr)
+    return wrapped if wrapped.is_terminal else Console(stderr=stderr, width=10_000)
 
 
-def say(text: str) -> None:
-    """Talk goes to standard error; standard output is for data."""
+def log(text: str) -> None:
+    """Print a message to standard error; standard output is for data."""
     click.echo(text, err=True)
 
 
@@ -63,66 +63,66 @@ def new_table(*columns: str | Text) -> Any:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal while the block runs; call what it gives with (done, total)."""
+    """Show a progress bar on a terminal while the block runs; yields the function that updates it, (done, total)."""
     from rich.progress import Progress
 
-    shown_on = console(stderr=True)
-    with Progress(console=shown_on, transient=True, disable=not shown_on.is_terminal) as progress:
+    terminal = console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def runs_url(runs: str) -> str:
-    """Return where the runs are: the option, ``RSB_RUNS``, or the default."""
+    """Return the folder of the runs: the option ``--runs``, ``RSB_RUNS``, or the default."""
     from rsb_cluster.runs.lookup import default_runs
 
     return runs or os.environ.get("RSB_RUNS") or default_runs()
 
 
-def find(names: tuple[str, ...], runs: str) -> list[Run]:
-    """Return the runs that names stand for; all without a name."""
-    from rsb_cluster.runs.lookup import find_runs
+def find_runs(names: tuple[str, ...], runs: str) -> list[Run]:
+    """Return the runs that match the names; all runs if there are no names."""
+    from rsb_cluster.runs import lookup
 
-    return find_runs(runs_url(runs), names)
+    return lookup.find_runs(runs_url(runs), names)
 
 
-def find_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]:
-    """Return the runs that names stand for, for a command that does something to them.
+def find_runs_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list[Run]:
+    """Return the runs that match the names, for a command that changes them.
 
-    The beginning of an id may be short of a word that was meant: where it stands for several runs the user is asked. A
-    glob, a sweep and ``--yes`` say so themselves.
+    If the beginning of an id matches several runs, the user must confirm: it may have been cut short by mistake. A
+    glob, a sweep and ``--yes`` need no confirmation.
 
     Raises:
-        ConfigError: There is nobody to ask.
+        ConfigError: Confirmation is needed, but standard input is no terminal.
     """
     from rsb_cluster.runs.lookup import match_names
 
-    found = match_names(runs_url(runs), names)
-    for named in found:
-        if len(named.runs) == 1 or named.says_several or yes:
+    matches = match_names(runs_url(runs), names)
+    for match in matches:
+        if len(match.runs) == 1 or match.says_several or yes:
             continue
-        shown = [run.run_id for run in named.runs[:SHOWN_RUNS]]
-        if len(shown) < len(named.runs):
-            shown.append(f"… and {len(named.runs) - len(shown)} more")
-        which = "\n  ".join([f"'{named.name}' stands for {len(named.runs)} runs:", *shown])
+        listed = [run.run_id for run in match.runs[:MAX_LISTED_RUNS]]
+        if len(listed) < len(match.runs):
+            listed.append(f"… and {len(match.runs) - len(listed)} more")
+        question = "\n  ".join([f"'{match.name}' matches {len(match.runs)} runs:", *listed])
         if not sys.stdin.isatty():
-            raise ConfigError(f"{which}\nName one; or say that all are meant, with --yes or a glob.")
-        click.confirm(f"{which}\nAll of them?", abort=True, err=True)
-    return list({run.url: run for named in found for run in named.runs}.values())
+            raise ConfigError(f"{question}\nName one run, or select all of them with --yes or a glob.")
+        click.confirm(f"{question}\nAll of them?", abort=True, err=True)
+    return list({run.url: run for match in matches for run in match.runs}.values())
 
 
-def find_with_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], list[Sweep]]:
-    """Return what names stand for, with what may be no run, and all sweeps: for those who read results."""
-    from rsb_cluster.runs.lookup import find_runs, list_folders
+def find_runs_and_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], list[Sweep]]:
+    """Return the runs that match the names, including folders that may hold no valid run, and all sweeps."""
+    from rsb_cluster.runs import lookup
     from rsb_cluster.runs.sweep import list_sweeps
 
     url = runs_url(runs)
-    return find_runs(url, names, list_folders), list_sweeps(url)
+    return lookup.find_runs(url, names, lookup.list_folders), list_sweeps(url)
 
 
-def find_one(name: str, runs: str) -> Run:
-    """Return the one run that a name stands for."""
-    found = find((name,), runs)
+def find_run(name: str, runs: str) -> Run:
+    """Return the one run that matches a name. Raises ConfigError if several do."""
+    found = find_runs((name,), runs)
     if len(found) > 1:
-        raise ConfigError(f"'{name}' matches {len(found)} runs: {', '.join(r.run_id for r in found)}. Name one.")
+        raise ConfigError(f"'{name}' matches {len(found)} runs: {', '.join(r.run_id for r in found)}. Name one run.")
     return found[0]

@@ -1,1 +1,1 @@
-"""Looking after runs that were submitted: status, logs, and ending or sending them again."""
+"""Monitoring submitted runs: status and logs; and the actions on them: cancel, preempt, retry."""

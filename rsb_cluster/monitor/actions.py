@@ -1,4 +1,4 @@
-"""Ending runs, making them save and come back, and sending again those that ended too early."""
+"""The actions on submitted runs: cancel, preempt and retry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rsb_cluster import backends
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import RsbError, StorageError, SubmitError
-from rsb_cluster.monitor.status import Status, is_over, read_status
+from rsb_cluster.monitor.status import Status, has_ended, read_status
 from rsb_cluster.runs.gpu_hours import check_budget
 from rsb_cluster.runs.run import READERS, Run, Submission
 from rsb_cluster.submission.plan import make_arrays
@@ -19,8 +19,8 @@ from rsb_cluster.submission.submit import submit_arrays
 
 
 @dataclass(frozen=True)
-class _Live:
-    """A run that somebody works on, with those of its submissions that are meant, the newest last."""
+class _ActiveRun:
+    """A run that is queued or running, with its active submissions, the newest last."""
 
     run: Run
     submissions: tuple[Submission, ...]
@@ -31,126 +31,126 @@ class _Live:
 
 
 def cancel(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
-    """End runs with all the jobs that they have: running ones save first, queued ones leave the queue.
+    """Cancel all jobs of runs: running ones save a checkpoint and exit, queued ones leave the queue.
 
     Returns:
-        The jobs' ids by run id, of the runs that were queued or running.
+        The job ids by run id, of the runs that were queued or running.
 
     Raises:
-        SubmitError: Nobody works on any of them, or a job could not be told; the others were.
+        SubmitError: None of the runs is queued or running, or some jobs could not be cancelled; all others were.
     """
-    live = _live(runs, ("queued", "running"), "neither queued nor running")
+    active = _active_runs(runs, ("queued", "running"), "neither queued nor running")
     with ThreadPoolExecutor(READERS) as pool:
-        before = list(pool.map(lambda one: one.run.cancelled(), live))
+        earlier_requests = list(pool.map(lambda a: a.run.cancelled(), active))
         try:
-            # Said in the runs' folders first: the ranks see no difference between scancel's SIGTERM and a preemption's.
-            list(pool.map(lambda one: one.run.request_cancel(one.job_ids), live))
-            answers = iter(backends.cancel([submission for one in live for submission in one.submissions]))
-        except BaseException:  # Ctrl-C as well: what is left behind would end a run at its next preemption
-            list(pool.map(_say_again, live, before))
+            # Recorded in the runs' folders first: ranks cannot tell scancel's SIGTERM from a preemption's.
+            list(pool.map(lambda a: a.run.request_cancel(a.job_ids), active))
+            answers = iter(backends.cancel([submission for a in active for submission in a.submissions]))
+        except BaseException:  # Ctrl-C as well: a request left behind would stop the run at its next preemption
+            list(pool.map(_reset_cancel_request, active, earlier_requests))
             raise
-    untold: dict[str, list[str]] = {}
-    for one, earlier in zip(live, before, strict=True):
-        why = {job_id: next(answers) for job_id in one.job_ids}
-        if any(why.values()):
-            _say_again(one, tuple(job_id for job_id in why if not why[job_id]) or earlier)
-        for job_id in filter(why.get, why):
-            untold.setdefault(why[job_id], []).append(f"{job_id} ({one.run.run_id})")
-    if untold:
-        told = sum(len(one.job_ids) for one in live) - sum(map(len, untold.values()))
-        problems = [f"not told to end: job {', '.join(jobs)}: {why}" for why, jobs in untold.items()]
-        raise SubmitError("\n".join([*problems, *([f"{told} other jobs were told to end."] if told else [])]))
-    return {one.run.run_id: one.job_ids for one in live}
+    failures: dict[str, list[str]] = {}
+    for a, earlier in zip(active, earlier_requests, strict=True):
+        reasons = {job_id: next(answers) for job_id in a.job_ids}
+        if any(reasons.values()):
+            _reset_cancel_request(a, tuple(job_id for job_id in reasons if not reasons[job_id]) or earlier)
+        for job_id in filter(reasons.get, reasons):
+            failures.setdefault(reasons[job_id], []).append(f"{job_id} ({a.run.run_id})")
+    if failures:
+        cancelled = sum(len(a.job_ids) for a in active) - sum(map(len, failures.values()))
+        problems = [f"could not cancel job {', '.join(jobs)}: {reason}" for reason, jobs in failures.items()]
+        raise SubmitError("\n".join([*problems, *([f"{cancelled} other jobs were cancelled."] if cancelled else [])]))
+    return {a.run.run_id: a.job_ids for a in active}
 
 
-def _say_again(one: _Live, job_ids: tuple[str, ...]) -> None:
-    """Have a run's folder say of its cancelled jobs what is so."""
-    with contextlib.suppress(StorageError):  # it could not be written either, or the scheduler's error says more
-        one.run.request_cancel(job_ids)
+def _reset_cancel_request(active: _ActiveRun, job_ids: tuple[str, ...]) -> None:
+    """Write the cancel request of a run again, with only the jobs that were cancelled."""
+    with contextlib.suppress(StorageError):  # the error that is being handled says more
+        active.run.request_cancel(job_ids)
 
 
 def preempt(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
-    """Make running runs save and go back to the queue.
+    """Preempt running runs: they save a checkpoint and return to the queue.
 
     Returns:
-        The jobs' ids by run id, of the runs that were running.
+        The job ids by run id, of the runs that were running.
 
     Raises:
-        SubmitError: None of them is running, or the scheduler cannot be asked.
+        SubmitError: None of the runs is running, or the scheduler does not answer.
     """
-    live = _live(runs, ("running",), "not running")
-    backends.preempt([submission for one in live for submission in one.submissions])
-    return {one.run.run_id: one.job_ids for one in live}
+    active = _active_runs(runs, ("running",), "not running")
+    backends.preempt([submission for a in active for submission in a.submissions])
+    return {a.run.run_id: a.job_ids for a in active}
 
 
 @dataclass(frozen=True)
-class Retried:
+class RetryResult:
     """What a retry did.
 
     Attributes:
-        sent: The jobs' ids by run id.
-        refused: Why a run that should have been sent was not, by run id.
+        submitted: The job ids by run id.
+        refused: Why an unfinished run was not submitted, by run id.
     """
 
-    sent: dict[str, str]
+    submitted: dict[str, str]
     refused: dict[str, str]
 
 
-def retry(runs: Sequence[Run], *, failed_only: bool) -> Retried:
-    """Submit again what has ended without a result, with the shape it had.
+def retry(runs: Sequence[Run], *, failed_only: bool) -> RetryResult:
+    """Resubmit runs that ended without a result, with the jobs they had last.
 
     Args:
-        runs: Those that are finished, queued or running are left alone.
-        failed_only: Leave alone, too, what the user stopped.
+        runs: Finished, queued and running ones are left alone.
+        failed_only: Also leave alone the runs that the user stopped.
 
     Raises:
-        SubmitError: The scheduler refused.
+        SubmitError: The scheduler refused a job.
     """
-    again: list[tuple[Run, Job]] = []
+    to_submit: list[tuple[Run, Job]] = []
     refused: dict[str, str] = {}
     for run, status in zip(runs, read_status(runs), strict=True):
-        if not is_over(status) or status.state == "finished" or (failed_only and status.state == "stopped"):
+        if not has_ended(status) or status.state == "finished" or (failed_only and status.state == "stopped"):
             continue
         try:
             job = _last_job(run, status)
             check_budget(run, job)
-            again.append((run, job))
+            to_submit.append((run, job))
         except RsbError as error:
             refused[run.run_id] = str(error)
-    arrays = make_arrays(again[0][0].runs_url, again, name="retry") if again else ()
-    sent = submit_arrays(arrays)
-    ids = [run.run_id for array in arrays for run in array.runs]
-    return Retried(dict(zip(ids, (s.job_id for s in sent), strict=True)), refused)
+    arrays = make_arrays(to_submit[0][0].runs_url, to_submit, name="retry") if to_submit else ()
+    submissions = submit_arrays(arrays)
+    run_ids = [run.run_id for array in arrays for run in array.runs]
+    return RetryResult(dict(zip(run_ids, (s.job_id for s in submissions), strict=True)), refused)
 
 
 def _last_job(run: Run, status: Status) -> Job:
     if status.state == "missing":
-        raise SubmitError("its folder is gone; send the sweep again.")
+        raise SubmitError("its folder does not exist; submit the sweep again.")
     if status.state == "broken":
         raise SubmitError(status.cause)
     submissions = run.submissions()
     if not submissions or not submissions[-1].job:
-        raise SubmitError("how it was sent is not noted; send it again with 'submit' or 'sweep'.")
+        raise SubmitError("its last job is not recorded; resubmit it with 'submit' or 'sweep'.")
     return read_record(Job, submissions[-1].job, f"the last job of {run.run_id}")
 
 
 def outlives_terminal(runs: Sequence[Run]) -> bool:
-    """Whether jobs of one of these runs have a life of their own, by the back end that each was sent to last."""
+    """Whether the last job of any of these runs continues when the terminal that waits for it is closed."""
     with ThreadPoolExecutor(READERS) as pool:
         last = [submissions[-1] for submissions in pool.map(Run.submissions, runs) if submissions]
-    return not all(backends.backend_of(one).ends_with_terminal(one) for one in last)
+    return not all(backends.backend_of(submission).ends_with_terminal(submission) for submission in last)
 
 
-def _live(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -> list[_Live]:
-    """Return the runs that somebody works on, with all that does; one query to the scheduler for all."""
+def _active_runs(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -> list[_ActiveRun]:
+    """Return the runs with submissions in the wanted states; one query per scheduler. Raises SubmitError if none."""
     with ThreadPoolExecutor(READERS) as pool:
         submitted = list(pool.map(Run.submissions, runs))
     states = iter(backends.states([s for submissions in submitted for s in submissions]))
-    live = []
+    active = []
     for run, submissions in zip(runs, submitted, strict=True):
         if found := tuple(s for s in submissions if next(states) in wanted):
-            live.append(_Live(run, found))
-    if not live:
+            active.append(_ActiveRun(run, found))
+    if not active:
         what = f"{runs[0].run_id} is" if len(runs) == 1 else f"all {len(runs)} runs are"
-        raise SubmitError(f"{what} {otherwise}; 'rsb-cluster status' says how it is.")
-    return live
+        raise SubmitError(f"{what} {otherwise}; 'rsb-cluster status' shows the state.")
+    return active

@@ -1,4 +1,4 @@
-"""The log of a rank: what the scheduler keeps of a job, or what the run's folder keeps of an ended attempt."""
+"""The log of a rank: the job's log that the scheduler writes, or an attempt's log in the run's folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
 POLL_S = 0.5
-POLL_REMOTE_S = 5.0  # an object store, which has no part of a log before a node has put it there
+POLL_REMOTE_S = 5.0  # an object store, to which nodes upload logs in pieces
 
 
 def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str]:
@@ -19,9 +19,9 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
 
     Args:
         run: The run.
-        rank: Whose log.
-        attempt: Which attempt's, from 1; 0 for the job that was submitted last, with all its attempts.
-        follow: Go on until the job has ended.
+        rank: The rank.
+        attempt: The attempt, from 1; 0 for all attempts of the job that was submitted last.
+        follow: Wait for more until the job has ended.
 
     Raises:
         ConfigError: There is no such log.
@@ -32,7 +32,7 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
             yield run.store.read_bytes(name).decode(errors="replace")
         except MissingError as error:
             raise ConfigError(
-                f"{run.run_id} has no log of rank {rank} in attempt {attempt}, or it still runs."
+                f"{run.run_id} has no log of rank {rank} in attempt {attempt}, or the attempt is still running."
             ) from error
         return
     submissions = run.submissions()
@@ -40,16 +40,16 @@ def read_log(run: Run, *, rank: int, attempt: int, follow: bool) -> Iterator[str
         raise ConfigError(f"{run.run_id} was never submitted.")
     last = submissions[-1]
     backend = backend_of(last)
-    place = 0
+    offset = 0
     while True:
         ended = not follow or backend.has_ended(run, last)
-        piece = backend.read_log(run, last, rank, place)
+        piece = backend.read_log(run, last, rank, offset)
         if piece is not None:
-            place += len(piece)
+            offset += len(piece)
             yield piece.decode(errors="replace")
         elif ended:
             kept = run.store.names("logs")
-            hint = f"The folder keeps: {', '.join(kept)}." if kept else "It has not started yet."
+            hint = f"The run's folder holds: {', '.join(kept)}." if kept else "The job has not started yet."
             raise ConfigError(
                 f"there is no log of rank {rank} in {last.folder}. {hint} {backend.log_hint(last)}".rstrip()
             )

@@ -1,4 +1,4 @@
-"""How runs are: what the run folder says, and what the scheduler says, in one line each."""
+"""The status of runs, from their folders and from the scheduler's view of their jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rsb_cluster.node import starts
 from rsb_cluster.runs.metrics import MetricsRow, last_rows
 from rsb_cluster.runs.run import READERS, Attempt, Run, Submission
 
-# In the order of a person's interest.
+# Ordered by how much a run needs a user's attention.
 STATES = (
     "broken", "missing", "failed", "crashed", "killed", "lost peer", "preempted", "timed out", "stopped",
     "never started", "running", "starting", "queued", "finished",
@@ -26,14 +26,14 @@ class Status:
     """One line of ``status``.
 
     Attributes:
-        state: finished, running, starting, queued; for a run that nobody works on why its last attempt ended, or never
-            started; missing where there is no folder, broken where its files cannot be read.
-        step: Optimizer steps done, as far as logged.
-        eta_s: Seconds to go at the present speed, or None.
-        top1: Last evaluation, percent, or None.
-        cause: Why the last ended attempt ended, with its message; of a broken run what is wrong with its files; without
-            an attempt why the engine gave the job up.
-        engine: The engine's own id and word for the job, where it has more to say than ``state``.
+        state: finished, running, starting or queued; without an active job the cause of the last attempt's end, or
+            never started; missing if the run has no folder, broken if its files cannot be read.
+        step: Optimizer steps done, as far as they are logged.
+        eta_s: Remaining seconds at the current throughput, or None.
+        top1: Top-1 accuracy of the last evaluation, percent, or None.
+        cause: Why the last ended attempt ended, with its message; of a broken run, what is wrong with its files; if
+            there was no attempt, why the engine gave up the job.
+        engine: The engine's own id and state of the job, where they say more than ``state``.
     """
 
     run_id: str
@@ -54,11 +54,11 @@ class Status:
 
 @dataclass(frozen=True)
 class _Folder:
-    """What was read of a run's folder.
+    """What was read from the folder of an unfinished run.
 
     Attributes:
-        last: The last training row and the last evaluation, by kind.
-        failed_start: Why the last start became no attempt.
+        last: The last training row and the last evaluation row, by kind.
+        failed_start: Why the last start did not become an attempt.
     """
 
     run: Run
@@ -70,20 +70,21 @@ class _Folder:
 
 
 def read_status(runs: Sequence[Run]) -> list[Status]:
-    """Return the state of runs; the scheduler is asked once for all. What is wrong with one is no other's business."""
+    """Return the status of runs; one query per scheduler. A broken run does not affect the others."""
     if not runs:
         return []
     with ThreadPoolExecutor(min(READERS, len(runs))) as pool:
-        read = list(pool.map(_read, runs))
-    unfinished = [s for folder in read if isinstance(folder, _Folder) for s in folder.submissions]
-    seen = iter(backends.query(unfinished))
-    return [f if isinstance(f, Status) else _unfinished(f, [next(seen) for _ in f.submissions]) for f in read]
+        read = list(pool.map(_read_folder, runs))
+    submissions = [s for folder in read if isinstance(folder, _Folder) for s in folder.submissions]
+    jobs = iter(backends.query(submissions))
+    return [f if isinstance(f, Status) else _unfinished_status(f, [next(jobs) for _ in f.submissions]) for f in read]
 
 
-def _read(run: Run) -> Status | _Folder:
+def _read_folder(run: Run) -> Status | _Folder:
+    """Return the status of a finished, missing or broken run; of any other what its folder holds."""
     try:
         if not run.exists():
-            return Status(run.run_id, run.url, "missing", cause="it has no folder; send its sweep again")
+            return Status(run.run_id, run.url, "missing", cause="its folder does not exist; submit its sweep again")
         recipe, attempts, submissions = run.recipe(), run.attempts(), run.submissions()
         result = run.result()
         if result is None:
@@ -99,34 +100,34 @@ def _read(run: Run) -> Status | _Folder:
             total_steps=recipe.total_steps,
             images_per_s=float(result["images_per_s"]),
             top1=float(result["top1"]),
-            cause=_last_end(attempts),
+            cause=_exit_reason(attempts),
             job_id=submissions[-1].job_id if submissions else "",
         )
     except RsbError as error:
         return Status(run.run_id, run.url, "broken", cause=str(error))
-    except (ValueError, KeyError, TypeError) as error:  # rows and results are plain values, and may be edited by hand
-        return Status(run.run_id, run.url, "broken", cause=f"its metrics or result.json: {error!r}")
+    except (ValueError, KeyError, TypeError) as error:  # metrics and results have no schema and may be edited by hand
+        return Status(run.run_id, run.url, "broken", cause=f"its metrics or result.json cannot be read: {error!r}")
 
 
-def _unfinished(folder: _Folder, seen: Sequence[backends.JobStatus]) -> Status:
+def _unfinished_status(folder: _Folder, jobs: Sequence[backends.JobStatus]) -> Status:
     recipe, attempts = folder.recipe, folder.attempts
-    states = {one.state for one in seen}
+    states = {job.state for job in jobs}
     last = attempts[-1] if attempts else None
     if "running" in states:
-        # The scheduler runs it, but between two attempts, or before the first, no rank has reported yet.
+        # Before the first attempt and between two attempts the job is running, but no rank has reported yet.
         state = "running" if last is not None and not last.cause else "starting"
     elif "queued" in states:
         state = "queued"
     elif last is None:
         state = "never started"
     else:
-        # An attempt that ended the run without a result was killed just then.
+        # An attempt that finished the last step but wrote no result was killed before it could.
         state = last.cause if last.cause not in ("", "finished") else "killed"
-    train, score = folder.last.get("train"), folder.last.get("eval")
+    train, evaluation = folder.last.get("train"), folder.last.get("eval")
     start: MetricsRow = {"step": 0, "epoch": 0.0}
     newest = max(folder.last.values(), key=lambda row: row["step"], default=start)
-    speed = train["images_per_s"] if train else None
-    to_go = (recipe.total_steps - newest["step"]) * recipe.train.global_batch
+    throughput = train["images_per_s"] if train else None
+    remaining_images = (recipe.total_steps - newest["step"]) * recipe.train.global_batch
     return Status(
         run_id=folder.run.run_id,
         url=folder.run.url,
@@ -135,47 +136,47 @@ def _unfinished(folder: _Folder, seen: Sequence[backends.JobStatus]) -> Status:
         epoch=newest["epoch"],
         step=newest["step"],
         total_steps=recipe.total_steps,
-        images_per_s=speed,
+        images_per_s=throughput,
         loss=train["loss"] if train else None,
-        eta_s=to_go / speed if speed and state == "running" else None,
-        top1=score["top1"] if score else None,
+        eta_s=remaining_images / throughput if throughput and state == "running" else None,
+        top1=evaluation["top1"] if evaluation else None,
         cause=(folder.failed_start if state != "running" else "")
-        or _last_end(attempts if state != "running" else attempts[:-1])
-        or (seen[-1].reason if seen else ""),
+        or _exit_reason(attempts if state != "running" else attempts[:-1])
+        or (jobs[-1].reason if jobs else ""),
         job_id=folder.submissions[-1].job_id if folder.submissions else "",
-        engine=seen[-1].engine if seen else "",
+        engine=jobs[-1].engine if jobs else "",
     )
 
 
-def _last_end(attempts: Sequence[Attempt]) -> str:
-    """Return why the last of some ended attempts ended; an attempt without a cause was killed, and could not say so."""
+def _exit_reason(attempts: Sequence[Attempt]) -> str:
+    """Return why the last of some ended attempts ended; one without a recorded cause was killed."""
     for attempt in reversed(attempts):
         if attempt.cause != "finished":
             return f"{attempt.cause or 'killed'}{f' ({attempt.message})' if attempt.message else ''}"
     return ""
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as ``1:02:03``, with as many hours as there are, or a dash."""
+def format_duration(seconds: float | None) -> str:
+    """Return seconds as ``1:02:03`` (hours may exceed 24), or a dash for None."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def is_over(status: Status) -> bool:
-    """Whether nothing will happen to a run by itself."""
+def has_ended(status: Status) -> bool:
+    """Whether a run has no active job: finished, or stopped until it is submitted again."""
     return status.state not in ("running", "queued", "starting")
 
 
-def interest(state: str) -> int:
-    """Return a number to sort states by: first what a person should look into."""
+def attention_order(state: str) -> int:
+    """Return a sort key of states: those that need a user's attention come first."""
     return STATES.index(state) if state in STATES else -1
 
 
 def summary(found: Sequence[Status]) -> str:
     """Return ``"12 runs: 1 failed, 3 running, 8 finished"``."""
     counted = Counter(status.state for status in found)
-    states = sorted(counted, key=interest)
-    of = f"{len(found)} run{'' if len(found) == 1 else 's'}"
-    return f"{of}: " + ", ".join(f"{counted[state]} {state}" for state in states)
+    states = sorted(counted, key=attention_order)
+    runs = f"{len(found)} run{'' if len(found) == 1 else 's'}"
+    return f"{runs}: " + ", ".join(f"{counted[state]} {state}" for state in states)

@@ -108,13 +108,13 @@ def find_data(name: str, given: str, job: Job, make: str = "") -> DataLocation:
     return DataLocation(url, *_made_aside(make), to_make=make)
 
 
-def require(source: DataLocation) -> None:
+def require_data(source: DataLocation) -> None:
     """Raise DataError where there are no shards."""
     if not source.is_found:
         raise DataError(source.problem)
 
 
-def make_missing(sources: Iterable[DataLocation]) -> list[str]:
+def make_missing_shards(sources: Iterable[DataLocation]) -> list[str]:
     """Make the shards that sources count on and that are not there yet; return their folders.
 
     It is the last thing before runs are submitted: whatever may refuse them has been asked by then.

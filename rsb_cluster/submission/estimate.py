@@ -41,7 +41,7 @@ def total(hours: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(hours) else None
 
 
-def usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float | None:
+def cost_usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float | None:
     """Return what runs cost in dollars, at the lowest price of today.
 
     Args:
@@ -62,13 +62,13 @@ def usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float | Non
     return total(costs)
 
 
-def in_words(job: Job, hours: float | None) -> str:
+def describe_price(job: Job, hours: float | None) -> str:
     """Return the price of a job's nodes, spot and on demand, and of so many GPU-hours on them."""
     lines = []
     for spot, kind in ((True, "spot"), (False, "on demand")):
         node = backend_of(job).price(job, spot=spot)
         if node is not None:
-            cost = usd([(job, hours)], spot=spot)
+            cost = cost_usd([(job, hours)], spot=spot)
             lines.append(f"${cost:,.2f} {kind}: " if cost is not None else f"{kind}: ")
             lines[-1] += f"${node.usd_per_h:,.2f} a node and hour ({node.source})"
     return "\n".join(lines) or backend_of(job).price_hint

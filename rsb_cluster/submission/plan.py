@@ -26,7 +26,7 @@ from rsb_cluster.runs.gpu_hours import BudgetExceededError, check_budget
 from rsb_cluster.runs.lookup import default_runs
 from rsb_cluster.runs.run import READERS, Run, Submission, check_same
 from rsb_cluster.storage.store import Store
-from rsb_cluster.submission.data_location import DataLocation, find_data, require
+from rsb_cluster.submission.data_location import DataLocation, find_data, require_data
 from rsb_cluster.submission.model_check import check_models
 from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
 from rsb_cluster.weights.resolve import WeightsFile, initial_weights
@@ -56,7 +56,7 @@ class Request:
     overrides: tuple[Override, ...] = ()
 
     @property
-    def for_jobs(self) -> list[Override]:
+    def job_overrides(self) -> list[Override]:
         """What is asked of the fields of the job."""
         found = [(path.removeprefix("job."), value) for path, value in self.overrides if path.startswith("job.")]
         if self.nodes[1]:
@@ -72,7 +72,7 @@ class Request:
         return found
 
     @property
-    def for_recipes(self) -> list[Override]:
+    def recipe_overrides(self) -> list[Override]:
         """What is asked of the fields of the recipes."""
         found = [(path, value) for path, value in self.overrides if not path.startswith("job.")]
         if self.init:
@@ -108,7 +108,7 @@ class PlannedRun:
         return self.point.resolved.recipe
 
     @property
-    def is_to_submit(self) -> bool:
+    def should_submit(self) -> bool:
         """Whether there is anything left to do for it."""
         return self.state in ("new", "unfinished")
 
@@ -154,7 +154,7 @@ class Plan:
 def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool, dry_run: bool = False) -> Plan:
     """Resolve and check everything; nothing is written but a probe file in the folder of runs.
 
-    Shards that a recipe makes itself need not be there: `data_location.make_missing` makes them before a submit.
+    Shards that a recipe makes itself need not be there: `data_location.make_missing_shards` makes them before a submit.
 
     Args:
         file: The recipes and models; a single recipe is a sweep of one point.
@@ -171,7 +171,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     job_name = request.job or file.job or backends.default_job(request.nodes[1])
     if request.seeds:
         file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})
-    points = expand(file, job=job_name, for_recipes=request.for_recipes, for_jobs=request.for_jobs)
+    points = expand(file, job=job_name, for_recipes=request.recipe_overrides, for_jobs=request.job_overrides)
     first = points[0].job
     for job in {id(point.job): point.job for point in points}.values():
         backends.backend_of(job).check_job(job)
@@ -201,7 +201,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     _check_reach(runs)
     arrays = make_arrays(
         runs_url,
-        [(p.run, p.point.job) for p in runs if p.is_to_submit],
+        [(p.run, p.point.job) for p in runs if p.should_submit],
         name=made.sweep_id if made else points[0].resolved.recipe.name,
     )
     for array in arrays:
@@ -258,7 +258,7 @@ def plan_runs(
             find = _find_data if dry_run else find_data
             sources[place] = find(recipe.data.set, data, point.job, recipe.data.make)
             if not dry_run:
-                require(sources[place])
+                require_data(sources[place])
         source = sources[place]
         if (text := f"{source.url} {recipe.data.model_dump_json()}") not in checked:
             source.check(recipe)
@@ -354,7 +354,7 @@ def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[s
         problems = list(pool.map(problem, runs))
     marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
     notes = [spent for spent in problems if spent]
-    if notes and not any(p.is_to_submit for p in marked):
+    if notes and not any(p.should_submit for p in marked):
         raise BudgetExceededError("\n".join(notes))
     return marked, notes
 
@@ -366,7 +366,7 @@ def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun],
     hosts = sorted({host for failed in found for host in failed})
     if not hosts:
         return list(runs), ["no host is known on which a rank of these runs failed; none is excluded."]
-    jobs = [backends.backend_of(p.point.job).excluding(p.point.job, hosts) for p in runs]
+    jobs = [backends.backend_of(p.point.job).exclude_hosts(p.point.job, hosts) for p in runs]
     excluded = [replace(p, point=replace(p.point, job=job)) for p, job in zip(runs, jobs, strict=True)]
     return excluded, [f"excluded, as ranks failed there: {', '.join(hosts)}"]
 

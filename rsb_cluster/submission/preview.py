@@ -10,7 +10,7 @@ from typing import Any
 from rsb_cluster.backends import backend_of
 from rsb_cluster.config.schema import flatten
 from rsb_cluster.submission.data_location import DataLocation
-from rsb_cluster.submission.estimate import Rates, gpu_hours, in_words, total, usd
+from rsb_cluster.submission.estimate import Rates, cost_usd, describe_price, gpu_hours, total
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun
 
 # --- one recipe -----------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def describe(plan: Plan, rates: Rates) -> str:
         "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
         "images": f"{images:,}",
         "cost": cost,
-        **({"price": in_words(job, hours)} if backend_of(job).has_prices else {}),
+        **({"price": describe_price(job, hours)} if backend_of(job).has_prices else {}),
         **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
         "data": f"{first.data.url} ({_state(first.data)})",
         "starts from": _start(first),
@@ -139,7 +139,7 @@ def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "arrays": [_array_as_dict(array) for array in plan.arrays],
         "steps": sum(p.recipe.total_steps for p in plan.runs),
         "gpu_hours": total([gpu_hours(p.recipe, rates) for p in plan.runs]),
-        "gpu_hours_to_submit": total([gpu_hours(p.recipe, rates) for p in plan.runs if p.is_to_submit]),
+        "gpu_hours_to_submit": total([gpu_hours(p.recipe, rates) for p in plan.runs if p.should_submit]),
         "usd": _usd(plan.runs, rates),
         "notes": list(plan.notes),
     }
@@ -211,7 +211,7 @@ def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
 def sweep_summary(plan: Plan, rates: Rates) -> str:
     """Return what a sweep's table does not say: its id, what will be handed over, and notes."""
     assert plan.sweep is not None
-    todo = [p for p in plan.runs if p.is_to_submit]
+    todo = [p for p in plan.runs if p.should_submit]
     hours = total([gpu_hours(p.recipe, rates) for p in todo])
     text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {len(plan.runs)} runs to submit, in {len(plan.arrays)} "
     text += "job" if len(plan.arrays) == 1 else "jobs"
@@ -247,7 +247,7 @@ def _usd(runs: Sequence[PlannedRun], rates: Rates) -> dict[str, float | None] | 
     if not runs or not all(backend_of(planned.point.job).has_prices for planned in runs):
         return None
     parts = [(planned.point.job, gpu_hours(planned.recipe, rates)) for planned in runs]
-    return {"spot": usd(parts, spot=True), "on demand": usd(parts, spot=False)}
+    return {"spot": cost_usd(parts, spot=True), "on demand": cost_usd(parts, spot=False)}
 
 
 def _hours(hours: float | None) -> str:

@@ -11,12 +11,12 @@ from rsb_cluster.errors import ConfigError, StorageError, SubmitError
 from rsb_cluster.runs.provenance import describe_code, describe_packages
 from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission
 from rsb_cluster.runs.sweep import write_sweep
-from rsb_cluster.submission.data_location import require
+from rsb_cluster.submission.data_location import require_data
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun
 from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
 
 # Waits before a submission is noted again where that failed, s: a job that is not on record cannot be ended by us.
-NOTE_AGAIN_S = (0.5, 1.0, 2.0, 4.0)
+RECORD_RETRY_S = (0.5, 1.0, 2.0, 4.0)
 
 
 def submit(made: Plan) -> list[Submission]:
@@ -45,7 +45,7 @@ def create_runs(runs: Sequence[PlannedRun]) -> None:
     starts = {p.init.sha256: p.init.read() for p in runs if p.init is not None}
 
     def create(planned: PlannedRun) -> str:
-        require(planned.data)
+        require_data(planned.data)
         assert planned.data.train is not None and planned.data.val is not None
         spec = Spec(
             run_id=planned.run.run_id,
@@ -143,7 +143,7 @@ def _submit(array: Array) -> list[Submission]:
 def _note(run: Run, submission: Submission) -> str:
     """Note in a run that it was sent; return why that cannot be done, or an empty string."""
     problem = ""
-    for wait_s in (0.0, *NOTE_AGAIN_S):
+    for wait_s in (0.0, *RECORD_RETRY_S):
         time.sleep(wait_s)
         try:
             run.add_submission(submission)

@@ -97,7 +97,7 @@ def test_ctrl_c_once_saves_and_stops(victim: Victim, rsb: RsbCluster, digits: Pa
     with foreground(rsb, digits) as process:
         until_it_says(process, ": running")
         process.send_signal(signal.SIGINT)
-        until_it_says(process, "Saving and stopping; press Ctrl-C again to end at once.")
+        until_it_says(process, "Saving and stopping; press Ctrl-C again to kill the runs.")
         process.communicate(timeout=GUARD_S)
     ended = victim.wait_for_end(number)
     assert ended.cause == "stopped" and ended.end_step >= reached
@@ -114,9 +114,9 @@ def test_ctrl_c_twice_stops_now(victim: Victim, rsb: RsbCluster, digits: Path) -
         for rank in (0, 1):
             victim.kill(rank, signal.SIGSTOP)  # so that they cannot save between the two
         process.send_signal(signal.SIGINT)
-        until_it_says(process, "Saving and stopping; press Ctrl-C again to end at once.")
+        until_it_says(process, "Saving and stopping; press Ctrl-C again to kill the runs.")
         process.send_signal(signal.SIGINT)
-        until_it_says(process, "Ending at once.")
+        until_it_says(process, "Killing the runs.")
         process.communicate(timeout=GUARD_S)
     assert victim.attempt(number).cause == ""
     assert reached > victim.attempt(number).start_step

@@ -61,10 +61,10 @@ def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_ends_all_jobs_of_a_run(
     assert process.returncode == 130
     run = Run.at(rsb.cwd / "runs", said.partition(":")[0])
     assert rest.splitlines() == [
-        "No longer waiting; what is queued or runs goes on.",
-        f"to look again  rsb-cluster status --watch {run.run_id}",
-        f"for a log      rsb-cluster logs -f {run.run_id}",
-        f"to end all     rsb-cluster cancel {run.run_id}",
+        "No longer waiting; queued and running jobs continue.",
+        f"watch them  rsb-cluster status --watch {run.run_id}",
+        f"see a log   rsb-cluster logs -f {run.run_id}",
+        f"cancel all  rsb-cluster cancel {run.run_id}",
     ]
     (first,) = run.submissions()
     assert slurm.job_state(first.job_id) == "PENDING" and not run.cancelled()
@@ -76,7 +76,7 @@ def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_ends_all_jobs_of_a_run(
     aside.rename(record)
     first, second = run.submissions()
     told = rsb.run("cancel", run.run_id).stderr
-    assert told == f"{run.run_id}: told job {first.job_id}, {second.job_id} to end\n"
+    assert told == f"{run.run_id}: cancelled job {first.job_id}, {second.job_id}\n"
     assert [slurm.job_state(job) for job in (first.job_id, second.job_id)] == ["CANCELLED"] * 2
     assert run.is_cancelled(first.job_id) and run.is_cancelled(second.job_id)
 

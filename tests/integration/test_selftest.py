@@ -24,13 +24,13 @@ def test_a_preempted_run_ends_as_an_unbroken_one_and_a_difference_would_be_found
     assert "2 in 3 attempts" in shown and "bit-equal" in shown
     assert "is not empty" in rsb.error("selftest", "resume", "--job", "slurm-cpu")
 
-    unbroken, broken = (Run(r.store, r.run_id) for r in _runs(tmp_path / "selftest"))
-    assert all(finding.holds for finding in selftest.compare(unbroken, broken))
+    uninterrupted, preempted = (Run(r.store, r.run_id) for r in _runs(tmp_path / "selftest"))
+    assert all(outcome.passed for outcome in selftest.compare(uninterrupted, preempted))
     for harm, what in HARMS.items():
         copy = tmp_path / what.split()[0]
-        shutil.copytree(broken.url, copy)
+        shutil.copytree(preempted.url, copy)
         harm(copy)
-        wrong = [f.what for f in selftest.compare(unbroken, Run.at(tmp_path, copy.name)) if not f.holds]
+        wrong = [f.what for f in selftest.compare(uninterrupted, Run.at(tmp_path, copy.name)) if not f.passed]
         assert wrong == [what]
 
 
@@ -67,6 +67,6 @@ def _gap(run: Path) -> None:
 HARMS = {
     _other_pixels: "samples, pixels and mix of each micro-batch",
     _other_loss: "metric rows",
-    _other_weights: "weights, optimizer, statistics, average",
+    _other_weights: "weights, optimizer state, BatchNorm, EMA",
     _gap: "resumed at the next step",
 }

@@ -52,7 +52,7 @@ def test_status_says_what_happened_to_each(finished_sweep: FinishedSweep) -> Non
 
 
 def test_retry_sends_what_failed_with_the_shape_it_had(finished_sweep: FinishedSweep) -> None:
-    assert finished_sweep.retried.startswith(f"{finished_sweep.failed}: submitted again as job ")
+    assert finished_sweep.retried.startswith(f"{finished_sweep.failed}: resubmitted as job ")
     assert len(finished_sweep.retried.splitlines()) == 1
     for run_id, jobs in submissions(finished_sweep).items():
         assert len(jobs) == (2 if run_id == finished_sweep.failed else 1)

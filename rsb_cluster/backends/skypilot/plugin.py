@@ -18,7 +18,7 @@ from submitit.core import core
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, FailedJobError, UncompletedJobError
 
-from rsb_cluster.backends.base import submitted
+from rsb_cluster.backends.base import new_submission
 from rsb_cluster.backends.skypilot import engine, wheel
 from rsb_cluster.backends.skypilot.rank_logs import read_log
 from rsb_cluster.backends.skypilot.sky_task import as_yaml, sky_task
@@ -193,6 +193,6 @@ def _write(spec: NodeSpec, code: wheel.BuiltWheel, task: dict[str, Any]) -> tupl
     folder = folder_of(spec.submission_id)
     run.store.write_bytes(f"{folder}/task.yaml", as_yaml(task).encode())
     job = read_record(Job, spec.job, "the submitted job")
-    submission = submitted(job, spec.submission_id, run.store.locate(folder))
+    submission = new_submission(job, spec.submission_id, run.store.locate(folder))
     run.add_submission(submission)
     return run, submission

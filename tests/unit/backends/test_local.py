@@ -158,7 +158,7 @@ def test_ctrl_c_of_who_waits_stops_a_run_on_this_machine(launch, tmp_path):
     screen = Presser(f"{run.run_id}: starting")
     ended = follow([run], Console(file=screen))
     assert ended is not None and [status.state for status in ended] == ["never started"]
-    assert "Saving and stopping; press Ctrl-C again to end at once.\n" in screen.getvalue()
+    assert "Saving and stopping; press Ctrl-C again to kill the runs.\n" in screen.getvalue()
     assert run.is_cancelled(sent.job_id) and state(sent) == "gone"
 
 

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from rsb_cluster.backends.skypilot import engine
-from rsb_cluster.checks.doctor import examine
+from rsb_cluster.checks.doctor import run_checks
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.storage.store import Store
 
 
 def findings(job, **options):
-    return {finding.what: finding for finding in examine(job, **options)}
+    return {finding.what: finding for finding in run_checks(job, **options)}
 
 
 def test_doctor_finds_nothing_amiss_with_this_machine(tmp_path, digits):
@@ -40,10 +40,10 @@ def test_doctor_looks_into_a_bucket(s3, s3_bucket, monkeypatch):
         monkeypatch.setenv(name, value)
     url = f"s3://{s3_bucket}/runs"
     found = findings("local", runs=url)[f"runs in {url}"]
-    assert found.is_ok and "one wins" in found.found
+    assert found.is_ok and "created exclusively" in found.found
     assert Store(url).names() == []
     for_cloud = findings("cloud", runs=url)[f"runs in {url}"]
-    assert "writable, but only here" in for_cloud.found, "nodes cannot reach an address of this machine's own"
+    assert "writable, but only from this machine" in for_cloud.found, "nodes cannot reach a loopback address"
 
 
 def test_doctor_answers_scripts(rsb, tmp_path):

@@ -97,8 +97,8 @@ def test_copy_makes_a_file_that_works_and_never_overwrites(here, kind, name):
     assert run(".")[0] == 0
     assert (here / "mine.toml").read_bytes() == (here / f"{name}.toml").read_bytes() == source.read_bytes()
     (here / "mine.toml").write_text("precious")
-    assert run("mine.toml") == (2, "Error: mine.toml exists already. Give another name.\n")
-    assert run(".") == (2, f"Error: {name}.toml exists already. Give another name.\n")
+    assert run("mine.toml") == (2, "Error: mine.toml exists already. Choose another destination.\n")
+    assert run(".") == (2, f"Error: {name}.toml exists already. Choose another destination.\n")
     assert (here / "mine.toml").read_text() == "precious"
     code, said = run("no/such/folder/mine.toml")
     assert code == 2 and said.startswith("Error: cannot write no/such/folder/mine.toml")
@@ -127,6 +127,6 @@ def test_copy_refuses_to_overwrite(rsb, kind, name):
     assert done.stdout == "" and done.stderr.endswith(f"{name}.toml to mine.toml\n")
     before = (rsb.cwd / "mine.toml").read_bytes()
     assert rsb.error(kind, "copy", "digits" if kind == "recipes" else "local", "mine.toml") == (
-        "Error: mine.toml exists already. Give another name.\n"
+        "Error: mine.toml exists already. Choose another destination.\n"
     )
     assert (rsb.cwd / "mine.toml").read_bytes() == before

@@ -38,8 +38,8 @@ def refused(tmp_path: Path, *args: str, code: int = 2) -> str:
 def test_a_beginning_of_several_runs_is_not_acted_upon_unasked(tmp_path, command):
     make_runs(tmp_path, *SEEDS)
     assert refused(tmp_path, command, SEEDS[0], "a1-x") == (
-        "Error: 'a1-x' stands for 3 runs:\n  a1-x-s0-00000000\n  a1-x-s1-00000001\n  a1-x-s2-00000002\n"
-        "Name one; or say that all are meant, with --yes or a glob.\n"
+        "Error: 'a1-x' matches 3 runs:\n  a1-x-s0-00000000\n  a1-x-s1-00000001\n  a1-x-s2-00000002\n"
+        "Name one run, or select all of them with --yes or a glob.\n"
     )
 
 
@@ -52,7 +52,7 @@ def test_several_runs_are_acted_upon_where_that_was_said(tmp_path, names):
 def test_of_very_many_runs_some_are_shown(tmp_path):
     make_runs(tmp_path, *(f"a1-s{seed}" for seed in range(22)))
     said = refused(tmp_path, "retry", "a1")
-    assert "'a1' stands for 22 runs:" in said and said.count("  a1-s") == 20 and "\n  … and 2 more\n" in said
+    assert "'a1' matches 22 runs:" in said and said.count("  a1-s") == 20 and "\n  … and 2 more\n" in said
 
 
 def test_on_a_terminal_it_is_asked(rsb):
@@ -64,7 +64,7 @@ def test_on_a_terminal_it_is_asked(rsb):
             os.write(terminal, answer)
             said = process.communicate(timeout=GUARD_S)[1].decode()
         assert process.returncode == 1
-        assert "'a1-x' stands for 3 runs:\n  a1-x-s0-00000000\n" in said and "All of them? [y/N]: " in said
+        assert "'a1-x' matches 3 runs:\n  a1-x-s0-00000000\n" in said and "All of them? [y/N]: " in said
         assert expected in said
         os.close(terminal)
         os.close(stdin)

@@ -83,7 +83,7 @@ def test_a_wrong_count_is_the_users_mistake(shards, tmp_path):
 
 
 def test_a_quality_without_a_size_is_refused(shards, images):
-    assert "--quality is for --max-side" in shards("make", images, "data", "--quality", 90, code=2)
+    assert "--quality needs --max-side" in shards("make", images, "data", "--quality", 90, code=2)
 
 
 def test_a_changed_image_is_named_and_made_anew_where_asked_for(shards, images, tmp_path):
@@ -98,7 +98,7 @@ def test_a_changed_image_is_named_and_made_anew_where_asked_for(shards, images, 
     assert shards("make", "./in", "data", "--remake") == made
     assert shards("make", "./in", "data", "--hash") == made
     assert contents(tmp_path / "data") != before
-    assert "give one" in shards("make", "./in", "data", "--hash", "--remake", code=2)
+    assert "use one of them" in shards("make", "./in", "data", "--hash", "--remake", code=2)
 
 
 def test_overwriting_what_others_made_takes_a_second_word(shards, images, tmp_path):
@@ -108,11 +108,11 @@ def test_overwriting_what_others_made_takes_a_second_word(shards, images, tmp_pa
     assert "own-0.tar, which were not made by this command" in shards("make", images, "data", code=2)
     said = shards("make", images, "data", "--overwrite", code=2)
     for part in ("train", "val"):
-        assert f"data/{part}: to go, not made by it: own-0.tar (1 files)" in said
+        assert f"data/{part}: will be deleted, not written by 'shards make': own-0.tar (1 files)" in said
         assert f"own-0.tar in {tmp_path}/data/{part}" in said.splitlines()[-1]
     assert "Add --yes to delete them" in said
     assert contents(tmp_path / "data") == before
-    assert "--yes is for --overwrite" in shards("make", images, "data", "--yes", code=2)
+    assert "--yes needs --overwrite" in shards("make", images, "data", "--yes", code=2)
     shards("make", images, "data", "--overwrite", "--yes")
     assert {name for name in before if (tmp_path / "data" / name).exists()} == {"train/notes.txt"}
     shards("make", images, "data", "--overwrite", "--shard-samples", 9)  # what was made here needs no second word

@@ -24,11 +24,11 @@ def test_retry_says_what_it_cannot_send_and_why(tmp_path, digits):
     never, broken, gone = make(runs[1]), make(runs[2], load_job("slurm-cpu")), runs[3].run
     broken.store.write_bytes("recipe.json", b"{")
     done = actions.retry([p.run for p in runs], failed_only=True)
-    assert done.sent == {}
+    assert done.submitted == {}
     assert done.refused.keys() == {never.run_id, broken.run_id, gone.run_id}
-    assert "how it was sent is not noted" in done.refused[never.run_id]
+    assert "its last job is not recorded" in done.refused[never.run_id]
     assert "recipe.json is not JSON" in done.refused[broken.run_id]
-    assert "its folder is gone; send the sweep again" in done.refused[gone.run_id]
+    assert "its folder does not exist; submit the sweep again" in done.refused[gone.run_id]
 
 
 SQUEUE = """\
@@ -116,7 +116,7 @@ def test_a_run_that_could_not_be_ended_is_not_said_to_be(queue, runs, before):
     runs[0].request_cancel(before)
     queue.hold(j7="RUNNING", j8="PENDING")
     queue.refuse("7", "8")
-    with pytest.raises(SubmitError, match=rf"(?s)not told to end: job 7 \({runs[0].run_id}\), 8 \(.*permission denied"):
+    with pytest.raises(SubmitError, match=rf"(?s)could not cancel job 7 \({runs[0].run_id}\), 8 \(.*permission denied"):
         actions.cancel(runs)
     assert runs[0].cancelled() == before
     assert runs[0].store.exists("cancelled.json") == bool(before)
@@ -154,8 +154,8 @@ def test_what_was_told_stays_said_where_another_job_was_refused(queue, runs):
     queue.refuse("8", "9")
     with pytest.raises(SubmitError) as caught:
         actions.cancel(runs)
-    assert f"not told to end: job 8 ({runs[0].run_id}), 9 ({runs[1].run_id}): " in str(caught.value)
-    assert str(caught.value).endswith("1 other jobs were told to end.")
+    assert f"could not cancel job 8 ({runs[0].run_id}), 9 ({runs[1].run_id}): " in str(caught.value)
+    assert str(caught.value).endswith("1 other jobs were cancelled.")
     assert runs[0].cancelled() == ("7",) and runs[1].cancelled() == ()
 
 
@@ -181,7 +181,7 @@ def test_what_fails_at_one_engine_is_no_other_engines_business(queue, runs, sky)
     send(runs[1], "8")
     queue.hold(j7="PENDING", j8="PENDING")
     queue.refuse("7", "8")
-    with pytest.raises(SubmitError, match=r"not told to end: job 7 .*, 8 "):
+    with pytest.raises(SubmitError, match=r"could not cancel job 7 .*, 8 "):
         actions.cancel(runs)
     assert sky.table[in_cloud].state == "CANCELLED"
     assert runs[0].cancelled() == (in_cloud,) and runs[1].cancelled() == ()
@@ -217,5 +217,5 @@ def test_retry_sends_it_as_it_was(sky, runs, tmp_path):
     sent = launch(run, tmp_path, "nodes=2", "cloud.pool=mine")
     sky.say(sent.job_id, "FAILED")
     done = actions.retry([run], failed_only=True)
-    assert not done.refused and done.sent[run.run_id] != sent.job_id
+    assert not done.refused and done.submitted[run.run_id] != sent.job_id
     assert sky.tasks[1]["num_nodes"] == 2 and sky.pools == ["mine", "mine"]

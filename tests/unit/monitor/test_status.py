@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsb_cluster.monitor.status import STATES, Status, interest, read_status, summary
+from rsb_cluster.monitor.status import STATES, Status, attention_order, read_status, summary
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.runs.run import Attempt, Run
 from tests.unit.bundled import load_job
@@ -74,4 +74,5 @@ def test_counts_begin_with_what_needs_a_look():
     found = [Status("r", "/r", state) for state in ("finished", "running", "finished", "failed", "some new cause")]
     assert summary(found) == "5 runs: 1 some new cause, 1 failed, 1 running, 2 finished"
     assert summary(found[:1]) == "1 run: 1 finished"
-    assert interest("missing") < interest("running") < interest("finished") and len(set(STATES)) == len(STATES)
+    assert attention_order("missing") < attention_order("running") < attention_order("finished")
+    assert len(set(STATES)) == len(STATES)

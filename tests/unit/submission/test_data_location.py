@@ -12,7 +12,7 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
-from rsb_cluster.submission.data_location import find_data, make_missing, require
+from rsb_cluster.submission.data_location import find_data, make_missing_shards, require_data
 from tests.unit.samples import contents, put, some
 from tests.unit.tars import pair, tar_of
 
@@ -123,11 +123,11 @@ def test_data_are_made_in_the_folder_in_which_they_are_looked_for(folder, fresh,
         source = found(folder, *asked)
         assert (source.url, source.to_make) == (f"{folder}/{place}", "digits")
         assert not (folder / place).exists()
-        assert make_missing([source, source]) == [f"{folder}/{place}"]
+        assert make_missing_shards([source, source]) == [f"{folder}/{place}"]
         assert contents(folder / place) == fresh
         again = found(folder, *asked)
         assert (again.url, again.to_make, again.digest) == (source.url, "", source.digest)
-        assert make_missing([again]) == []
+        assert make_missing_shards([again]) == []
     monkeypatch.setenv("RSB_DATA", str(folder / "elsewhere"))
     assert found(folder).url == f"{folder}/elsewhere/digits"
     assert found(folder, "", "digits", "local", 'data="roots"').to_make == ""
@@ -146,7 +146,7 @@ def test_a_folder_that_holds_something_else_is_named_with_what_is_in_it(folder):
     with pytest.raises(
         DataError, match=r"root is not empty: it holds imagenet-1k, notes\.txt\.(.|\n)*With --data .*root/digits"
     ):
-        require(source)
+        require_data(source)
     assert contents(folder / "root") == before
     put(folder / "data" / "digits", **{"notes.txt": b"x"})
     assert "digits is not empty: it holds notes.txt" in found(folder).problem
@@ -168,7 +168,7 @@ def test_what_was_begun_is_gone_on_with(folder, fresh, given):
         source = found(folder, given)
         assert (source.url, source.to_make) == (str(place), "digits")
     kept = (place / "train" / "shard-000000.tar").stat().st_mtime_ns
-    make_missing([source])
+    make_missing_shards([source])
     assert (place / "train" / "shard-000000.tar").stat().st_mtime_ns == kept
     assert contents(place) == fresh
 
@@ -178,7 +178,7 @@ def test_shards_that_somebody_else_makes_meanwhile_are_not_taken_for_the_planned
     other = {part: open_set("digits")["val"] for part in ("train", "val")}
     make_set(other, Store(source.url))
     with pytest.raises(ConfigError, match=r"already holds index\.npz"):
-        make_missing([source])
+        make_missing_shards([source])
     assert not (folder / "data" / "digits" / "train" / "shard-000001.tar").exists()
     assert (folder / "data" / "digits" / "train" / INDEX_NAME).exists()
 

@@ -39,7 +39,7 @@ def test_only_what_is_not_finished_is_sent_again(tmp_path, digits):
     again = planned(tmp_path, digits)
     assert [p.run.url for p in again] == [p.run.url for p in runs]
     assert [p.state for p in again] == ["finished", "new", "new", "unfinished"]
-    assert [p.is_to_submit for p in again] == [False, True, True, True]
+    assert [p.should_submit for p in again] == [False, True, True, True]
     assert [p.virtual_ranks for p in again] == [2, 4, 4, 2], "a run that exists keeps its own"
 
 
@@ -51,7 +51,7 @@ def test_runs_without_gpu_hours_left_are_not_sent(tmp_path, digits):
         )
     again, notes = planned_with_notes(tmp_path, digits, "max_gpu_hours=4")
     assert [p.state for p in again] == ["over budget", "over budget", "new", "new"]
-    assert [p.is_to_submit for p in again] == [False, False, True, True]
+    assert [p.should_submit for p in again] == [False, False, True, True]
     one, other = [note for note in notes if "GPU-hour" in note]
     assert one.startswith(f"{runs[0].run.run_id} exceeded its GPU-hour budget (used 4.00 of 4)") and other != one
     assert [p.state for p in planned(tmp_path, digits, "max_gpu_hours=4.1")][:2] == ["unfinished", "unfinished"]

@@ -137,7 +137,7 @@ def test_a_submission_is_noted_as_soon_as_that_can_be_done(runs, digits, monkeyp
     submit.create_runs(made)
     in_the_way = Path(made[0].run.url) / "submissions"
     in_the_way.write_text("")
-    monkeypatch.setattr(submit, "NOTE_AGAIN_S", (0.02,) * 500)
+    monkeypatch.setattr(submit, "RECORD_RETRY_S", (0.02,) * 500)
     threading.Timer(0.2, in_the_way.unlink).start()
     sent = submit.submit_arrays(arrays_of(runs, made)[:1])
     assert [p.run.submissions() for p in made] == [[one] for one in sent]
@@ -147,7 +147,7 @@ def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, m
     made = planned(runs, digits)
     submit.create_runs(made)
     (Path(made[0].run.url) / "submissions").write_text("")
-    monkeypatch.setattr(submit, "NOTE_AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(submit, "RECORD_RETRY_S", (0.0, 0.0))
     first, second = arrays_of(runs, made)
     with pytest.raises(SubmitError) as caught:
         submit.submit_arrays([first, second])

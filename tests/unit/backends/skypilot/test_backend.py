@@ -91,7 +91,7 @@ def test_an_engine_that_refuses_leaves_no_word_of_an_end(sky, run, tmp_path, mon
 
     sent = launch(run, tmp_path)
     monkeypatch.setattr(engine, "cancel", refuse)
-    with pytest.raises(SubmitError, match=rf"not told to end: job {sent.job_id} \({run.run_id}\): SkyPilot: no"):
+    with pytest.raises(SubmitError, match=rf"could not cancel job {sent.job_id} \({run.run_id}\): SkyPilot: no"):
         actions.cancel([run])
     assert not run.store.exists("cancelled.json")
 

@@ -1,1 +1,1 @@
-"""From a request to jobs in a queue: planning, checking, showing, handing over."""
+"""From a request to jobs in a queue: plan, check, preview, submit."""

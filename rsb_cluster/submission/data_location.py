@@ -1,4 +1,4 @@
-"""Where the samples are: finding the shards of a recipe, and refusing those that are not its own."""
+"""Where the samples are: find the shards of a recipe, and refuse shards that do not match it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rsb_cluster.storage.store import Store
 
 @dataclass(frozen=True)
 class DataLocation:
-    """Where the samples will come from.
+    """Where the samples of a run are.
 
     Attributes:
         url: Folder with ``train/`` and ``val/``.
-        train: Index of the training shards, or None where there are none (a dry run may go on without).
+        train: Index of the training shards, or None if there are none (a dry run continues without).
         val: Index of the validation shards, or None.
-        to_make: The data set to make there: the shards are not there yet, and the indices are those they will have.
-        problem: Why there are none.
+        to_make: Name of the data set to make there before the submit; the indices are those it will have. Or empty.
+        problem: Why there are no shards.
     """
 
     url: str
@@ -39,96 +39,96 @@ class DataLocation:
 
     @property
     def is_found(self) -> bool:
-        """Whether there are shards, or will be."""
+        """Whether the shards exist, or will be made."""
         return self.train is not None and self.val is not None
 
     @property
     def digest(self) -> str:
-        """Stands for the content of both parts; unknown without data."""
+        """Digest of the content of both parts; ``unknown`` without shards."""
         return f"{self.train.digest}+{self.val.digest}" if self.train and self.val else "unknown"
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse shards that are not those of a recipe. Raises ConfigError."""
-        for name, index, wanted in (
+        """Refuse shards that do not match a recipe. Raises ConfigError."""
+        for name, index, expected in (
             ("train", self.train, recipe.data.train_samples),
             ("val", self.val, recipe.data.val_samples),
         ):
             if index is None:
                 continue
-            if index.num_samples != wanted:
+            if index.num_samples != expected:
                 raise ConfigError(
-                    f"{self.url}/{name} holds {index.num_samples} samples, the recipe says "
-                    f"data.{name}_samples = {wanted}. If this is the right data, add "
+                    f"{self.url}/{name} holds {index.num_samples} samples, but the recipe has "
+                    f"data.{name}_samples = {expected}. If this is the right data, add "
                     f"--set data.{name}_samples={index.num_samples}."
                 )
             largest = int(index.labels.max(initial=-1))
             if largest >= recipe.data.num_classes:
                 raise ConfigError(
-                    f"{self.url}/{name} has a sample of class {largest}, the recipe says data.num_classes = "
+                    f"{self.url}/{name} has a sample of class {largest}, but the recipe has data.num_classes = "
                     f"{recipe.data.num_classes}. Use --set data.num_classes={max(largest + 1, index.num_classes)}."
                 )
 
 
-def find_data(name: str, given: str, job: Job, make: str = "") -> DataLocation:
-    """Look for the shards of a set, and read their indices. Nothing is written.
+def find_data(name: str, folder: str, job: Job, make: str = "") -> DataLocation:
+    """Find the shards of a data set and read their indices. Nothing is written.
 
     Args:
-        name: The set, ``data.set`` of a recipe.
-        given: What the user said: the set's own folder, or a root that holds it by name; empty: the job's root.
+        name: The data set, ``data.set`` of a recipe.
+        folder: From the user: the data set's folder, or a folder of data sets; empty: the job's folder of data sets.
         job: Where to train.
-        make: The data set that can be made where there are no shards, ``data.make`` of a recipe; empty: none.
+        make: The data set to make if there are no shards, ``data.make`` of a recipe; empty: none.
 
     Raises:
-        DataError: There are shards without those of ``val``, or an index is damaged.
+        DataError: The shards of ``val`` are missing, or an index is damaged.
         StorageError: A folder could not be read.
     """
-    root = Store(given or job.data or os.environ.get("RSB_DATA") or str(Path.cwd() / "data")).url
-    candidates = [root, f"{root}/{name}"] if given else [f"{root}/{name}"]
-    begun = [url for url in candidates if make and _is_begun(Store(url))]
+    root = Store(folder or job.data or os.environ.get("RSB_DATA") or str(Path.cwd() / "data")).url
+    candidates = [root, f"{root}/{name}"] if folder else [f"{root}/{name}"]
+    incomplete = [url for url in candidates if make and _is_incomplete(Store(url))]
     for url in candidates:
         store = Store(url)
-        if store.exists(f"train/{INDEX_NAME}") and url not in begun:
+        if store.exists(f"train/{INDEX_NAME}") and url not in incomplete:
             return DataLocation(url, load_index(store.child("train")), load_index(store.child("val")))
-    looked = "\n".join(f"  {url}/train/{INDEX_NAME}" for url in candidates)
+    searched = "\n".join(f"  {url}/train/{INDEX_NAME}" for url in candidates)
     problem = (
-        f"no shards of '{name}' were found. Looked for\n{looked}\n"
-        "Say where they are with --data, or make them with 'rsb-cluster shards make'."
+        f"no shards of '{name}' were found. Searched for\n{searched}\n"
+        "Name their folder with --data, or make them with 'rsb-cluster shards make'."
     )
     for part in (Store(url).child(part) for url in candidates for part in SPLITS):
         if _lacks_index(part):
-            problem += f"\n{part.url} holds shards without an index: run 'rsb-cluster shards index {part.url}'."
+            problem += f"\n{part.url} holds shards but no index: run 'rsb-cluster shards index {part.url}'."
     if not make:
         return DataLocation(candidates[0], problem=problem)
-    url = (begun or candidates)[0]
+    url = (incomplete or candidates)[0]
     try:
         _plan(make, url)
     except ConfigError as error:
-        advice = f"\nWith --data {url}/{name} they are made in that folder." if url != candidates[-1] else ""
-        return DataLocation(url, problem=f"{problem}\nThe shards of '{make}' are not made in {url}: {error}{advice}")
-    return DataLocation(url, *_made_aside(make), to_make=make)
+        advice = f"\nUse --data {url}/{name} to make them in that folder." if url != candidates[-1] else ""
+        return DataLocation(url, problem=f"{problem}\nThe shards of '{make}' cannot be made in {url}: {error}{advice}")
+    return DataLocation(url, *_expected_indices(make), to_make=make)
 
 
 def require_data(source: DataLocation) -> None:
-    """Raise DataError where there are no shards."""
+    """Raise DataError if there are no shards."""
     if not source.is_found:
         raise DataError(source.problem)
 
 
 def make_missing_shards(sources: Iterable[DataLocation]) -> list[str]:
-    """Make the shards that sources count on and that are not there yet; return their folders.
+    """Make the shards that recipes need and make themselves, if they do not exist yet; return their folders.
 
-    It is the last thing before runs are submitted: whatever may refuse them has been asked by then.
+    Call it last before runs are submitted, when all checks have passed.
 
     Raises:
-        ConfigError: Something else is in a folder by now.
-        DataError: The shards are not those that were counted on.
+        ConfigError: A folder holds something else by now.
+        DataError: The shards differ from those that were planned.
         StorageError: A folder could not be written.
     """
     missing = {source.url: source for source in sources if source.to_make}
     for url, source in missing.items():
         made = _plan(source.to_make, url).make()
         if DataLocation(url, made["train"], made["val"]).digest != source.digest:
-            raise DataError(f"the shards in {url} were made by somebody else in this moment. Try again.")
+            raise DataError(f"another process wrote other shards to {url} at the same time. Submit again.")
     return list(missing)
 
 
@@ -137,18 +137,18 @@ def _plan(make: str, url: str) -> SetPlan:
 
 
 @cache
-def _made_aside(make: str) -> tuple[ShardIndex, ShardIndex]:
-    """Return the indices of a set that brings its own data: the same samples give the same bytes anywhere.
+def _expected_indices(make: str) -> tuple[ShardIndex, ShardIndex]:
+    """Return the indices that a data set will have, by making it in a temporary folder: shards are reproducible.
 
-    With them all can be checked, and the runs be named, before anything is written where the user will find it.
+    So everything can be checked, and the runs have their ids, before anything is written to the user's folders.
     """
     with tempfile.TemporaryDirectory(prefix="rsb-cluster-") as folder:
         made = _plan(make, folder).make()
     return made["train"], made["val"]
 
 
-def _is_begun(store: Store) -> bool:
-    """Whether a set was begun here by 'shards make', and lacks a part."""
+def _is_incomplete(store: Store) -> bool:
+    """Whether 'shards make' started a data set here and did not finish it."""
     records = [source_of(store.child(part)) for part in SPLITS]
     return any(records) and not all(store.exists(f"{part}/{INDEX_NAME}") for part in SPLITS)
 

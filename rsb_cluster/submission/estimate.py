@@ -1,4 +1,4 @@
-"""What runs will take, before anything is queued: GPU-hours from a rate, and money from the price of a node."""
+"""Cost estimates before anything is queued: GPU-hours from a throughput, dollars from the price of a node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rates = Mapping[str, float]  # training images/s of one GPU, by model or glob
 
 
 def parse_rates(texts: Sequence[str]) -> Rates:
-    """Return ``["resnet18=3000", "1200"]`` as ``{"resnet18": 3000.0, "*": 1200.0}``; the first that fits counts."""
+    """Parse ``["resnet18=3000", "1200"]`` to ``{"resnet18": 3000.0, "*": 1200.0}``; the first match applies."""
     found: dict[str, float] = {}
     for text in texts:
         model, _, number = text.rpartition("=")
@@ -24,32 +24,32 @@ def parse_rates(texts: Sequence[str]) -> Rates:
         except ValueError:
             rate = 0.0
         if not 0 < rate < math.inf:
-            raise ConfigError(f"--images-per-s {text} is neither images/s, as in 1200, nor MODEL=images/s.")
+            raise ConfigError(f"--images-per-s {text} is neither images/s, such as 1200, nor MODEL=images/s.")
         found.setdefault(model or "*", rate)
     return found
 
 
 def gpu_hours(recipe: Recipe, rates: Rates) -> float | None:
-    """Return the GPU-hours of a run's training images; None where no rate is known."""
+    """Return the GPU-hours to train on all images of a run; None without a throughput."""
     rate = next((rate for pattern, rate in rates.items() if fnmatchcase(recipe.model.name, pattern)), None)
     return recipe.total_steps * recipe.train.global_batch / rate / 3600 if rate else None
 
 
 def total(hours: Sequence[float | None]) -> float | None:
-    """Return a sum that is unknown as soon as a part of it is."""
+    """Return the sum; None if any summand is None."""
     known = [h for h in hours if h is not None]
     return sum(known) if len(known) == len(hours) else None
 
 
 def cost_usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float | None:
-    """Return what runs cost in dollars, at the lowest price of today.
+    """Return the cost of runs in dollars, at today's lowest prices.
 
     Args:
-        parts: Of each run its job, and its GPU-hours.
-        spot: On preemptible machines, or on demand.
+        parts: The job and the GPU-hours of each run.
+        spot: Preemptible instead of on-demand machines.
 
     Returns:
-        None where the hours or the price of one are not known.
+        None if the hours or the price of any run are unknown.
     """
     known: dict[str, Price | None] = {}
     costs = []
@@ -63,12 +63,12 @@ def cost_usd(parts: Sequence[tuple[Job, float | None]], *, spot: bool) -> float 
 
 
 def describe_price(job: Job, hours: float | None) -> str:
-    """Return the price of a job's nodes, spot and on demand, and of so many GPU-hours on them."""
+    """Return as text the price of a job's nodes, spot and on demand, and the cost of the GPU-hours on them."""
     lines = []
     for spot, kind in ((True, "spot"), (False, "on demand")):
         node = backend_of(job).price(job, spot=spot)
         if node is not None:
             cost = cost_usd([(job, hours)], spot=spot)
             lines.append(f"${cost:,.2f} {kind}: " if cost is not None else f"{kind}: ")
-            lines[-1] += f"${node.usd_per_h:,.2f} a node and hour ({node.source})"
+            lines[-1] += f"${node.usd_per_h:,.2f} per node and hour ({node.source})"
     return "\n".join(lines) or backend_of(job).price_hint

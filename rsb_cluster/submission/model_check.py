@@ -1,7 +1,7 @@
-"""Whether timm can build what recipes name, with the answers of earlier submits.
+"""Check that timm can build the models and transforms of recipes.
 
-Only a process that imports torch can tell, which takes it seconds. What it found good is remembered in the user's cache
-folder, for as long as neither the libraries nor this package's own code change.
+The check runs in a process of its own, as importing torch takes seconds. Models that passed are cached in the user's
+cache folder, until a library or this package's code changes.
 """
 
 from __future__ import annotations
@@ -21,77 +21,77 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.weights.resolve import WeightsFile
 
-# Whose versions decide the answer.
+# A new version of any of these invalidates the cache.
 _LIBRARIES = ("torch", "torchvision", "timm", "opencv-python-headless", "safetensors")
 
 
-def check_models(asked: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
-    """Build the models and transforms of recipes, in one process for all that are not known to be good.
+def check_models(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
+    """Build the models and transforms of recipes, in one process for all that are not in the cache.
 
     Args:
-        asked: Recipes, each with the weights that it starts from.
+        models: Recipes, each with its initial weights.
 
     Returns:
-        Numbers of parameters.
+        The number of parameters of each model.
 
     Raises:
-        ConfigError: One cannot be built; each mistake is explained.
+        ConfigError: A model cannot be built; the message explains each problem.
     """
-    texts = [_what_is_checked(recipe, init) for recipe, init in asked]
-    known = _remembered()
-    new = {text: pair for text, pair in zip(reversed(texts), reversed(asked), strict=True) if text not in known}
+    keys = [_cache_key(recipe, init) for recipe, init in models]
+    cached = _read_cache()
+    new = {key: pair for key, pair in zip(reversed(keys), reversed(models), strict=True) if key not in cached}
     if new:
-        known |= dict(zip(new, _build(list(new.values())), strict=True))
-        _remember(known)
-    return [known[text] for text in texts]
+        cached |= dict(zip(new, _build(list(new.values())), strict=True))
+        _write_cache(cached)
+    return [cached[key] for key in keys]
 
 
-def _what_is_checked(recipe: Recipe, init: WeightsFile | None) -> str:
-    """Name what the check looks at; numbers of the optimizer and schedule are checked by the recipe."""
+def _cache_key(recipe: Recipe, init: WeightsFile | None) -> str:
+    """Return a digest of the fields that the check depends on."""
     plain = recipe.model_dump(include={"model", "init", "data", "augment", "eval"}, mode="json")
     text = json.dumps([plain, recipe.optimizer.name, init.sha256 if init else ""], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _build(asked: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
+def _build(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
     command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
-    text = json.dumps([[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in asked])
+    text = json.dumps([[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in models])
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     try:
         answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as error:
-        raise RsbError(f"the check of the model did not work:\n{done.stderr.strip()}") from error
+        raise RsbError(f"the process that checks the models failed:\n{done.stderr.strip()}") from error
     if errors := [answer["error"] for answer in answers if "error" in answer]:
         raise ConfigError("\n".join(dict.fromkeys(errors)))
     return [int(answer["parameters"]) for answer in answers]
 
 
-def _file() -> Path:
+def _cache_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rsb-cluster" / "models.json"
 
 
-def _toolkit() -> str:
-    """Name what answers: the libraries' versions, and this package's code as it is in the folder."""
+def _versions() -> str:
+    """Return a digest of the libraries' versions and of this package's files."""
     package = Path(__file__).parents[1]
     code = [(str(path.relative_to(package)), path.stat().st_mtime_ns) for path in sorted(package.rglob("*.py"))]
     text = json.dumps([sys.version, [version(library) for library in _LIBRARIES], code])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _remembered() -> dict[str, int]:
+def _read_cache() -> dict[str, int]:
     try:
-        found = json.loads(_file().read_text())
-        return {str(key): int(value) for key, value in found["good"].items()} if found["by"] == _toolkit() else {}
+        found = json.loads(_cache_path().read_text())
+        return {str(key): int(value) for key, value in found["good"].items()} if found["by"] == _versions() else {}
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # it only saves time
+        return {}  # the cache only saves time
 
 
-def _remember(good: dict[str, int]) -> None:
+def _write_cache(good: dict[str, int]) -> None:
     try:
-        file = _file()
+        file = _cache_path()
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"by": _toolkit(), "good": good}))
+        temporary.write_text(json.dumps({"by": _versions(), "good": good}))
         temporary.replace(file)
     except (OSError, RuntimeError):
         pass

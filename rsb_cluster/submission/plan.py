@@ -1,7 +1,7 @@
-"""Planning: resolve what the user asked for into runs and job arrays, and refuse what cannot work.
+"""Planning: resolve a request into runs and job arrays, and refuse what cannot work.
 
-Everything that can be checked is checked here: a job that waits a day must not die on a typo. What is the same for many
-runs (a recipe, a job, an index, the check of a model, the scheduler's queue) is read once.
+Everything that can be checked is checked here: a job that waits a day in the queue must not die on a typo. What many
+runs share (a recipe, a job, an index, the check of a model, the scheduler's queue) is read once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from rsb_cluster.weights.resolve import WeightsFile, initial_weights
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for besides recipes and models, as typed; it is for all runs.
+    """The options of a submit besides recipes and models, as typed; they apply to all runs.
 
     Attributes:
-        nodes: Fewest and most; 0: the job's.
-        exclude_failed_hosts: Keep off the hosts on which ranks of these runs failed.
+        nodes: Minimum and maximum number of nodes; 0: the job's.
+        exclude_failed_hosts: Exclude the nodes on which ranks of these runs failed.
     """
 
     job: str = ""
@@ -57,7 +57,7 @@ class Request:
 
     @property
     def job_overrides(self) -> list[Override]:
-        """What is asked of the fields of the job."""
+        """The overrides of fields of the job."""
         found = [(path.removeprefix("job."), value) for path, value in self.overrides if path.startswith("job.")]
         if self.nodes[1]:
             found += [("min_nodes", self.nodes[0]), ("nodes", self.nodes[1])]
@@ -73,7 +73,7 @@ class Request:
 
     @property
     def recipe_overrides(self) -> list[Override]:
-        """What is asked of the fields of the recipes."""
+        """The overrides of fields of the recipes."""
         found = [(path, value) for path, value in self.overrides if not path.startswith("job.")]
         if self.init:
             found.append(("init.weights", self.init))
@@ -88,9 +88,9 @@ class PlannedRun:
 
     Attributes:
         point: The recipe and the job.
-        init: The weights that it starts from; None for random ones, or where a dry run could not find them.
+        init: The initial weights; None for random weights, or if a dry run could not find them.
         state: new, unfinished, already submitted, finished, or over budget.
-        parameters: Of the model; 0 where it was not built, as the run exists and its recipe was checked then.
+        parameters: Number of parameters of the model; 0 if it was not built, as it was when the run was created.
     """
 
     run: Run
@@ -109,13 +109,13 @@ class PlannedRun:
 
     @property
     def should_submit(self) -> bool:
-        """Whether there is anything left to do for it."""
+        """Whether the run needs a new job."""
         return self.state in ("new", "unfinished")
 
 
 @dataclass(frozen=True)
 class Array:
-    """Runs with the same resources, handed over together: a job array, or a job where it is one run."""
+    """Runs with the same resources, submitted together: a job array, or a single job for one run."""
 
     job: Job
     name: str
@@ -124,13 +124,13 @@ class Array:
 
     @property
     def tasks(self) -> list[Task]:
-        """One per run."""
+        """The tasks of the array, one per run."""
         job = self.job.model_dump(mode="json")
         return [Task(run.url, run.run_id, job) for run in self.runs]
 
     @property
     def script(self) -> str:
-        """The exact text that the engine will get; empty for this machine."""
+        """The exact script that the engine will get; empty on this machine."""
         return backends.backend_of(self.job).script(self.job, self.tasks, self.folder, self.name)
 
 
@@ -139,9 +139,9 @@ class Plan:
     """What a submit will do; the dry run prints it.
 
     Attributes:
-        runs: All that was asked for, with those that are finished or queued.
-        arrays: What will be handed over.
-        sweep: The sweep that the runs will be, or None where they are not to be one.
+        runs: All requested runs, including those that are finished or queued.
+        arrays: The job arrays to submit.
+        sweep: The sweep that the runs belong to, or None.
     """
 
     runs_url: str
@@ -154,14 +154,14 @@ class Plan:
 def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool, dry_run: bool = False) -> Plan:
     """Resolve and check everything; nothing is written but a probe file in the folder of runs.
 
-    Shards that a recipe makes itself need not be there: `data_location.make_missing_shards` makes them before a submit.
+    Shards that a recipe makes itself may be missing: `data_location.make_missing_shards` makes them before a submit.
 
     Args:
         file: The recipes and models; a single recipe is a sweep of one point.
-        path: Where the file lies, or None where the command line said it all.
-        request: What else the user asked for.
-        is_sweep: Whether the runs are to be known as a sweep.
-        dry_run: Missing data is a note and not an error, and nothing is written at all.
+        path: Path of the sweep file, or None if the recipes come from the command line.
+        request: The other options.
+        is_sweep: Whether the runs form a sweep with an id.
+        dry_run: Missing data is a note instead of an error, and nothing is written at all.
 
     Raises:
         ConfigError: A recipe, job or option is wrong.
@@ -180,14 +180,14 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     if not dry_run:
         backends.backend_of(first).check_available(first)
         Store(runs_url).check_writable()
-    made = None
+    planned_sweep = None
     if is_sweep:
         ids = [p.run.run_id for p in runs]
         members = [
             sweep.Member(run_id=p.run.run_id, recipe=p.recipe.name, model=p.recipe.model.name, seed=p.seed)
             for p in runs
         ]
-        made = sweep.Sweep(
+        planned_sweep = sweep.Sweep(
             sweep_id=sweep.sweep_id(file.name, ids)
             if all(not p.run.run_id.endswith("-unknown") for p in runs)
             else f"{file.name}-unknown",
@@ -196,46 +196,46 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
             members=tuple(members),
         )
     if request.exclude_failed_hosts:
-        runs, more = _without_failed_hosts(runs)
+        runs, more = _exclude_failed_hosts(runs)
         notes += more
-    _check_reach(runs)
+    _check_data_is_reachable(runs)
     arrays = make_arrays(
         runs_url,
         [(p.run, p.point.job) for p in runs if p.should_submit],
-        name=made.sweep_id if made else points[0].resolved.recipe.name,
+        name=planned_sweep.sweep_id if planned_sweep else points[0].resolved.recipe.name,
     )
     for array in arrays:
-        array.script  # noqa: B018 - refuses options that cannot be
+        array.script  # noqa: B018 - raises if an option is invalid
     to_check = [p for p in runs if dry_run or p.state == "new"]
     parameters = check_models([(p.recipe, p.init) for p in to_check])  # last, as it may take seconds
     by_id = {p.run.run_id: count for p, count in zip(to_check, parameters, strict=True)}
-    counted = tuple(replace(p, parameters=by_id.get(p.run.run_id, 0)) for p in runs)
-    return Plan(runs_url, counted, arrays, made, tuple(dict.fromkeys(notes)))
+    checked = tuple(replace(p, parameters=by_id.get(p.run.run_id, 0)) for p in runs)
+    return Plan(runs_url, checked, arrays, planned_sweep, tuple(dict.fromkeys(notes)))
 
 
 def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) -> tuple[Array, ...]:
     """Group runs into as few job arrays as their resources and the site's limit allow."""
-    of_class: dict[str, list[tuple[Run, Job]]] = {}
+    by_job: dict[str, list[tuple[Run, Job]]] = {}
     for run, job in runs:
-        of_class.setdefault(job.model_dump_json(), []).append((run, job))
+        by_job.setdefault(job.model_dump_json(), []).append((run, job))
     parts: list[list[tuple[Run, Job]]] = []
-    for members in of_class.values():
+    for members in by_job.values():
         size = backends.backend_of(members[0][1]).max_array_size() if len(members) > 1 else 1
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []
     for number, members in enumerate(parts):
         job = members[0][1]
-        shown = members[0][0].run_id if len(runs) == 1 else name
+        job_name = members[0][0].run_id if len(runs) == 1 else name
         folder = _submissions_folder(job, runs_url) / (stamp if len(parts) == 1 else f"{stamp}-{number}")
-        arrays.append(Array(job, shown, folder, tuple(run for run, _ in members)))
+        arrays.append(Array(job, job_name, folder, tuple(run for run, _ in members)))
     return tuple(arrays)
 
 
 def parse_seeds(seed: int | None, count: int | None) -> tuple[int, ...]:
     """Return the seeds of ``--seed 3`` or ``--seeds 5`` (0 to 4)."""
     if seed is not None and count is not None:
-        raise ConfigError("--seed names one seed, --seeds counts from 0; give one of them.")
+        raise ConfigError("--seed is one seed, --seeds a number of seeds from 0: use one of them.")
     return tuple(range(count)) if count else (seed or 0,)
 
 
@@ -245,54 +245,54 @@ def parse_seeds(seed: int | None, count: int | None) -> tuple[int, ...]:
 def plan_runs(
     points: Sequence[Point], runs_url: str, data: str, *, dry_run: bool
 ) -> tuple[list[PlannedRun], list[str]]:
-    """Return the runs of some points with all that is known of them but their models, and notes for the user."""
+    """Return the runs of the points, complete but for the check of their models, and notes for the user."""
     notes: list[str] = []
-    sources: dict[tuple[str, ...], DataLocation] = {}
-    starts: dict[tuple[str, str], WeightsFile | None] = {}
+    locations: dict[tuple[str, ...], DataLocation] = {}
+    initial: dict[tuple[str, str], WeightsFile | None] = {}
     checked: set[str] = set()
     runs: list[PlannedRun] = []
     for point in points:
         recipe = point.resolved.recipe
-        place = (recipe.data.set, recipe.data.make, point.job.data)
-        if place not in sources:
-            find = _find_data if dry_run else find_data
-            sources[place] = find(recipe.data.set, data, point.job, recipe.data.make)
+        data_key = (recipe.data.set, recipe.data.make, point.job.data)
+        if data_key not in locations:
+            find = _find_data_offline if dry_run else find_data
+            locations[data_key] = find(recipe.data.set, data, point.job, recipe.data.make)
             if not dry_run:
-                require_data(sources[place])
-        source = sources[place]
-        if (text := f"{source.url} {recipe.data.model_dump_json()}") not in checked:
-            source.check(recipe)
+                require_data(locations[data_key])
+        location = locations[data_key]
+        if (text := f"{location.url} {recipe.data.model_dump_json()}") not in checked:
+            location.check(recipe)
             checked.add(text)
         virtual_ranks = choose_virtual_ranks(recipe, point.job, point.job_path)
-        if (key := (recipe.init.weights, recipe.model.name)) not in starts:
-            starts[key], problem = _find_start(recipe, runs_url, dry_run)
+        if (weights_key := (recipe.init.weights, recipe.model.name)) not in initial:
+            initial[weights_key], problem = _find_initial_weights(recipe, runs_url, dry_run)
             notes += problem
-        start = starts[key]
-        is_known = source.is_found and (start is not None or not recipe.init.weights)
+        weights = initial[weights_key]
+        is_known = location.is_found and (weights is not None or not recipe.init.weights)
         for seed in point.seeds:
-            digest = recipe.digest(seed, source.digest, start.sha256 if start else "")
+            digest = recipe.digest(seed, location.digest, weights.sha256 if weights else "")
             run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest if is_known else 'unknown'}")
-            runs.append(PlannedRun(run, point, source, seed, virtual_ranks, start))
-    notes += [source.problem for source in sources.values() if source.problem]
+            runs.append(PlannedRun(run, point, location, seed, virtual_ranks, weights))
+    notes += [location.problem for location in locations.values() if location.problem]
     try:
         runs = _with_states(runs, runs_url)
     except StorageError as error:
-        if not dry_run:  # which is made without a network, too
+        if not dry_run:  # a dry run works without a network
             raise
-        notes.append(f"the runs could not be looked for: {error}")
-    runs, spent = _without_spent(runs)
-    notes += spent
+        notes.append(f"could not check which of the runs exist: {error}")
+    runs, over_budget = _mark_over_budget(runs)
+    notes += over_budget
     for planned in runs:
         if planned.virtual_ranks < (repeats := planned.recipe.augment.repeats):
             notes.append(
-                f"{planned.virtual_ranks} virtual ranks cannot keep {repeats} copies of an image apart "
-                "(augment.repeats): some will share a micro-batch, and its BatchNorm. Use more --virtual-ranks."
+                f"with {planned.virtual_ranks} virtual ranks, some of {repeats} copies of an image (augment.repeats) "
+                "fall into the same micro-batch and share its BatchNorm statistics. Use more --virtual-ranks."
             )
     return runs, notes
 
 
-def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[WeightsFile | None, list[str]]:
-    """Return the weights that a recipe starts from; what is wrong with them is a note where nothing will be sent."""
+def _find_initial_weights(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[WeightsFile | None, list[str]]:
+    """Return the initial weights of a recipe, and notes: in a dry run an error is only a note."""
     try:
         return initial_weights(recipe, runs_url), []
     except RsbError as error:
@@ -301,21 +301,21 @@ def _find_start(recipe: Recipe, runs_url: str, dry_run: bool) -> tuple[WeightsFi
         return None, [str(error)]
 
 
-def _find_data(name: str, data: str, job: Job, make: str) -> DataLocation:
-    """Look for the data of a dry run, which is made without a network, too."""
+def _find_data_offline(name: str, data: str, job: Job, make: str) -> DataLocation:
+    """Find the data of a dry run, which works without a network."""
     try:
         return find_data(name, data, job, make)
     except StorageError as error:
-        return DataLocation(data or job.data, problem=f"the data could not be looked for: {error}")
+        return DataLocation(data or job.data, problem=f"could not search for the data: {error}")
 
 
 def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
-    """Say how far the runs are; folders are read at once, and the scheduler is asked once."""
-    there = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
+    """Return the runs with their states; folders are read in parallel, and each scheduler is queried once."""
+    existing = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
 
     def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
         run, point = planned.run, planned.point
-        if not planned.data.is_found or run.run_id not in there or not run.exists():
+        if not planned.data.is_found or run.run_id not in existing or not run.exists():
             return planned, []
         check_same(run, planned.recipe)
         stored = run.spec().virtual_ranks
@@ -328,21 +328,19 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
         found = list(pool.map(read, runs))
     states = iter(backends.states([s for _, submissions in found for s in submissions]))
     return [
-        replace(p, state="already submitted")
-        if any(state != "gone" for state in list(itertools.islice(states, len(submissions))))
-        else p
+        replace(p, state="already submitted") if set(itertools.islice(states, len(submissions))) - {"gone"} else p
         for p, submissions in found
     ]
 
 
-def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
-    """Mark the runs that may use no more GPU-hours, as their jobs would end at once.
+def _mark_over_budget(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Mark the runs that have used up their GPU-hour budget, as their jobs would stop at once; and return notes.
 
     Raises:
-        SpentError: There is no other to submit.
+        BudgetExceededError: No other run is left to submit.
     """
 
-    def problem(planned: PlannedRun) -> str:
+    def check(planned: PlannedRun) -> str:
         try:
             if planned.state == "unfinished":
                 check_budget(planned.run, planned.point.job)
@@ -351,33 +349,33 @@ def _without_spent(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[s
         return ""
 
     with ThreadPoolExecutor(READERS) as pool:
-        problems = list(pool.map(problem, runs))
-    marked = [replace(p, state="over budget") if spent else p for p, spent in zip(runs, problems, strict=True)]
-    notes = [spent for spent in problems if spent]
+        problems = list(pool.map(check, runs))
+    marked = [replace(p, state="over budget") if problem else p for p, problem in zip(runs, problems, strict=True)]
+    notes = list(filter(None, problems))
     if notes and not any(p.should_submit for p in marked):
         raise BudgetExceededError("\n".join(notes))
     return marked, notes
 
 
-def _without_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
-    """Take the hosts on which ranks of the runs' last attempts failed out of the jobs of all."""
+def _exclude_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
+    """Exclude from all jobs the nodes on which ranks of the runs' last attempts failed; and return notes."""
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(lambda p: p.run.failed_hosts() if p.state == "unfinished" else [], runs))
     hosts = sorted({host for failed in found for host in failed})
     if not hosts:
-        return list(runs), ["no host is known on which a rank of these runs failed; none is excluded."]
+        return list(runs), ["no rank of these runs is known to have failed on a host; no node is excluded."]
     jobs = [backends.backend_of(p.point.job).exclude_hosts(p.point.job, hosts) for p in runs]
     excluded = [replace(p, point=replace(p.point, job=job)) for p, job in zip(runs, jobs, strict=True)]
-    return excluded, [f"excluded, as ranks failed there: {', '.join(hosts)}"]
+    return excluded, [f"excluded nodes, as ranks failed there: {', '.join(hosts)}"]
 
 
-def _check_reach(runs: Sequence[PlannedRun]) -> None:
+def _check_data_is_reachable(runs: Sequence[PlannedRun]) -> None:
     """Refuse data that the nodes of a job cannot read."""
     for planned in runs:
         job, url = planned.point.job, planned.data.url
         if "://" not in url and not backends.backend_of(job).shares_files(job):
             raise ConfigError(
-                f"job '{job.name}': machines of a cloud cannot read {url}. Copy the shards to a bucket, and use "
+                f"job '{job.name}': cloud machines cannot read {url}. Copy the shards to a bucket and use "
                 "--data s3://bucket/folder."
             )
 

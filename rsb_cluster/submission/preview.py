@@ -1,4 +1,4 @@
-"""What a dry run prints: the plan in words, the resolved recipe, and the script; of a sweep, its table."""
+"""What a dry run prints: the plan, the resolved recipe and the script of a run, or the table of a sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsb_cluster.submission.plan import Array, Plan, PlannedRun
 
 
 def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
-    """Return the plan of one recipe as plain values, for ``--json``."""
+    """Return the plan of one recipe for ``--json``."""
     first = plan.runs[0]
     resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
     return {
@@ -55,10 +55,10 @@ def describe(plan: Plan, rates: Rates) -> str:
     if hours is not None:
         ranks = job.world_size * len(plan.runs)
         rate = images * len(plan.runs) / hours / 3600
-        cost = f"{hours:,.1f} GPU-hours at {rate:g} images/s and GPU, {hours / ranks:,.1f} h on {ranks} of them"
-        cost += " (training images; evaluation comes on top)"
+        cost = f"{hours:,.1f} GPU-hours at {rate:g} images/s per GPU, {hours / ranks:,.1f} h on {ranks} GPUs"
+        cost += " (training only, without evaluation)"
     else:
-        cost = "say --images-per-s N (of one GPU, in training) to see GPU-hours"
+        cost = "use --images-per-s N (training throughput of one GPU) to estimate GPU-hours"
     lines = {
         "recipe": f"{recipe.name} ({resolved.path})",
         "model": f"{recipe.model.name}, {first.parameters / 1e6:.1f} M parameters",
@@ -66,19 +66,19 @@ def describe(plan: Plan, rates: Rates) -> str:
         "resources": f"{job.shape} = {job.world_size} ranks, back end {job.backend}",
         "global batch": f"{recipe.train.global_batch} = {first.virtual_ranks} virtual ranks × "
         f"{recipe.train.global_batch // first.virtual_ranks} images"
-        + (f" ({accumulation} micro-batches on each rank)" if accumulation > 1 else ""),
+        + (f" ({accumulation} micro-batches per rank)" if accumulation > 1 else ""),
         "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
         "images": f"{images:,}",
         "cost": cost,
         **({"price": describe_price(job, hours)} if backend_of(job).has_prices else {}),
-        **({"limit": f"{job.max_gpu_hours:g} GPU-hours, then saved and stopped"} if job.max_gpu_hours else {}),
-        "data": f"{first.data.url} ({_state(first.data)})",
-        "starts from": _start(first),
+        **({"limit": f"{job.max_gpu_hours:g} GPU-hours per run, then it saves and stops"} if job.max_gpu_hours else {}),
+        "data": f"{first.data.url} ({_data_state(first.data)})",
+        "initial weights": _initial_weights(first),
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
-        "scripts and logs": "\n".join(_places(array) for array in plan.arrays) or "nothing is to be submitted",
+        "scripts and logs": "\n".join(_locations(array) for array in plan.arrays) or "nothing to submit",
     }
     if resolved.modified:
-        lines["modified"] = "\n".join(f"{k}: {there!r} → {here!r}" for k, (there, here) in resolved.modified.items())
+        lines["modified"] = "\n".join(f"{k}: {old!r} → {new!r}" for k, (old, new) in resolved.modified.items())
     width = max(map(len, lines)) + 2
     text = "\n".join(f"{key:<{width}}" + value.replace("\n", "\n" + " " * width) for key, value in lines.items())
     text += _notes(plan)
@@ -88,17 +88,17 @@ def describe(plan: Plan, rates: Rates) -> str:
     return text
 
 
-def _state(data: DataLocation) -> str:
+def _data_state(data: DataLocation) -> str:
     if data.to_make:
-        return "to be made"
+        return "will be made"
     return "found" if data.is_found else "NOT FOUND"
 
 
-def _start(planned: PlannedRun) -> str:
+def _initial_weights(planned: PlannedRun) -> str:
     if planned.init is not None:
         return f"{planned.init.source} (SHA-256 {planned.init.sha256[:12]})"
     weights = planned.recipe.init.weights
-    return f"{weights} (NOT FOUND)" if weights else "random weights"
+    return f"{weights} (NOT FOUND)" if weights else "random"
 
 
 # --- a sweep --------------------------------------------------------------------------------------------------------
@@ -106,23 +106,23 @@ def _start(planned: PlannedRun) -> str:
 
 @dataclass(frozen=True)
 class SweepLine:
-    """Runs of a sweep that differ in nothing but the seed."""
+    """Runs of a sweep that differ only in the seed."""
 
     runs: tuple[PlannedRun, ...]
 
     @property
     def first(self) -> PlannedRun:
-        """One of them."""
+        """The first of the runs."""
         return self.runs[0]
 
     @property
     def states(self) -> str:
-        """How far they are, counted."""
+        """The number of runs in each state."""
         return count(p.state for p in self.runs)
 
 
 def lines(plan: Plan) -> list[SweepLine]:
-    """Return the runs of a sweep, those that differ in nothing but the seed together."""
+    """Group the runs of a sweep that differ only in the seed."""
     found: dict[int, list[PlannedRun]] = {}
     for planned in plan.runs:
         found.setdefault(id(planned.point), []).append(planned)
@@ -130,7 +130,7 @@ def lines(plan: Plan) -> list[SweepLine]:
 
 
 def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
-    """Return the plan of a sweep as plain values, for ``--json``."""
+    """Return the plan of a sweep for ``--json``."""
     assert plan.sweep is not None
     return {
         "sweep_id": plan.sweep.sweep_id,
@@ -175,7 +175,7 @@ def _array_as_dict(array: Array) -> dict[str, Any]:
 
 
 def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
-    """Return the lines of a sweep's table, the totals last, as ``{column: text}``."""
+    """Return the rows of a sweep's table as ``{column: text}``, the totals last."""
     shown = lines(plan)
     varied = {
         key: {str(line.first.point.varied.get(key)) for line in shown} for p in shown for key in p.first.point.varied
@@ -209,28 +209,28 @@ def sweep_rows(plan: Plan, rates: Rates) -> list[dict[str, str]]:
 
 
 def sweep_summary(plan: Plan, rates: Rates) -> str:
-    """Return what a sweep's table does not say: its id, what will be handed over, and notes."""
+    """Return the text below a sweep's table: its id, the jobs to submit, their cost, and notes."""
     assert plan.sweep is not None
     todo = [p for p in plan.runs if p.should_submit]
     hours = total([gpu_hours(p.recipe, rates) for p in todo])
     text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {len(plan.runs)} runs to submit, in {len(plan.arrays)} "
     text += "job" if len(plan.arrays) == 1 else "jobs"
-    text += f", {_hours(hours)} GPU-hours (training images; evaluation comes on top)" if hours is not None else ""
+    text += f", {_hours(hours)} GPU-hours (training only, without evaluation)" if hours is not None else ""
     for array in plan.arrays:
-        at_once = backend_of(array.job).concurrent_runs(array.job, len(array.runs))
-        text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {at_once} at once"
-        text += f"\n    scripts and logs: {_places(array)}"
+        concurrent = backend_of(array.job).concurrent_runs(array.job, len(array.runs))
+        text += f"\n  {array.job.name}: {len(array.runs)} × ({array.job.shape}), at most {concurrent} concurrent"
+        text += f"\n    scripts and logs: {_locations(array)}"
     prices = _usd(todo, rates)
     if hours is not None and prices:
         text += "".join(
             f"\n{kind}: {f'${cost:,.2f}' if cost is not None else 'price unknown'}" for kind, cost in prices.items()
         )
     if hours is None:
-        text += "\nsay --images-per-s N or MODEL=N (of one GPU, in training) to see GPU-hours"
+        text += "\nuse --images-per-s N or MODEL=N (training throughput of one GPU) to estimate GPU-hours"
     return text + _notes(plan)
 
 
-def _places(array: Array) -> str:
+def _locations(array: Array) -> str:
     """Return where an array's scripts and logs will be."""
     if not backend_of(array.job).needs_object_store:
         return str(array.folder)
@@ -243,7 +243,7 @@ def count(states: Any) -> str:
 
 
 def _usd(runs: Sequence[PlannedRun], rates: Rates) -> dict[str, float | None] | None:
-    """Return what runs cost, spot and on demand; None where one goes to nodes that have no price."""
+    """Return the cost of runs, spot and on demand; None if the back end of any of them has no prices."""
     if not runs or not all(backend_of(planned.point.job).has_prices for planned in runs):
         return None
     parts = [(planned.point.job, gpu_hours(planned.recipe, rates)) for planned in runs]

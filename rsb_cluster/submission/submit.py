@@ -1,4 +1,4 @@
-"""Submitting: write what makes the runs of a plan exist, then hand them to the back end."""
+"""Carry out a plan: create the folders of its runs, then submit their jobs to the back ends."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from rsb_cluster.submission.data_location import require_data
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun
 from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
 
-# Waits before a submission is noted again where that failed, s: a job that is not on record cannot be ended by us.
+# Waits before a failed write of a submission's record is retried, s: a job without a record cannot be cancelled by us.
 RECORD_RETRY_S = (0.5, 1.0, 2.0, 4.0)
 
 
-def submit(made: Plan) -> list[Submission]:
-    """Carry a plan out.
+def submit(plan: Plan) -> list[Submission]:
+    """Carry out a plan.
 
     Raises:
-        ConfigError: Another submit has created a run meanwhile, and not as this one asks; nothing is queued.
-        SubmitError: The scheduler refused an array; those before it are queued, and submitting again sends the rest.
+        ConfigError: Another submit created one of the runs at the same time, with other inputs; nothing is queued.
+        SubmitError: The scheduler refused an array; those before it are queued. Submit again for the rest.
     """
-    create_runs([p for p in made.runs if p.state == "new"])
-    if made.sweep is not None:
-        write_sweep(made.runs_url, made.sweep)
-    return submit_arrays(made.arrays)
+    create_runs([p for p in plan.runs if p.state == "new"])
+    if plan.sweep is not None:
+        write_sweep(plan.runs_url, plan.sweep)
+    return submit_arrays(plan.arrays)
 
 
 def create_runs(runs: Sequence[PlannedRun]) -> None:
-    """Write what makes runs exist; of one that another submit has created meanwhile, what is there counts.
+    """Create the folders of new runs; a run that another submit created at the same time is kept as it is.
 
     Raises:
-        ConfigError: What is there is not what is asked for here.
+        ConfigError: Such a run has other inputs than the plan.
         DataError: Shards are missing.
         StorageError: A folder cannot be written.
     """
     code, packages = describe_code(), describe_packages()
     created = time.time()
-    starts = {p.init.sha256: p.init.read() for p in runs if p.init is not None}
+    weights = {p.init.sha256: p.init.read() for p in runs if p.init is not None}
 
     def create(planned: PlannedRun) -> str:
         require_data(planned.data)
@@ -54,7 +54,7 @@ def create_runs(runs: Sequence[PlannedRun]) -> None:
             data=planned.data.url,
             train_digest=planned.data.train.digest,
             val_digest=planned.data.val.digest,
-            init=_copy_start(planned, starts),
+            init=_copy_initial_weights(planned, weights),
             modified=planned.point.resolved.modified,
             code=code,
             packages=packages,
@@ -65,73 +65,75 @@ def create_runs(runs: Sequence[PlannedRun]) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         conflicts = list(filter(None, pool.map(create, runs)))
     if conflicts:
-        raise ConfigError("\n".join([*conflicts, "Nothing was queued. Ask for the same, or use another --runs."]))
+        raise ConfigError(
+            "\n".join([*conflicts, "Nothing was queued. Submit with the same inputs, or use another --runs."])
+        )
 
 
 def _conflict(planned: PlannedRun, spec: Spec) -> str:
-    """Say in what a run that another submit has created differs from what is asked for; packages may differ."""
+    """Return how the inputs of a run that another submit created differ from the plan, or ""; packages may differ."""
     stored = planned.run.spec()
     differing = [
-        f"{name} is {theirs}, here {ours}"
-        for name, theirs, ours in (
+        f"{name} is {existing}, here {wanted}"
+        for name, existing, wanted in (
             ("data", stored.data, spec.data),
             ("the training shards' digest", stored.train_digest, spec.train_digest),
             ("the validation shards' digest", stored.val_digest, spec.val_digest),
             ("the SHA-256 of init.weights", stored.init and stored.init.sha256, spec.init and spec.init.sha256),
         )
-        if theirs != ours
+        if existing != wanted
     ]
-    try:  # the number was chosen without the one that the run has by now
+    try:  # the plan chose the number of virtual ranks before the run existed
         point = planned.point
         choose_virtual_ranks(planned.recipe, point.job, point.job_path, stored.virtual_ranks)
     except ConfigError as error:
         differing.append(f"it has {stored.virtual_ranks} virtual ranks, here {spec.virtual_ranks}: {error}")
     if not differing:
         return ""
-    return f"{planned.run.run_id} was created by another submit meanwhile: {'; '.join(differing)}"
+    return f"{planned.run.run_id} was created by another submit at the same time: {'; '.join(differing)}"
 
 
-def _copy_start(planned: PlannedRun, contents: Mapping[str, bytes]) -> InitialWeights | None:
-    """Copy the weights that a run starts from into its folder.
+def _copy_initial_weights(planned: PlannedRun, contents: Mapping[str, bytes]) -> InitialWeights | None:
+    """Copy the initial weights of a run into its folder.
 
-    An attempt that has no checkpoint to go on from must start from these and no others, on machines that may reach
-    neither the source nor the hub.
+    Every attempt without a checkpoint must start from exactly these, on machines that may reach neither their source
+    nor the Hugging Face Hub.
     """
-    found = planned.init
-    if found is None:
+    weights = planned.init
+    if weights is None:
         return None
-    file = found.file.rpartition("/")[2]
+    file = weights.file.rpartition("/")[2]
     planned.run.store.make_private()
-    planned.run.init.write_bytes(file, contents[found.sha256])
+    planned.run.init.write_bytes(file, contents[weights.sha256])
     return InitialWeights(
-        source=found.source,
+        source=weights.source,
         file=file,
-        sha256=found.sha256,
+        sha256=weights.sha256,
         architecture=planned.recipe.model.name,
-        procedure=found.procedure,
+        procedure=weights.procedure,
     )
 
 
 def submit_arrays(arrays: Sequence[Array]) -> list[Submission]:
-    """Give arrays to their back ends, and note in each run that it was sent.
+    """Submit arrays to their back ends, and record the submission in each run.
 
     Raises:
-        SubmitError: The scheduler refused one, or what it took could not be noted. Those before it are queued, those
-            after it are not handed over.
+        SubmitError: The scheduler refused an array, or its submission could not be recorded. The arrays before it are
+            queued, those after it are not submitted.
     """
-    sent: list[Submission] = []
+    submitted: list[Submission] = []
     for number, array in enumerate(arrays):
-        queued = f"\n{number} of {len(arrays)} job arrays ({len(sent)} runs) are queued." if number else ""
+        queued = f"\n{number} of {len(arrays)} job arrays ({len(submitted)} runs) are queued." if number else ""
         try:
             submissions = _submit(array)
         except SubmitError as error:
             raise SubmitError(f"{error}{queued}") from error
         with ThreadPoolExecutor(READERS) as pool:
-            problems = list(pool.map(_note, array.runs, submissions))
+            problems = list(pool.map(_record, array.runs, submissions))
         if any(problems):
-            raise SubmitError(_not_noted(array, submissions, problems) + queued)
-        sent += submissions
-    return sent
+            raise SubmitError(_not_recorded(array, submissions, problems) + queued)
+        submitted += submissions
+    return submitted
 
 
 def _submit(array: Array) -> list[Submission]:
@@ -140,8 +142,8 @@ def _submit(array: Array) -> list[Submission]:
     return backend.submit(array.job, array.tasks, array.folder, array.name)
 
 
-def _note(run: Run, submission: Submission) -> str:
-    """Note in a run that it was sent; return why that cannot be done, or an empty string."""
+def _record(run: Run, submission: Submission) -> str:
+    """Record a submission in its run; return why that failed, or an empty string."""
     problem = ""
     for wait_s in (0.0, *RECORD_RETRY_S):
         time.sleep(wait_s)
@@ -154,16 +156,12 @@ def _note(run: Run, submission: Submission) -> str:
     return problem
 
 
-def _not_noted(array: Array, submissions: Sequence[Submission], problems: Sequence[str]) -> str:
-    lost = [s for s, problem in zip(submissions, problems, strict=True) if problem]
-    named = [
-        f"{submission.job_id} ({run.run_id})"
-        for run, submission, problem in zip(array.runs, submissions, problems, strict=True)
-        if problem
-    ]
-    by_hand = backends.backend_of(array.job).cancel_command(lost)
+def _not_recorded(array: Array, submissions: Sequence[Submission], problems: Sequence[str]) -> str:
+    lost = [(run, s) for run, s, problem in zip(array.runs, submissions, problems, strict=True) if problem]
+    jobs = ", ".join(f"{submission.job_id} ({run.run_id})" for run, submission in lost)
+    command = backends.backend_of(array.job).cancel_command([submission for _, submission in lost])
     return (
-        f"back end {array.job.backend} has taken job {', '.join(named)}, but this could not be noted: "
-        f"{next(filter(None, problems))}\nThe jobs will run, but 'status' and 'cancel' do not know them, and to submit "
-        f"again would send them twice. End them before you do so:\n{by_hand}"
+        f"back end {array.job.backend} accepted job {jobs}, but the submission could not be recorded: "
+        f"{next(filter(None, problems))}\nThe jobs will run, but 'status' and 'cancel' cannot find them, and another "
+        f"submit would queue them a second time. Cancel them first:\n{command}"
     )

@@ -1,4 +1,4 @@
-"""Into how many parts the global batch of a run is cut, so that all ranks of a job get an equal share."""
+"""The number of virtual ranks of a run: into how many micro-batches its global batch is split."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from rsb_cluster.errors import ConfigError
 
 
 def choose_virtual_ranks(recipe: Recipe, job: Job, job_path: Path, stored: int = 0) -> int:
-    """Return the number of parts of the global batch, or say why the job cannot train it.
+    """Return the number of virtual ranks.
 
-    A run that exists keeps its number. Else it is the recipe's, or the smallest that gives each rank an equal share,
-    fits ``job.max_micro_batch``, and lets the copies of repeated augmentation go to different micro-batches.
+    An existing run keeps its number. For a new run it is the recipe's, or else the smallest with which all ranks
+    have the same number of micro-batches, a micro-batch has at most ``job.max_micro_batch`` images, and the copies of
+    repeated augmentation fall into different micro-batches.
+
+    Args:
+        recipe: What to train.
+        job: Where to train.
+        job_path: The job's file, for messages.
+        stored: The number of an existing run; 0 for a new run.
+
+    Raises:
+        ConfigError: The job cannot train the recipe.
     """
     batch, world, where = recipe.train.global_batch, job.world_size, f"{job_path.name}: {job.shape}"
     if batch % world:
@@ -28,9 +38,9 @@ def choose_virtual_ranks(recipe: Recipe, job: Job, job_path: Path, stored: int =
             raise ConfigError(f"train.global_batch = {batch} is not divisible by {fixed} virtual ranks.")
         if fixed % world:
             shares = [str(w) for w in range(1, fixed + 1) if fixed % w == 0]
-            what = "this run has" if stored else "the recipe has"
+            owner = "this run has" if stored else "the recipe has"
             raise ConfigError(
-                f"{what} {fixed} virtual rank{'s' if fixed > 1 else ''}, which {world} ranks ({where}) cannot share "
+                f"{owner} {fixed} virtual rank{'s' if fixed > 1 else ''}, which {world} ranks ({where}) cannot share "
                 f"equally. Use a job with {' or '.join(filter(None, [', '.join(shares[:-1]), shares[-1]]))} "
                 f"rank{'s' if fixed > 1 else ''} in all."
             )
@@ -45,14 +55,15 @@ def choose_virtual_ranks(recipe: Recipe, job: Job, job_path: Path, stored: int =
         ]
         if not fitting:
             raise ConfigError(
-                f"train.global_batch = {batch} has no equal parts for {world} ranks ({where}) of at most "
-                f"{job.max_micro_batch} images (job.max_micro_batch), even in number for Mixup. Use another batch."
+                f"train.global_batch = {batch} cannot be split into equal micro-batches for {world} ranks ({where}) of "
+                f"at most {job.max_micro_batch} images (job.max_micro_batch), and an even number with Mixup or CutMix. "
+                "Use another batch size."
             )
         chosen = fitting[0]
     micro_batch = batch // chosen
     if (recipe.augment.mixup or recipe.augment.cutmix) and micro_batch % 2:
         raise ConfigError(
-            f"a micro-batch of {micro_batch} images ({batch} / {chosen} virtual ranks) is odd; Mixup mixes pairs. "
-            "Use another --virtual-ranks."
+            f"a micro-batch has {micro_batch} images ({batch} / {chosen} virtual ranks), but Mixup and CutMix mix "
+            "pairs and need an even number. Use another --virtual-ranks."
         )
     return chosen

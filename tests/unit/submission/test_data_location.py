@@ -24,7 +24,7 @@ def test_data_is_found_by_name_below_a_root(digits, tmp_path):
     where = [find_data("digits", given, load_job("local")[0]).url for given in (str(digits), str(root))]
     assert where == [str(digits), f"{root}/digits"]
     missing = find_data("digits", str(tmp_path / "no"), load_job("local")[0])
-    assert not missing.is_found and "Looked for" in missing.problem
+    assert not missing.is_found and "Searched for" in missing.problem
 
 
 TARS = {
@@ -79,7 +79,7 @@ def test_shards_without_an_index_stay_and_the_way_to_use_them_is_said(refused, f
         assert contents(folder / "mine") == TARS
     said = refused("submit", "--recipe", recipe, "--data", "mine", "--job", "local", code=1)
     for part in ("train", "val"):
-        assert f"{folder}/mine/{part} holds shards without an index: run 'rsb-cluster shards index {folder}" in said
+        assert f"{folder}/mine/{part} holds shards but no index: run 'rsb-cluster shards index {folder}" in said
 
 
 def test_a_set_of_which_one_part_has_an_index_stays(refused, folder):
@@ -100,7 +100,7 @@ def test_a_set_of_which_one_part_has_an_index_stays(refused, folder):
         ("submit --recipe digits --job local --set train.global_batch=63", 2, "global_batch"),
         ("submit --recipe digits --job local --init nowhere.safetensors", 1, "nowhere.safetensors"),
         ("submit --recipe digits --job slurm-cpu", 1, "there is no 'sbatch' on this machine"),
-        ("submit --recipe digits --job local --set data.make=''", 1, "no shards of 'digits' were found. Looked for"),
+        ("submit --recipe digits --job local --set data.make=''", 1, "no shards of 'digits' were found. Searched for"),
         ("sweep --recipe digits,a3 --job local", 1, "no shards of 'imagenet-1k' were found"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_folder_that_holds_something_else_is_named_with_what_is_in_it(folder):
     before = put(folder / "root", **{"imagenet-1k/x": b"x", "notes.txt": b"x"})
     source = found(folder, "root")
     with pytest.raises(
-        DataError, match=r"root is not empty: it holds imagenet-1k, notes\.txt\.(.|\n)*With --data .*root/digits"
+        DataError, match=r"root is not empty: it holds imagenet-1k, notes\.txt\.(.|\n)*Use --data .*root/digits"
     ):
         require_data(source)
     assert contents(folder / "root") == before
@@ -186,24 +186,24 @@ def test_shards_that_somebody_else_makes_meanwhile_are_not_taken_for_the_planned
 def test_a_recipe_that_makes_nothing_finds_nothing(folder):
     recipe = load_recipe("digits", overrides=parse_overrides(["data.make="])).recipe
     source = found(folder, "", recipe.data.make)
-    assert not source.is_found and source.problem.startswith("no shards of 'digits' were found. Looked for\n")
+    assert not source.is_found and source.problem.startswith("no shards of 'digits' were found. Searched for\n")
 
 
 def test_missing_data_names_what_was_looked_for(rsb):
     where = f"{rsb.cwd}/data/imagenet-1k/train/index.npz"
     said = rsb.error("submit", "--recipe", "a3", "--job", "local", code=1)
-    assert f"no shards of 'imagenet-1k' were found. Looked for\n  {where}\nSay where they are with --data" in said
+    assert f"no shards of 'imagenet-1k' were found. Searched for\n  {where}\nName their folder with --data" in said
     said = rsb.error("submit", "--recipe", "a3", "--job", "local", "--data", "here", code=1)
-    assert f"Looked for\n  {rsb.cwd}/here/train/index.npz\n  {rsb.cwd}/here/imagenet-1k/train/index.npz\n" in said
+    assert f"Searched for\n  {rsb.cwd}/here/train/index.npz\n  {rsb.cwd}/here/imagenet-1k/train/index.npz\n" in said
     assert list(rsb.cwd.iterdir()) == []
 
 
 def test_another_number_of_samples_is_refused_with_the_right_one(rsb, digits):
     said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.train_samples=1400")
-    assert f"{digits}/train holds 1438 samples, the recipe says data.train_samples = 1400." in said
+    assert f"{digits}/train holds 1438 samples, but the recipe has data.train_samples = 1400." in said
     assert said.endswith("If this is the right data, add --set data.train_samples=1438.\n")
     said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.num_classes=9")
-    assert "has a sample of class 9, the recipe says data.num_classes = 9. Use --set data.num_classes=10." in said
+    assert "has a sample of class 9, but the recipe has data.num_classes = 9. Use --set data.num_classes=10." in said
 
 
 def test_a_set_without_its_validation_part_is_named(rsb, digits):

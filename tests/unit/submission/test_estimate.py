@@ -18,5 +18,5 @@ def test_rates_are_for_models():
         assert gpu_hours(named, rates) == pytest.approx(images / rate / 3600)
     assert gpu_hours(recipe, parse_rates(["resnet18=3000"])) is None
     for wrong in ("x", "resnet18=", "resnet18=-1", "0", "nan"):
-        with pytest.raises(ConfigError, match="is neither images/s, as in 1200, nor MODEL=images/s"):
+        with pytest.raises(ConfigError, match="is neither images/s, such as 1200, nor MODEL=images/s"):
             parse_rates([wrong])

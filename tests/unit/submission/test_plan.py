@@ -26,7 +26,7 @@ def test_seeds_are_one_or_counted():
     assert parse_seeds(None, None) == (0,)
     assert parse_seeds(3, None) == (3,)
     assert parse_seeds(None, 3) == (0, 1, 2)
-    with pytest.raises(ConfigError, match="--seed names one seed, --seeds counts from 0; give one of them"):
+    with pytest.raises(ConfigError, match="--seed is one seed, --seeds a number of seeds from 0: use one of them"):
         parse_seeds(0, 3)
 
 
@@ -129,7 +129,7 @@ def test_a_dry_run_says_what_will_be_made_and_needs_no_network(here, monkeypatch
     (planned,), notes = plan_runs(points, "s3://bucket/runs", "", dry_run=True)
     assert (planned.data.to_make, planned.run.run_id[-8:]) != ("", "-unknown")
     assert planned.data.url == f"{here}/data/digits"
-    assert notes == ["the runs could not be looked for: no network"]
+    assert notes == ["could not check which of the runs exist: no network"]
     assert list(here.iterdir()) == []
 
 

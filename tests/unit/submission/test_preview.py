@@ -53,9 +53,9 @@ def test_the_dry_run_of_a1_on_four_nodes_says_what_it_will_be(rsb):
     assert lines["model"] == "resnet50, 25.6 M parameters"
     assert lines["data"] == f"{rsb.cwd}/data/imagenet-1k (NOT FOUND)"
     assert lines["runs"] == f"{rsb.cwd}/runs/a1-resnet50-s0-unknown (new)"
-    assert lines["cost"].startswith("213.3 GPU-hours at 1000 images/s and GPU, 6.7 h on 32 of them")
+    assert lines["cost"].startswith("213.3 GPU-hours at 1000 images/s per GPU, 6.7 h on 32 GPUs")
     assert (
-        f"note: no shards of 'imagenet-1k' were found. Looked for\n  {rsb.cwd}/data/imagenet-1k/train/" in done.stdout
+        f"note: no shards of 'imagenet-1k' were found. Searched for\n  {rsb.cwd}/data/imagenet-1k/train/" in done.stdout
     )
     assert "optimizer.lr = 0.005" in done.stdout
     assert "\n#SBATCH --nodes=4\n" in done.stdout and "\n#SBATCH --gpus-per-node=8\n" in done.stdout
@@ -100,7 +100,7 @@ def test_a_dry_run_needs_no_network(rsb, monkeypatch, tmp_path):
     )  # fmt: skip
     assert "2 nodes × 1 GPUs = 2 ranks, back end cloud" in done.stdout
     assert "in each run's folder: submissions/ (spec and task), code/ (this package as a wheel), logs/" in done.stdout
-    assert "$10.00 a node and hour (job.cloud.price)" in done.stdout
+    assert "$10.00 per node and hour (job.cloud.price)" in done.stdout
     assert "--- SkyPilot task ---\nname: rsb-ID\nnum_nodes: 2\n" in done.stdout
-    assert "note: the data could not be looked for" in done.stdout
+    assert "note: could not search for the data" in done.stdout
     assert "geheim" not in done.stdout + done.stderr

@@ -87,11 +87,12 @@ def test_a_second_submit_that_brings_other_data_is_refused(runs, digits, tmp_pat
     with pytest.raises(ConfigError) as caught:
         submit.submit(Plan(str(runs), tuple(second), arrays))
     for one in second:
-        assert f"{one.run.run_id} was created by another submit meanwhile: data is {digits}, here {elsewhere}" in str(
-            caught.value
+        assert (
+            f"{one.run.run_id} was created by another submit at the same time: data is {digits}, here {elsewhere}"
+            in str(caught.value)
         )
         assert one.run.spec().data == str(digits) and not one.run.submissions()
-    assert "Nothing was queued. Ask for the same, or use another --runs." in str(caught.value)
+    assert "Nothing was queued. Submit with the same inputs, or use another --runs." in str(caught.value)
     assert not arrays[0].folder.exists()
 
 
@@ -132,7 +133,7 @@ def arrays_of(runs: Path, made: list[PlannedRun]):
     return make_arrays(str(runs), [(made[0].run, jobs[0]), (made[1].run, jobs[0]), (made[0].run, jobs[1])], name="x")
 
 
-def test_a_submission_is_noted_as_soon_as_that_can_be_done(runs, digits, monkeypatch):
+def test_a_submission_is_recorded_as_soon_as_possible(runs, digits, monkeypatch):
     made = planned(runs, digits)
     submit.create_runs(made)
     in_the_way = Path(made[0].run.url) / "submissions"
@@ -143,7 +144,7 @@ def test_a_submission_is_noted_as_soon_as_that_can_be_done(runs, digits, monkeyp
     assert [p.run.submissions() for p in made] == [[one] for one in sent]
 
 
-def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, monkeypatch):
+def test_jobs_that_cannot_be_recorded_are_named_with_the_command_that_cancels_them(runs, digits, monkeypatch):
     made = planned(runs, digits)
     submit.create_runs(made)
     (Path(made[0].run.url) / "submissions").write_text("")
@@ -151,13 +152,15 @@ def test_jobs_that_cannot_be_noted_are_named_with_what_ends_them(runs, digits, m
     first, second = arrays_of(runs, made)
     with pytest.raises(SubmitError) as caught:
         submit.submit_arrays([first, second])
-    (noted,) = made[1].run.submissions()
+    (recorded,) = made[1].run.submissions()
     said = str(caught.value)
-    assert f"back end local has taken job {noted.job_id} ({made[0].run.run_id}), but this could not be noted: " in said
+    assert (
+        f"back end local accepted job {recorded.job_id} ({made[0].run.run_id}), but the submission could not be" in said
+    )
     assert made[1].run.run_id not in said
-    assert not second.folder.exists(), "what could be noted no better is not sent"
-    lost = noted.model_copy(update={"folder": str(first.folder / "0")})
+    assert not second.folder.exists(), "arrays after it are not submitted"
+    lost = recorded.model_copy(update={"folder": str(first.folder / "0")})
     assert Local().query([lost])[0].state == "queued"
     subprocess.run(["bash", "-c", said.splitlines()[-1]], check=True)
     assert poll(lambda: Local().query([lost])[0].state == "gone")
-    assert Local().query([noted])[0].state == "queued"
+    assert Local().query([recorded])[0].state == "queued"

@@ -59,7 +59,7 @@ def test_a_recipe_fits_a_job_or_it_is_said_why_not(recipe_name, job_name, shape)
 )
 def test_the_smallest_number_that_fits_is_chosen(recipe, job, chosen):
     if chosen is None:
-        with pytest.raises(ConfigError, match=r"even in number for Mixup\. Use another batch"):
+        with pytest.raises(ConfigError, match=r"and an even number with Mixup or CutMix\. Use another batch"):
             choose(load_recipe(*recipe), load_job(*job))
     else:
         assert choose(load_recipe(*recipe), load_job(*job)) == chosen
@@ -108,7 +108,7 @@ def test_one_virtual_rank_on_two_gpus_is_refused_in_good_english():
     ("assignments", "message"),
     [
         (("train.virtual_ranks=3",), "train.global_batch = 2048 is not divisible by 3 virtual ranks."),
-        (("train.virtual_ranks=2048",), "a micro-batch of 1 images (2048 / 2048 virtual ranks) is odd; Mixup mixes"),
+        (("train.virtual_ranks=2048",), "a micro-batch has 1 images (2048 / 2048 virtual ranks), but Mixup and CutMix"),
     ],
 )
 def test_virtual_ranks_that_cannot_be_are_refused(assignments, message):

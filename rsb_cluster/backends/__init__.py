@@ -1,7 +1,7 @@
-"""The back ends: submitting runs to this machine, to Slurm or to a cloud, and asking how they are.
+"""The back ends: submit runs to this machine, to Slurm or to a cloud; query, cancel and preempt their jobs.
 
-A back end is a class in a module of its own, and a line in ``BACKENDS``. Nobody outside asks for its name: what it can
-do stands in its class (`rsb_cluster.backends.base.Backend`).
+A back end is a class in a module of its own, and a line in ``BACKENDS``. No code outside compares its name: its
+capabilities are attributes of the class (`rsb_cluster.backends.base.Backend`).
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Local(), S
 T = TypeVar("T")
 
 
-def backend_of(one: Job | Submission) -> Backend:
-    """Return the back end of a job, or the one that took a submission.
+def backend_of(job: Job | Submission) -> Backend:
+    """Return the back end of a job or of a submission.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no back end of that name.
     """
-    if one.backend not in BACKENDS:
-        where = f"job '{one.name}'" if isinstance(one, Job) else f"job {one.job_id}"
+    if job.backend not in BACKENDS:
+        where = f"job '{job.name}'" if isinstance(job, Job) else f"job {job.job_id}"
         raise ConfigError(
-            f"{where}: there is no back end '{one.backend}'.{did_you_mean(one.backend, BACKENDS)} "
+            f"{where}: there is no back end '{job.backend}'.{did_you_mean(job.backend, BACKENDS)} "
             f"Known: {', '.join(BACKENDS)}."
         )
-    return BACKENDS[one.backend]
+    return BACKENDS[job.backend]
 
 
 def default_job(nodes: int) -> str:
-    """Return the name of the job to use when the user names none."""
+    """Return the name of the default job: ``slurm`` where Slurm is needed or installed, else ``local``."""
     return "slurm" if nodes > 1 or shutil.which("sbatch") else "local"
 
 
 def query(submissions: Sequence[Submission]) -> list[JobStatus]:
-    """Return how each submission is; one query for all that an engine has."""
-    return _each(submissions, lambda backend, mine: backend.query(mine))
+    """Return the job status of each submission; one query per back end."""
+    return _per_backend(submissions, lambda backend, group: backend.query(group))
 
 
 def states(submissions: Sequence[Submission]) -> list[State]:
@@ -59,38 +59,40 @@ def states(submissions: Sequence[Submission]) -> list[State]:
 
 
 def cancel(submissions: Sequence[Submission]) -> list[str]:
-    """End jobs: a running one saves and stops, a queued one leaves the queue. What fails at one engine is no other's.
+    """Cancel jobs: a running one saves and stops, a queued one leaves the queue. A failing back end affects no other.
 
     Returns:
-        For each why it could not be told; empty where it was told, or had ended by itself.
+        For each submission why it could not be cancelled; empty if it was, or had already ended.
     """
 
-    def told(backend: Backend, mine: Sequence[Submission]) -> list[str]:
+    def cancel_group(backend: Backend, group: Sequence[Submission]) -> list[str]:
         try:
-            return backend.cancel(mine)
+            return backend.cancel(group)
         except RsbError as error:
-            return [str(error)] * len(mine)
+            return [str(error)] * len(group)
 
-    return _each(submissions, told)
+    return _per_backend(submissions, cancel_group)
 
 
 def preempt(submissions: Sequence[Submission]) -> None:
-    """Tell running jobs to save and go back to the queue, as a preemption would."""
+    """Preempt running jobs: they save and return to the queue."""
 
-    def told(backend: Backend, mine: Sequence[Submission]) -> list[None]:
-        backend.preempt(mine)
-        return [None] * len(mine)
+    def preempt_group(backend: Backend, group: Sequence[Submission]) -> list[None]:
+        backend.preempt(group)
+        return [None] * len(group)
 
-    _each(submissions, told)
+    _per_backend(submissions, preempt_group)
 
 
-def _each(submissions: Sequence[Submission], ask: Callable[[Backend, Sequence[Submission]], Sequence[T]]) -> list[T]:
-    """Ask each back end once for all of its submissions; return the answers in the order of the submissions."""
-    places: dict[str, list[int]] = {}
-    for place, submission in enumerate(submissions):
-        places.setdefault(submission.backend, []).append(place)
-    found: dict[int, T] = {}
-    for mine in places.values():
-        backend = backend_of(submissions[mine[0]])
-        found |= zip(mine, ask(backend, [submissions[i] for i in mine]), strict=True)
-    return [found[i] for i in range(len(submissions))]
+def _per_backend(
+    submissions: Sequence[Submission], call: Callable[[Backend, Sequence[Submission]], Sequence[T]]
+) -> list[T]:
+    """Call a function per back end with all its submissions; return the results in the order of the submissions."""
+    groups: dict[str, list[int]] = {}
+    for i, submission in enumerate(submissions):
+        groups.setdefault(submission.backend, []).append(i)
+    results: dict[int, T] = {}
+    for group in groups.values():
+        backend = backend_of(submissions[group[0]])
+        results |= zip(group, call(backend, [submissions[i] for i in group]), strict=True)
+    return [results[i] for i in range(len(submissions))]

@@ -1,4 +1,4 @@
-"""What a back end is: the class that each of them extends, and the few words that they share."""
+"""The base class of the back ends, and the types of what they return."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ State = Literal["queued", "running", "gone"]
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a back end sees a submission.
+    """The status of a submission's job, as its back end reports it.
 
     Attributes:
-        state: In our words.
-        engine: In its own, with its own id, where that is worth a column: ``sky 12 RECOVERING``.
-        reason: Why it gave the job up, where it says so.
+        state: Queued, running or gone.
+        engine: The engine's own id and state, if they say more: ``sky 12 RECOVERING``.
+        reason: Why the engine gave up the job, if it says so.
     """
 
     state: State
@@ -37,8 +37,8 @@ class Price:
     """The lowest price of a node that fits a job.
 
     Attributes:
-        usd_per_h: Of one node.
-        source: Where and when, for people.
+        usd_per_h: Price of one node, dollars per hour.
+        source: Where the price comes from and its date, for display.
     """
 
     usd_per_h: float
@@ -47,12 +47,12 @@ class Price:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check of ``doctor`` found.
+    """The result of a check of ``doctor``.
 
     Attributes:
         what: What was checked.
-        found: What is so, or what is amiss.
-        advice: What to do; empty where all is well.
+        found: What was found.
+        advice: What to do about a problem; empty if there is none.
     """
 
     what: str
@@ -61,7 +61,7 @@ class Finding:
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether there is no problem."""
         return not self.advice
 
 
@@ -69,22 +69,20 @@ Check = Callable[[Job], Finding | str]
 
 
 class Backend(ABC):
-    """Where runs are submitted to.
+    """A system that runs jobs: this machine, Slurm, a cloud.
 
     Attributes:
-        name: What a job file calls it.
-        script_title: What a dry run writes over the text of ``script``.
+        name: The value of ``backend`` in a job file.
+        script_title: Heading of ``script`` in a dry run.
         needs_object_store: Whether its nodes share no folder with this machine.
-        can_exclude_hosts: Whether a job can keep off hosts.
-        can_run_after: Whether it runs a command when jobs have ended.
+        can_run_after: Whether ``run_after`` is implemented.
         has_prices: Whether its nodes are paid for by the hour.
-        price_hint: What to do where the price of a node is not known.
+        price_hint: What to do if the price of a node is unknown.
     """
 
     name: ClassVar[str]
     script_title: ClassVar[str] = "script"
     needs_object_store: ClassVar[bool] = False
-    can_exclude_hosts: ClassVar[bool] = False
     can_run_after: ClassVar[bool] = False
     has_prices: ClassVar[bool] = False
     price_hint: ClassVar[str] = ""
@@ -97,10 +95,10 @@ class Backend(ABC):
 
     @abstractmethod
     def check_available(self, job: Job) -> None:
-        """Refuse a job that cannot be sent from this machine now. Raises SubmitError."""
+        """Refuse a job that cannot be submitted from this machine now. Raises SubmitError."""
 
     def doctor_checks(self) -> Mapping[str, Check]:
-        """Return what ``doctor`` checks besides, by what it is called."""
+        """Return the back end's own checks of ``doctor``, by name."""
         return {}
 
     def shares_files(self, job: Job) -> bool:
@@ -108,85 +106,85 @@ class Backend(ABC):
         return not self.needs_object_store
 
     def exclude_hosts(self, job: Job, hosts: Sequence[str]) -> Job:
-        """Return the job that keeps off hosts.
+        """Return a copy of the job that excludes hosts.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: The back end cannot exclude hosts.
         """
-        raise ConfigError(f"job '{job.name}': back end {self.name} has no hosts to choose from.")
+        raise ConfigError(f"job '{job.name}': back end {self.name} cannot exclude nodes.")
 
     def price(self, job: Job, *, spot: bool) -> Price | None:
-        """Return what a node of a job costs, preemptible or on demand; None where that is not known."""
+        """Return the price of a node of a job, preemptible or on demand; None if it is unknown."""
         return None
 
     @abstractmethod
     def max_array_size(self) -> int:
-        """Return how many runs one call of ``submit`` takes."""
+        """Return the maximum number of runs in one call of ``submit``."""
 
     def concurrent_runs(self, job: Job, runs: int) -> int:
-        """Return how many of the runs of one submit are at work at once, at most."""
+        """Return the maximum number of concurrent runs of one call of ``submit``."""
         return min(runs, job.array_parallelism)
 
     @abstractmethod
     def script(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
-        """Return what ``submit`` would give to the engine, of the first task where they differ; may be empty.
+        """Return what ``submit`` would pass to the engine, for the first task if they differ; may be empty.
 
         Raises:
-            ConfigError: The job has options that cannot be.
+            ConfigError: The job has invalid options.
         """
 
     # --- submitting, and after --------------------------------------------------------------------------------------
 
     @abstractmethod
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-        """Hand runs over.
+        """Submit runs.
 
         Args:
-            job: Where.
+            job: Where to train.
             tasks: One per run.
             folder: New folder for scripts and logs.
-            name: What the engine shows.
+            name: Name of the job in the engine.
 
         Returns:
             A submission per task.
 
         Raises:
-            SubmitError: The engine refused.
+            SubmitError: The engine refused the job.
         """
 
     @abstractmethod
     def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
-        """Return how each is; one query for all. Raises SubmitError where the engine does not answer."""
+        """Return the job status of each; one query for all. Raises SubmitError if the engine does not answer."""
 
     @abstractmethod
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:
-        """End jobs: a running one saves and stops, a queued one leaves the queue.
+        """Cancel jobs: a running one saves and stops, a queued one leaves the queue.
 
         Returns:
-            For each why it could not be told; empty where it was told, or had ended by itself.
+            For each submission why it could not be cancelled; empty if it was, or had already ended.
 
         Raises:
-            SubmitError: None was told, as the engine does not answer.
+            SubmitError: No job was cancelled, as the engine does not answer.
         """
 
     @abstractmethod
     def preempt(self, submissions: Sequence[Submission]) -> None:
-        """Tell running jobs to save and go back to the queue. Raises SubmitError where one could not be told."""
+        """Preempt running jobs: they save and return to the queue. Raises SubmitError if a job cannot be signalled."""
 
     @abstractmethod
     def cancel_command(self, submissions: Sequence[Submission]) -> str:
-        """Return the command that ends jobs without us, for a user whose jobs we could not record."""
+        """Return a shell command that cancels jobs, for jobs that could not be recorded."""
 
     def ends_with_terminal(self, submission: Submission) -> bool:
-        """Whether Ctrl-C ends a job that its user waits for in a terminal; else the job has a life of its own."""
+        """Whether Ctrl-C in a terminal that waits for a job stops it; else the job continues."""
         return False
 
     def has_ended(self, run: Run, submission: Submission) -> bool:
-        """Whether the logs of a job will not grow any more, as far as is known without effort."""
+        """Whether a job's logs are complete, as far as that can be known quickly."""
         return self.query([submission])[0].state == "gone"
 
     def read_log(self, run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
-        """Return a rank's log from a byte on, all attempts of the job in a row; None where there is none."""
+        """Return a rank's log from a byte offset, all attempts of the job in a row; None if there is none."""
         path = Path(submission.folder) / f"{submission.job_id}_{rank}_log.out"  # as submitit names it
         try:
             with path.open("rb") as file:
@@ -196,29 +194,29 @@ class Backend(ABC):
             return None
 
     def log_hint(self, submission: Submission) -> str:
-        """Return where else to look for what a job's nodes said, as a sentence; may be empty."""
+        """Return a sentence on where else the output of a job's nodes may be found; may be empty."""
         return ""
 
     def run_after(
         self, job: Job, submissions: Sequence[Submission], command: Sequence[str], folder: Path, name: str
     ) -> str:
-        """Run a command once when all these jobs have ended, however they did; return the id of its job.
+        """Submit a job that runs a command when all these jobs have ended, successfully or not; return its id.
 
         Args:
-            job: Whose resources and site it takes.
-            submissions: What it waits for.
+            job: The job whose account, partition and setup to use.
+            submissions: The jobs to wait for.
             command: Program and arguments.
-            folder: For its log.
-            name: What the engine shows.
+            folder: Folder for the log.
+            name: Name of the job in the engine.
 
         Raises:
-            SubmitError: The engine refused.
+            SubmitError: The engine refused the job.
         """
-        raise NotImplementedError(f"back end {self.name} cannot")
+        raise NotImplementedError(f"back end {self.name} cannot run a command after jobs")
 
 
 def new_submission(job: Job, job_id: str, folder: str | Path) -> Submission:
-    """Return the record of a job that was handed over now."""
+    """Return the record of a job that was submitted now."""
     fields = job.model_dump(mode="json")
     return Submission(
         backend=job.backend, job_id=job_id, folder=str(folder), shape=job.shape, time=time.time(), job=fields

@@ -1,4 +1,4 @@
-"""This machine: a queue of one, kept by a process of its own."""
+"""This machine: a process per submit runs its jobs one after the other."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ class Local(Backend):
         """Refuse more than one node."""
         if job.nodes > 1:
             raise ConfigError(
-                f"job '{job.name}': nodes = {job.nodes}: the local back end is this machine alone. Use a slurm job."
+                f"job '{job.name}': nodes = {job.nodes}: the local back end is only this machine. Use a slurm job."
             )
 
     def check_available(self, job: Job) -> None:
-        """Nothing is needed."""
+        """Accept every job: nothing needs to be installed."""
 
     def doctor_checks(self) -> Mapping[str, Check]:
-        """Look for GPUs."""
+        """Check the number of GPUs."""
         return {"GPUs": _check_gpus}
 
     def concurrent_runs(self, job: Job, runs: int) -> int:
-        """Return one: this machine has a queue and no more."""
+        """Return one: jobs run one after the other."""
         return 1
 
     def max_array_size(self) -> int:
-        """Return how many runs the queue takes."""
+        """Return no limit."""
         return sys.maxsize
 
     def script(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
-        """Return nothing, as there is no script. Raises ConfigError where the shell may not use so many GPUs."""
+        """Return nothing, as there is no script. Raises ConfigError if this shell may not use that many GPUs."""
         _gpus(job)
         return ""
 
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-        """Start the process that runs them one after the other, in a new folder for logs.
+        """Start the process that runs the tasks one after the other, with a new folder for logs.
 
-        The job's id is the process's name, which the process itself gives to the ranks (``local_controller``).
+        The job id is the process's name, which the process itself passes to the ranks (``local_controller``).
         """
         from submitit.core.utils import DelayedSubmission, JobPaths
 
         gpus = _gpus(job)
         folder.mkdir(mode=0o700, parents=True)
-        folders = [folder / str(i) for i in range(len(tasks))]
-        for where in folders:
-            where.mkdir()
+        task_folders = [folder / str(i) for i in range(len(tasks))]
+        for task_folder in task_folders:
+            task_folder.mkdir()
         environment = os.environ | {
             "SUBMITIT_EXECUTOR": "local",
             "SUBMITIT_LOCAL_NTASKS": str(job.ranks_per_node),
@@ -79,63 +79,63 @@ class Local(Backend):
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         }
-        command = [sys.executable, "-m", "rsb_cluster.node.local_controller", *map(str, folders)]
+        command = [sys.executable, "-m", "rsb_cluster.node.local_controller", *map(str, task_folders)]
         if job.setup:
             command = ["bash", "-c", " && ".join([*job.setup, "exec " + shlex.join(command)])]
         with (folder / "controller.log").open("ab") as log:
-            # A session of its own: it outlives this terminal, and Ctrl-C reaches it only through us.
+            # A session of its own: it outlives this terminal, and Ctrl-C does not reach it directly.
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         job_id = str(Process.of(process.pid))
-        for where, task in zip(folders, tasks, strict=True):
-            temporary = where / "submitted.tmp"
+        for task_folder, task in zip(task_folders, tasks, strict=True):
+            temporary = task_folder / "submitted.tmp"
             DelayedSubmission(task).dump(temporary)
-            temporary.replace(JobPaths(where, job_id).submitted_pickle)
-        return [new_submission(job, job_id, where) for where in folders]
+            temporary.replace(JobPaths(task_folder, job_id).submitted_pickle)
+        return [new_submission(job, job_id, task_folder) for task_folder in task_folders]
 
     def ends_with_terminal(self, submission: Submission) -> bool:
-        """Whether a job runs on this machine: who waits for it takes it for a program in the foreground."""
+        """Whether a job runs on this machine: then it behaves like a program in the foreground."""
         return not _is_elsewhere(submission)
 
     def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
-        """Return how jobs are. Of those of another machine the files are believed; a dead one's may say 'running'."""
+        """Return job states. On another machine only files tell: a job of a dead machine may still count as running."""
         return [_status(submission) for submission in submissions]
 
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:
-        """End jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each."""
-        untold = [_out_of_reach(submission) for submission in submissions]
-        told = [submission for submission, why in zip(submissions, untold, strict=True) if not why]
-        for submission in told:
+        """Cancel jobs: a running one saves and stops, a queued one leaves the queue. Return why not, for each."""
+        problems = [_why_unreachable(submission) for submission in submissions]
+        reachable = [submission for submission, why in zip(submissions, problems, strict=True) if not why]
+        for submission in reachable:
             Path(submission.folder, CANCELLED).touch()
-        for submission in told:
+        for submission in reachable:
             _send_signal(submission, signal.SIGINT)
-        return untold
+        return problems
 
     def preempt(self, submissions: Sequence[Submission]) -> None:
-        """Tell running jobs to save and go on.
+        """Preempt running jobs: they save and start again.
 
         Raises:
-            SubmitError: One runs on another machine; the others were told.
+            SubmitError: A job runs on another machine; all others were signalled.
         """
-        untold = [_out_of_reach(submission) for submission in submissions]
-        for submission, why in zip(submissions, untold, strict=True):
+        problems = [_why_unreachable(submission) for submission in submissions]
+        for submission, why in zip(submissions, problems, strict=True):
             if not why:
                 _send_signal(submission, signal.SIGTERM)
-        if any(untold):
-            raise SubmitError("\n".join(filter(None, untold)))
+        if any(problems):
+            raise SubmitError("\n".join(filter(None, problems)))
 
     def cancel_command(self, submissions: Sequence[Submission]) -> str:
-        """Return the command that ends jobs without us: what waits leaves the queue, what runs saves and stops."""
+        """Return a shell command that cancels jobs: queued ones leave the queue, a running one saves and stops."""
         files = shlex.join(str(Path(submission.folder, CANCELLED)) for submission in submissions)
         return f"touch {files}; kill -INT {' '.join(str(pid) for pid in dict.fromkeys(map(_pid, submissions)))}"
 
 
 def _check_gpus(job: Job) -> Finding | str:
     if not job.gpus_per_node:
-        return "none asked for"
+        return "none requested"
     if not shutil.which("nvidia-smi"):
-        return Finding("GPUs", "there is no nvidia-smi here", "Use --gpus-per-node 0, or install NVIDIA's driver.")
+        return Finding("GPUs", "nvidia-smi is not installed", "Use --gpus-per-node 0, or install NVIDIA's driver.")
     found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.count("GPU ")
     if found < job.gpus_per_node:
         return Finding("GPUs", f"{found} of {job.gpus_per_node}", f"Use --gpus-per-node {found}.")
@@ -143,17 +143,17 @@ def _check_gpus(job: Job) -> Finding | str:
 
 
 def _gpus(job: Job) -> list[str]:
-    """Return the GPUs of a job, as CUDA names them: the first of those that this shell may use."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None:
+    """Return the GPUs of a job as CUDA device ids: the first of those that this shell may use."""
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
         return [str(i) for i in range(job.gpus_per_node)]
-    # CUDA reads numbers, "GPU-..." and "MIG-..." up to the first word that is none of these, such as -1.
-    words = (word.strip() for word in said.split(","))
-    visible = list(itertools.takewhile(lambda word: re.fullmatch(r"\d+|(GPU|MIG)-.+", word), words))
+    # CUDA reads numbers, "GPU-..." and "MIG-..." up to the first entry that is none of these, such as -1.
+    entries = (entry.strip() for entry in variable.split(","))
+    visible = list(itertools.takewhile(lambda entry: re.fullmatch(r"\d+|(GPU|MIG)-.+", entry), entries))
     if len(visible) < job.gpus_per_node:
         raise ConfigError(
-            f"job '{job.name}': gpus_per_node = {job.gpus_per_node}, but CUDA_VISIBLE_DEVICES='{said}' lets this shell "
-            f"use {len(visible) or 'none'}. Use --gpus-per-node {len(visible)}, or set the variable otherwise."
+            f"job '{job.name}': gpus_per_node = {job.gpus_per_node}, but with CUDA_VISIBLE_DEVICES='{variable}' this "
+            f"shell may use {len(visible) or 'none'}. Use --gpus-per-node {len(visible)}, or change the variable."
         )
     return visible[: job.gpus_per_node]
 
@@ -166,27 +166,27 @@ def _status(submission: Submission) -> JobStatus:
 
 
 def _state(submission: Submission) -> State:
-    """Return how a job of a living queue is; without its files, which another machine may not share, nobody knows."""
+    """Return the state of a job from its files, for a live queue; ``gone`` if this machine does not see the folder."""
     folder = Path(submission.folder)
     if (folder / RUNNING).exists():
         return "running"
-    had_its_turn = list(folder.glob(f"{submission.job_id}_*_log.out")) or (folder / CANCELLED).exists()
-    return "gone" if had_its_turn or not folder.is_dir() else "queued"
+    was_started = list(folder.glob(f"{submission.job_id}_*_log.out")) or (folder / CANCELLED).exists()
+    return "gone" if was_started or not folder.is_dir() else "queued"
 
 
-def _out_of_reach(submission: Submission) -> str:
-    """Say why a running job can be told nothing; a queued one is told by a file, wherever it is."""
+def _why_unreachable(submission: Submission) -> str:
+    """Return why a running job cannot be signalled, or ""; a queued job is cancelled by a file, on any machine."""
     if not _is_elsewhere(submission) or _state(submission) != "running":
         return ""
     host = _host(submission)
     return (
-        f"job {submission.job_id} runs on {host}, and can be told nothing from here. Do it on {host}; "
-        f"if that machine is gone for good, remove {Path(submission.folder, RUNNING)} first."
+        f"job {submission.job_id} runs on {host} and cannot be signalled from this machine. Run the command on {host}; "
+        f"if that machine no longer exists, remove {Path(submission.folder, RUNNING)} first."
     )
 
 
 def _send_signal(submission: Submission, number: signal.Signals) -> None:
-    """Send a signal to a job if it is its turn."""
+    """Send a signal to a job if it is running on this machine."""
     if _is_alive(submission) and _state(submission) == "running":
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(_pid(submission), number)
@@ -212,7 +212,7 @@ def _is_alive(submission: Submission) -> bool:
     process = Process.parse(submission.job_id)
     if process is not None:
         return process.is_alive
-    try:  # earlier versions noted the PID alone, which a later process may have by now
+    try:  # earlier versions recorded only the PID, which another process may have by now
         command = Path(f"/proc/{int(submission.job_id)}/cmdline").read_bytes().decode(errors="replace")
     except (OSError, ValueError):
         return False

@@ -1,1 +1,1 @@
-"""Machines of any cloud: each run is a managed job of SkyPilot's, which gets machines, and new ones when they go."""
+"""Clouds: each run is a managed job of SkyPilot, which provisions machines and replaces them after a preemption."""

@@ -1,4 +1,4 @@
-"""Machines of any cloud: each run is a managed job of SkyPilot's, which gets machines, and new ones when they go."""
+"""The back end ``cloud``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
 
-# How long a cancelled run may take to save, s: its ranks hear of it with a heartbeat, and stop after a step.
+# Time limit for a cancelled run to save, s: its ranks see the request at a heartbeat, and stop after a step.
 SAVE_S = 120.0
 _POLL_S = 2.0
 
@@ -26,29 +26,29 @@ _STATES: dict[str, State] = {
     "RUNNING": "running", "WINDING_DOWN": "running", "CANCELLING": "running",
 }  # fmt: skip
 
-# Ends of an attempt after which the engine is not to start another.
-_LAST = ("finished", "failed", "stopped", "superseded")
+# Causes of an attempt's end after which the engine starts no other attempt.
+_FINAL_CAUSES = ("finished", "failed", "stopped", "superseded")
 
 
 class SkyPilot(Backend):
-    """The back end ``cloud``."""
+    """Runs as managed jobs of SkyPilot."""
 
     name = "cloud"
     script_title = "SkyPilot task"
     needs_object_store = True
     has_prices = True
     price_hint = (
-        "unknown (no catalog of SkyPilot's on this machine has such a node): say --set job.cloud.price=USD, of a node "
-        "and hour, or run 'sky gpus list' once where there is a network"
+        "unknown (no SkyPilot catalog on this machine has such a node): use --set job.cloud.price=USD (per node and "
+        "hour), or run 'sky gpus list' once with a network"
     )
 
     def check_job(self, job: Job) -> None:
-        """Refuse what SkyPilot cannot have, and spot machines without checkpoints."""
+        """Refuse a job that SkyPilot cannot run, and spot machines without checkpoints."""
         cloud, where = job.cloud, f"job '{job.name}'"
         if cloud.gpus != job.gpus_per_node and not (cloud.instance_type and not cloud.accelerators):
-            wanted = f"accelerators = '{cloud.accelerators}'" if cloud.accelerators else "no cloud.accelerators"
+            accelerators = f"accelerators = '{cloud.accelerators}'" if cloud.accelerators else "no cloud.accelerators"
             raise ConfigError(
-                f"{where}: gpus_per_node = {job.gpus_per_node} with {wanted}: they must agree. "
+                f"{where}: gpus_per_node = {job.gpus_per_node} with {accelerators}: they must agree. "
                 f"Use --gpus-per-node {cloud.gpus}, or --set job.cloud.accelerators=NAME:{job.gpus_per_node or 1}."
             )
         if job.is_elastic:
@@ -57,18 +57,18 @@ class SkyPilot(Backend):
             )
         if cloud.spot and not (job.checkpoint.every_min or job.checkpoint.every_steps):
             raise ConfigError(
-                f"{where}: cloud.spot without checkpoints: a machine may go without a word. "
+                f"{where}: cloud.spot without checkpoints: a machine may be taken back without notice. "
                 "Use checkpoint.every_min = 10."
             )
 
     def doctor_checks(self) -> Mapping[str, Check]:
-        """Check SkyPilot, what travels to the nodes, and the network."""
+        """Check SkyPilot, what the nodes will get, and the network."""
         from rsb_cluster.backends.skypilot.checks import CHECKS
 
         return CHECKS
 
     def shares_files(self, job: Job) -> bool:
-        """Whether all that it may run on is a Slurm, whose nodes may see our folders."""
+        """Whether the job may only run on Slurm clusters, whose nodes may share a file system with this machine."""
         return bool(job.cloud.infra) and all(where.startswith("slurm") for where in job.cloud.infra)
 
     def price(self, job: Job, *, spot: bool) -> Price | None:
@@ -76,58 +76,58 @@ class SkyPilot(Backend):
         return price(job, spot=spot)
 
     def log_hint(self, submission: Submission) -> str:
-        """Name the command that shows what the engine keeps."""
-        return f"What its nodes say besides: sky jobs logs --name {submission.job_id}."
+        """Name the command that shows SkyPilot's own log."""
+        return f"For the nodes' other output: sky jobs logs --name {submission.job_id}."
 
     def check_available(self, job: Job) -> None:
-        """Refuse where SkyPilot is missing, or a variable that it is to hand over."""
+        """Refuse if SkyPilot is not installed, or a secret is not set in this shell."""
         engine.check_installed()
         engine.secret_values(job.cloud.secrets)
 
     def max_array_size(self) -> int:
-        """Return how many runs one call takes."""
+        """Return no limit."""
         return sys.maxsize
 
     def script(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> str:
-        """Return the first run's task, but for the submission's id; no network is used.
+        """Return the first run's SkyPilot task, with a placeholder for the submission's id; no network is used.
 
         Raises:
-            ConfigError: The runs' folder is out of the nodes' reach, or their number at once cannot be limited.
+            ConfigError: The nodes cannot reach the runs' folder, or the number of concurrent runs cannot be limited.
         """
         from rsb_cluster.backends.skypilot.plugin import make_spec
 
         url = tasks[0].run_url
         if not url.startswith(("s3://", "s3a://")):
-            raise ConfigError(f"job '{job.name}': machines of a cloud cannot reach {url}. Use --runs s3://bucket/runs.")
+            raise ConfigError(f"job '{job.name}': cloud machines cannot reach {url}. Use --runs s3://bucket/runs.")
         if job.array_parallelism < len(tasks) and not job.cloud.pool:
             raise ConfigError(
-                f"job '{job.name}': {len(tasks)} runs, of which {job.array_parallelism} at once (--parallel): SkyPilot "
-                "starts each as soon as it finds machines. Make a pool of so many workers ('sky jobs pool apply'), and "
-                f"use --set job.cloud.pool=NAME; or let all run at once, with --parallel {len(tasks)}."
+                f"job '{job.name}': {len(tasks)} runs, at most {job.array_parallelism} concurrent (--parallel): "
+                "SkyPilot starts each run as soon as it finds machines. Create a pool of that many workers ('sky jobs "
+                f"pool apply') and use --set job.cloud.pool=NAME; or allow all at once with --parallel {len(tasks)}."
             )
         return as_yaml(
             sky_task(make_spec(tasks[0], f"{engine.NAME_PREFIX}ID", wheel.build(), wheel.pins()), os.environ)
         )
 
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
-        """Make each run a managed job; all that is written lies in the runs' own folders."""
+        """Submit each run as a managed job; files are written only into the runs' own folders."""
         from rsb_cluster.backends.skypilot.plugin import SkyExecutor, SkyJob
 
         jobs = SkyExecutor(folder).submit_array(list(tasks))
-        return [sent.record for sent in jobs if isinstance(sent, SkyJob)]
+        return [job.record for job in jobs if isinstance(job, SkyJob)]
 
     def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
-        """Return how managed jobs are; one query for all."""
-        found = engine.jobs()
-        return [_status(found.get(submission.job_id)) for submission in submissions]
+        """Return the status of managed jobs; one query for all."""
+        jobs = engine.jobs()
+        return [_status(jobs.get(submission.job_id)) for submission in submissions]
 
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:
-        """End managed jobs and give their machines back. Running ranks are asked to save first, and waited for.
+        """Cancel managed jobs and release their machines, after running attempts have saved or ``SAVE_S`` have passed.
 
         Returns:
-            Nothing of each: SkyPilot was told of all.
+            An empty string for each submission: either all are cancelled, or SubmitError is raised.
         """
-        attempts = [attempt for attempt in map(_ask_to_end, submissions) if attempt]
+        attempts = [attempt for attempt in map(_request_stop, submissions) if attempt]
         deadline = time.monotonic() + SAVE_S
         while time.monotonic() < deadline and not all(run.attempt(number).cause for run, number in attempts):
             time.sleep(_POLL_S)
@@ -135,21 +135,21 @@ class SkyPilot(Backend):
         return [""] * len(submissions)
 
     def preempt(self, submissions: Sequence[Submission]) -> None:
-        """Ask running ranks to save and have the engine start them again."""
+        """Request running attempts to save and exit; SkyPilot starts them again."""
         for submission in submissions:
-            _ask_to_end(submission)
+            _request_stop(submission)
 
     def cancel_command(self, submissions: Sequence[Submission]) -> str:
-        """Return the commands that end managed jobs without us."""
+        """Return the shell commands that cancel managed jobs."""
         return "; ".join(f"sky jobs cancel --name {submission.job_id}" for submission in submissions)
 
     def has_ended(self, run: Run, submission: Submission) -> bool:
-        """Whether the run's folder says that a job has ended; SkyPilot takes seconds to answer, and is not asked."""
+        """Whether a job has ended according to the run's folder; a query to SkyPilot would take seconds."""
         last = run.attempts()[-1:]
-        return bool(last) and last[0].job_id == submission.job_id and last[0].cause in _LAST
+        return bool(last) and last[0].job_id == submission.job_id and last[0].cause in _FINAL_CAUSES
 
     def read_log(self, run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
-        """Return a rank's log from a byte on; None where there is none."""
+        """Return a rank's log from a byte offset; None if there is none."""
         return rank_logs.read_log(run, submission.job_id, rank, start)
 
 
@@ -160,8 +160,8 @@ def _status(job: engine.EngineJob | None) -> JobStatus:
     return JobStatus(_STATES.get(job.state, "gone"), text, job.reason)
 
 
-def _ask_to_end(submission: Submission) -> tuple[Run, int] | None:
-    """Ask the attempt of a submission that runs, if one does, to end; return it."""
+def _request_stop(submission: Submission) -> tuple[Run, int] | None:
+    """Request the running attempt of a submission, if there is one, to stop; return its run and number."""
     run = _run(submission)
     last = run.attempts()[-1:]
     if not last or last[0].cause or last[0].job_id != submission.job_id:

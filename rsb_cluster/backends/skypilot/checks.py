@@ -1,4 +1,4 @@
-"""What ``doctor`` checks of a cloud job: what travels to the nodes, SkyPilot itself, and the way to the network."""
+"""The checks of ``doctor`` for a cloud job: what the nodes will get, SkyPilot, its clouds, and the network."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rsb_cluster.backends.base import Check, Finding
 from rsb_cluster.backends.skypilot import engine, wheel
 from rsb_cluster.config.job import Job
 
-# SkyPilot's jobs controller asks the first, then the second, before it believes that a machine is gone
-# (sky/backends/backend_utils.py in 0.14); without an answer it never starts a job again.
+# SkyPilot's jobs controller probes the first, then the second, before it concludes that a machine is gone
+# (sky/backends/backend_utils.py in 0.14); without an answer it never restarts a job.
 PROBES = ("https://8.8.8.8", "https://1.1.1.1")
 PACKAGES = "https://pypi.org/simple/uv/"
-ANSWER_S = 10.0
+TIMEOUT_S = 10.0
 
 
 def _python(job: Job) -> str:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return f"{version} here; each node gets the same from uv, from its image or from GitHub"
+    return f"{version}; uv installs the same version on each node, from its image or from GitHub"
 
 
 def _code(job: Job) -> str:
@@ -32,7 +32,7 @@ def _secrets(job: Job) -> str:
     engine.secret_values(job.cloud.secrets)
     return (
         ", ".join(job.cloud.secrets)
-        or "none handed over: a role, or the files that SkyPilot copies, must reach runs and data"
+        or "none passed: the machines' role, or the credentials that SkyPilot copies, must give access to runs and data"
     )
 
 
@@ -44,7 +44,7 @@ def _skypilot(job: Job) -> str:
 def _server(job: Job) -> Finding | str:
     server = engine.server()
     if server.is_local:
-        return f"{server.url}, on this machine: while it sleeps, nothing is started again, unless a controller VM runs"
+        return f"{server.url}, on this machine: while it sleeps, jobs are not restarted, unless a controller VM is used"
     return f"{server.url}, version {server.version}"
 
 
@@ -52,8 +52,11 @@ def _clouds(job: Job) -> Finding | str:
     enabled = engine.enabled_clouds()
     wanted = {"kubernetes" if where in ("k8s", "kubernetes") else where for where in _clouds_of(job)}
     if missing := sorted(wanted - set(enabled)) or (["any"] if not enabled else []):
-        have = ", ".join(enabled) or "none"
-        return Finding("clouds", f"enabled: {have}; missing: {', '.join(missing)}", "Run 'sky check', which says why.")
+        return Finding(
+            "clouds",
+            f"enabled: {', '.join(enabled) or 'none'}; missing: {', '.join(missing)}",
+            "Run 'sky check', which shows why.",
+        )
     return ", ".join(enabled)
 
 
@@ -65,17 +68,19 @@ def _egress(job: Job) -> Finding | str:
     if not any(map(_answers, PROBES)):
         return Finding(
             "network",
-            f"neither {' nor '.join(PROBES)} answers here",
-            "Where SkyPilot's jobs controller runs, one of them must: else it never starts a preempted job again.",
+            f"neither {' nor '.join(PROBES)} answers on this machine",
+            "SkyPilot's jobs controller must reach one of them: else it never restarts a preempted job.",
         )
     if not _answers(PACKAGES):
-        return Finding("network", f"{PACKAGES} does not answer here", "Nodes need a package index: set UV_INDEX_URL.")
-    return f"{PROBES[0]} or {PROBES[1]} answers, and so does {urlsplit(PACKAGES).hostname}; the nodes need the latter"
+        return Finding(
+            "network", f"{PACKAGES} does not answer on this machine", "Nodes need a package index: set UV_INDEX_URL."
+        )
+    return f"{PROBES[0]} or {PROBES[1]} answers; so does {urlsplit(PACKAGES).hostname}, which the nodes need"
 
 
 def _answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_S).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

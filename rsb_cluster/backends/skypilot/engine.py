@@ -1,6 +1,6 @@
-"""SkyPilot: the only place that imports it. A managed job is known by its name, which is our submission's id.
+"""All calls of SkyPilot. A managed job is identified by its name, which is the submission's id.
 
-So it is found again whatever number the engine gave it, and a job of that number on another API server is never meant.
+SkyPilot's own job numbers are not used to identify jobs: another API server has other jobs of the same numbers.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from rsb_cluster.storage.redact import redact
 
 NAME_PREFIX = "rsb-"
 
-# Of the engine's answer; without them it sends each job's whole task.
+# The fields to query; by default SkyPilot sends the whole task of each job.
 _FIELDS = ("job_id", "job_name", "status", "recovery_count", "failure_reason", "submitted_at")
 
 
 @dataclass(frozen=True)
 class EngineJob:
-    """A managed job as SkyPilot sees it.
+    """A managed job as SkyPilot reports it.
 
     Attributes:
-        number: SkyPilot's own id.
-        state: SkyPilot's own word: PENDING, STARTING, RUNNING, RECOVERING, SUCCEEDED ...
-        recoveries: How often it was started again.
+        number: SkyPilot's job id.
+        state: SkyPilot's state: PENDING, STARTING, RUNNING, RECOVERING, SUCCEEDED ...
+        recoveries: How often SkyPilot restarted it.
         reason: Why it failed, or empty.
     """
 
@@ -41,7 +41,7 @@ class EngineJob:
 
 
 def check_installed() -> None:
-    """Refuse where SkyPilot is missing."""
+    """Raise SubmitError if SkyPilot is not installed."""
     if importlib.util.find_spec("sky") is None:
         raise SubmitError("SkyPilot is not installed here. Use pip install 'rsb-cluster[cloud]', then 'sky check'.")
 
@@ -56,12 +56,12 @@ class Server:
 
 
 def version() -> str:
-    """Return the version of the library."""
+    """Return the version of the installed SkyPilot."""
     return importlib.metadata.version("skypilot")
 
 
 def server() -> Server:
-    """Ask the API server how it is; one on this machine is started where none runs."""
+    """Return the API server; a local one is started if none is running."""
     with _sky() as sky:
         from sky.server import common
 
@@ -72,7 +72,7 @@ def server() -> Server:
 
 
 def enabled_clouds() -> list[str]:
-    """Return the clouds for which SkyPilot has found credentials, as ``infra`` names them."""
+    """Return the clouds for which SkyPilot has credentials, by their names in ``infra``."""
     with _sky() as sky:
         from sky.client import sdk
 
@@ -80,30 +80,30 @@ def enabled_clouds() -> list[str]:
 
 
 def secret_values(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the variables of this shell that SkyPilot is to hand over to the nodes. Raises ConfigError."""
+    """Return the secrets for the nodes from this shell's environment. Raises ConfigError if one is not set."""
     if missing := [name for name in names if not os.environ.get(name)]:
-        raise ConfigError(f"cloud.secrets: {', '.join(missing)} is not set in this shell. Use export, or leave it out.")
+        raise ConfigError(f"cloud.secrets: {', '.join(missing)} is not set in this shell. Export it, or leave it out.")
     return [(name, os.environ[name]) for name in names]
 
 
 def launch(tasks: Sequence[dict[str, Any]], *, pool: str) -> None:
-    """Hand tasks over as managed jobs; return when SkyPilot has accepted all.
+    """Submit tasks as managed jobs; return when SkyPilot has accepted all.
 
     Raises:
-        SubmitError: It refused one; those before it are queued.
+        SubmitError: SkyPilot refused a task; those before it are queued.
     """
     with _sky() as sky:
         requests = []
         for task in tasks:
             secrets = secret_values(list(task.get("secrets", {})))
-            made = sky.Task.from_yaml_config(dict(task), secrets_overrides=secrets)
-            requests.append(sky.jobs.launch(made, name=task["name"], pool=pool or None))
+            sky_task = sky.Task.from_yaml_config(dict(task), secrets_overrides=secrets)
+            requests.append(sky.jobs.launch(sky_task, name=task["name"], pool=pool or None))
         for request in requests:
             sky.get(request)
 
 
 def jobs() -> dict[str, EngineJob]:
-    """Return our managed jobs by name, those that have ended as well; one query."""
+    """Return this package's managed jobs by name, including those that have ended; one query."""
     with _sky() as sky:
         try:
             request = sky.jobs.queue_v2(refresh=False, name_match=NAME_PREFIX, fields=_FIELDS)
@@ -119,7 +119,7 @@ def jobs() -> dict[str, EngineJob]:
 
 
 def cancel(names: Sequence[str]) -> None:
-    """End managed jobs and give their machines back, if they are not over."""
+    """Cancel managed jobs by name, and release their machines."""
     numbers = [job.number for name, job in jobs().items() if name in names]
     if numbers:
         with _sky() as sky:
@@ -128,7 +128,7 @@ def cancel(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _sky() -> Iterator[Any]:
-    """Give the library; what it prints goes to standard error, what it raises becomes ours."""
+    """Yield the library; its output goes to standard error, and its errors become SubmitError."""
     check_installed()
     with contextlib.redirect_stdout(sys.stderr):
         import sky
@@ -138,14 +138,14 @@ def _sky() -> Iterator[Any]:
         try:
             yield sky
         except Exception as error:
-            if not _is_engines(error):
+            if not _is_from_sky(error):
                 raise
             text = redact(" ".join(str(error).split())) or type(error).__name__
-            raise SubmitError(f"SkyPilot: {text}. 'sky check' says which clouds can be used.") from error
+            raise SubmitError(f"SkyPilot: {text}. 'sky check' shows which clouds can be used.") from error
 
 
-def _is_engines(error: Exception) -> bool:
-    """Whether an error comes from SkyPilot or from the way to its API server; a bug of ours keeps its traceback."""
+def _is_from_sky(error: Exception) -> bool:
+    """Whether an error was raised in or below SkyPilot's code; any other is a bug and keeps its traceback."""
     frame = error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "sky":

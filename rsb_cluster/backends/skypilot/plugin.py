@@ -1,7 +1,7 @@
-"""submitit's plugin ``sky``: a job is a SkyPilot managed job, and the run's own folder stands for a shared file system.
+"""submitit's plugin ``sky``: a job is a managed job of SkyPilot; the run's folder replaces a shared file system.
 
-submitit finds it by its entry points. Nothing is pickled: a node is told what to do by a spec, so the executor takes
-our own task and nothing else, and what it needs to know stands in the job.
+submitit finds it by its entry points. Nothing is pickled: a node reads what to do from a spec. So the executor takes
+only this package's ``Task``, and all options are in its job.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
 from rsb_cluster.storage.store import Store
 
-# SkyPilot's words that submitit's base class would take for an end.
-_WORDS = {"SUBMITTED": "PENDING", "STARTING": "PENDING", "RECOVERING": "REQUEUED", "WINDING_DOWN": "COMPLETING"}
-_WORDS |= {"CANCELLING": "COMPLETING"}
+# SkyPilot's states that submitit's base class would take for final ones.
+_SUBMITIT_STATES = {
+    "SUBMITTED": "PENDING", "STARTING": "PENDING", "RECOVERING": "REQUEUED",
+    "WINDING_DOWN": "COMPLETING", "CANCELLING": "COMPLETING",
+}  # fmt: skip
 
 
 class SkyWatcher(core.InfoWatcher):
-    """Asks SkyPilot for all jobs at once."""
+    """Queries SkyPilot for all jobs together."""
 
     def update(self) -> None:
-        """Ask now."""
+        """Query now."""
         self._num_calls += 1
         found = engine.jobs()
         for job_id in self._registered:
@@ -49,18 +51,18 @@ class SkyWatcher(core.InfoWatcher):
         self._finished = {job_id for job_id in self._registered if self.is_done(job_id, mode="cache")}
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
-        """Return a state in submitit's words."""
+        """Return the state of a job as submitit names it."""
         state = self.get_info(job_id, mode).get("State", "UNKNOWN")
-        return _WORDS.get(state, state)
+        return _SUBMITIT_STATES.get(state, state)
 
 
 class SkyJob(core.Job[None]):
-    """A submission. Its result is the run's, and no rank's: one that lost its peer has failed, and the run goes on.
+    """A submitted job. Its result is the run's and not a rank's: a rank that lost a peer has failed, but not the run.
 
     Args:
-        folder: submitit wants one.
-        run: What is trained.
-        record: Of the submission, in the run's folder.
+        folder: Required by submitit.
+        run: The run that it trains.
+        record: The submission as recorded in the run's folder.
     """
 
     watcher = SkyWatcher(delay_s=15)
@@ -70,16 +72,16 @@ class SkyJob(core.Job[None]):
         self.run, self.record = run, record
 
     def done(self, force_check: bool = False) -> bool:
-        """Whether the run has its result, or the engine has given it up."""
+        """Whether the run has a result, or the engine gave up the job."""
         if self.run.result() is not None:
             return True
         return bool(self.watcher.is_done(self.job_id, mode="force" if force_check else "standard"))
 
     def results(self) -> list[None]:
-        """Wait for the end; training returns nothing.
+        """Wait until the job has ended; training returns nothing.
 
         Raises:
-            FailedJobError: It ended without a result.
+            FailedJobError: The run ended without a result.
         """
         self.wait()
         if (error := self.exception()) is not None:
@@ -87,7 +89,7 @@ class SkyJob(core.Job[None]):
         return [None]
 
     def exception(self) -> UncompletedJobError | FailedJobError | None:
-        """Wait for the end, and return why there is no result, or None."""
+        """Wait until the job has ended; return an error if the run has no result."""
         self.wait()
         if self.run.result() is not None:
             return None
@@ -96,36 +98,36 @@ class SkyJob(core.Job[None]):
         return FailedJobError(f"{self.run.run_id} ended without a result: {why}")
 
     def stdout(self) -> str | None:
-        """Return rank 0's log, as far as the run's folder has it."""
+        """Return the log of rank 0 from the run's folder, as far as it was uploaded."""
         content = read_log(self.run, self.job_id, 0, 0)
         return None if content is None else content.decode(errors="replace")
 
     def stderr(self) -> str | None:
-        """Return nothing: a rank has one log."""
+        """Return None: a rank has only one log."""
         return None
 
     def cancel(self, check: bool = True) -> None:
-        """End the managed job; ``rsb-cluster cancel`` has it save first."""
+        """Cancel the managed job at once; ``rsb-cluster cancel`` lets it save first."""
         engine.cancel([self.job_id])
 
 
 class SkyExecutor(core.Executor):
-    """Hands tasks to SkyPilot, one managed job each.
+    """Submits tasks to SkyPilot, one managed job each.
 
     Args:
-        folder: Nothing is written there; submitit wants one.
+        folder: Required by submitit; nothing is written there.
     """
 
     job_class = SkyJob
 
     @classmethod
     def affinity(cls) -> int:
-        """Never chosen unless it is asked for: it costs money."""
+        """Return the lowest priority: it costs money, so submitit must not choose it automatically."""
         return 0
 
     def _internal_update_parameters(self, **kwargs: Any) -> None:
         if kwargs:
-            raise ConfigError(f"the executor 'sky' takes no {', '.join(kwargs)}; it stands in the task's job.")
+            raise ConfigError(f"the executor 'sky' has no parameter {', '.join(kwargs)}; set it in the task's job.")
 
     def _internal_process_submissions(self, delayed_submissions: Sequence[DelayedSubmission]) -> list[core.Job[Any]]:
         tasks = []
@@ -145,7 +147,7 @@ class SkyExecutor(core.Executor):
 
 
 class SkyJobEnvironment(JobEnvironment):
-    """Who a rank is, from what the node says that started it."""
+    """The rank and world size of a process, from the environment variables that its node sets."""
 
     _env: ClassVar[dict[str, str]] = {
         "job_id": "RSB_JOB_ID",
@@ -158,17 +160,17 @@ class SkyJobEnvironment(JobEnvironment):
 
     @property
     def hostnames(self) -> list[str]:
-        """The addresses of all nodes, by node."""
+        """The addresses of all nodes, in the order of their ranks."""
         return os.environ["SKYPILOT_NODE_IPS"].split()
 
 
 def new_id() -> str:
-    """Return an id for a submission, made before the engine knows of it; the engine's name for it, too."""
+    """Return a new id for a submission, which is also the name of its managed job."""
     return f"{engine.NAME_PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
 def make_spec(task: Task, submission_id: str, code: wheel.BuiltWheel, pins: Sequence[str]) -> NodeSpec:
-    """Return what the nodes of a submission are told."""
+    """Return the spec that the nodes of a submission read."""
     return NodeSpec(
         submission_id=submission_id,
         run_url=task.run_url,
@@ -185,7 +187,7 @@ def _code_path(code: wheel.BuiltWheel) -> str:
 
 
 def _write(spec: NodeSpec, code: wheel.BuiltWheel, task: dict[str, Any]) -> tuple[Run, Submission]:
-    """Put into the run's folder what its nodes will read, and the record: no job may be without one that can end it."""
+    """Write to the run's folder what its nodes read, and the submission's record, without which no job may start."""
     run = Run(Store(spec.run_url), spec.run_id)
     if not run.store.exists(_code_path(code)):
         run.store.write_bytes(_code_path(code), code.content)

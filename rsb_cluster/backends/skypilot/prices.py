@@ -1,6 +1,6 @@
-"""What a node costs, from the catalogs that SkyPilot keeps in the home folder: CSV files, one per cloud.
+"""Prices of nodes, from the catalogs that SkyPilot keeps in the home folder: CSV files, one per cloud.
 
-They are read as they lie there: it takes no network and not SkyPilot's seconds. SkyPilot fetches them when it is used.
+The files are read directly, which needs no network and no import of SkyPilot. SkyPilot downloads them when it is used.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from pathlib import Path
 from rsb_cluster.backends.base import Price
 from rsb_cluster.config.job import Job
 
-# Where clouds are named otherwise in ``infra``.
+# Names of clouds in ``infra`` that differ from those of the catalogs.
 _NAMES = {"kubernetes": "k8s"}
 
 
 def price(job: Job, *, spot: bool) -> Price | None:
-    """Return what a node costs; None where no catalog here knows one that fits."""
+    """Return the lowest price of a node; None if no catalog has a node that fits the job."""
     if job.cloud.price:
         return Price(job.cloud.price, "job.cloud.price") if spot == job.cloud.spot else None
     column = "SpotPrice" if spot else "Price"
-    found = []
+    prices = []
     for path in _catalogs(job):
-        dated = time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime))
+        date = time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime))
         for row in _fitting(path, job):
             try:
-                source = f"{row['InstanceType']}, {path.parent.name}/{row['Region']}, catalog of {dated}"
-                found.append(Price(float(row[column]), source))
+                source = f"{row['InstanceType']}, {path.parent.name}/{row['Region']}, catalog of {date}"
+                prices.append(Price(float(row[column]), source))
             except (KeyError, ValueError):
-                continue  # it cannot be had so
-    return min(found, key=lambda one: one.usd_per_h, default=None)
+                continue  # not offered as spot, or not on demand
+    return min(prices, key=lambda p: p.usd_per_h, default=None)
 
 
 def _catalogs(job: Job) -> list[Path]:
-    """Return the newest catalog of each cloud that the job names, or of all."""
+    """Return the newest catalog of each cloud in the job's ``infra``, or of all clouds."""
     named = {where.split("/")[0] for where in job.cloud.infra}
     newest = {path.parent.name: path for path in sorted(Path.home().glob(".sky/catalogs/v*/*/vms.csv"), key=_version)}
     return [path for cloud, path in newest.items() if not named or _NAMES.get(cloud, cloud) in named]

@@ -1,4 +1,4 @@
-"""The logs of a cloud run lie in its folder: they can be read without the engine, and when the nodes are gone."""
+"""The logs of a cloud run. They are in its folder, and can be read without SkyPilot and after the nodes are gone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from rsb_cluster.runs.run import Run
 
 
 def read_log(run: Run, job_id: str, rank: int, start: int) -> bytes | None:
-    """Return a rank's log from a byte on, all attempts of a submission in a row; None where there is none."""
+    """Return a rank's log from a byte offset, all attempts of a submission in a row; None if there is none."""
     found = []
     for attempt in run.attempts():
         if attempt.job_id == job_id:
             try:
                 found.append(run.store.read_bytes(f"logs/{attempt.number:04d}-rank{rank:05d}.log"))
             except MissingError:
-                continue  # its node had no time to keep it
+                continue  # its node had no time to upload it
     return b"".join(found)[start:] if found else None

@@ -1,4 +1,4 @@
-"""The task that SkyPilot gets, as a pure function of what a submission is: a dry run shows it, and tests compare it."""
+"""The SkyPilot task of a submission, as a pure function of its spec: a dry run shows it, and tests compare it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, digest
 from rsb_cluster.storage.redact import redact
 
-# SkyPilot kills the others when a node has ended, and may hear of that first: 128 + SIGTERM.
-_AGAIN = [EXIT_RESTART, 143]
+# When a node exits, SkyPilot kills the others, and may report their exit code first: 128 + SIGTERM.
+_RESTART_CODES = [EXIT_RESTART, 143]
 
-# SkyPilot starts a job again after any code but 0, as often as max_restarts_on_errors says. A run that failed, was
-# stopped, or has used up its hours would cost new machines each time, only to say so again: its folder says it.
+# SkyPilot restarts a job after any exit code but 0, up to max_restarts_on_errors times. A run that failed permanently,
+# was stopped, or exceeded its GPU-hour budget would each time cost new machines only to fail again. So its job exits
+# with 0; the run's folder holds the reason.
 _RUN = f"""\
 code=0
 "{{python}}" -m rsb_cluster.node || code=$?
 case "$code" in
-  {EXIT_FAILED}|{EXIT_STOPPED}) echo "the run has ended for good with code $code; its folder says why"; exit 0 ;;
+  {EXIT_FAILED}|{EXIT_STOPPED}) echo "the run ended permanently, exit code $code; see its folder"; exit 0 ;;
 esac
 exit "$code"
 """
 
-# Where the store is; the nodes use their own credentials.
+# The address of the object store; the nodes use their own credentials.
 STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
-# Runs on a node before this package is there.
+# Runs on a node before this package is installed.
 _FETCH = """\
 import fsspec, hashlib, sys
 url, sha256, path = sys.argv[1:]
@@ -44,21 +45,21 @@ with open(path, "wb") as file:
 
 
 def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the task of a submission, as SkyPilot's YAML has it.
+    """Return the task of a submission, with the keys of SkyPilot's YAML.
 
     Args:
         spec: What the nodes will do.
-        environment: Of the submitting shell; of it only where the store is.
+        environment: Environment of the submitting shell; only the address of the object store is taken from it.
 
     Raises:
-        ConfigError: The store's address holds a password.
+        ConfigError: The address contains a password.
     """
     job = read_record(Job, spec.job, "the submitted job")
     store = {name: environment[name] for name in STORE_VARIABLES if environment.get(name)}
     for name, value in store.items():
         if redact(value) != value:
             raise ConfigError(
-                f"${name} holds a password, which would be written into the task. Take it out of the URL."
+                f"${name} contains a password, which would be written into the task. Remove it from the URL."
             )
     venv = f"$HOME/.rsb-cluster/{_environment_digest(spec, job)}"
     task: dict[str, Any] = {
@@ -74,7 +75,7 @@ def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
         "setup": _setup(spec, job, venv),
         "run": _RUN.format(python=f"{venv}/bin/python"),
     }
-    if job.cloud.pool:  # its workers were set up when it was made, and are not for a job
+    if job.cloud.pool:  # a pool runs setup only when it is created, and not for each job
         task["run"] = f"{task.pop('setup')}set +e\n{task['run']}"
     if job.cloud.secrets:
         task["secrets"] = dict.fromkeys(job.cloud.secrets)
@@ -82,15 +83,15 @@ def sky_task(spec: NodeSpec, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def as_yaml(task: dict[str, Any]) -> str:
-    """Return a task as the file that ``sky jobs launch`` takes."""
+    """Return a task as YAML for ``sky jobs launch``."""
     import yaml
 
     dumper = type("_Dumper", (yaml.SafeDumper,), {})
 
-    def show(dumper: Any, text: str) -> Any:
+    def represent(dumper: Any, text: str) -> Any:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
-    dumper.add_representer(str, show)  # type: ignore[attr-defined]
+    dumper.add_representer(str, represent)  # type: ignore[attr-defined]
     content: str = yaml.dump(task, Dumper=dumper, sort_keys=False, width=1000)
     return content
 
@@ -103,7 +104,7 @@ def _resources(job: Job) -> dict[str, Any]:
         "job_recovery": {
             "strategy": cloud.recovery,
             "max_restarts_on_errors": cloud.max_restarts,
-            "recover_on_exit_codes": _AGAIN,
+            "recover_on_exit_codes": _RESTART_CODES,
         },
     }
     if cloud.accelerators:
@@ -123,13 +124,13 @@ def _resources(job: Job) -> dict[str, Any]:
 
 
 def _environment_digest(spec: NodeSpec, job: Job) -> str:
-    """Return a name for the environment of a node: the next attempt there need not make the same again."""
+    """Return a name for a node's virtual environment: the next attempt on the node reuses an equal one."""
     parts = [spec.python, spec.code.sha256, *spec.pins, *job.trackers]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _setup(spec: NodeSpec, job: Job, venv: str) -> str:
-    """Return the shell lines that make the environment. Home may be shared by the nodes, so one makes it at a time."""
+    """Return the shell lines that make the virtual environment, under a lock, as nodes may share the home folder."""
     wheel = spec.code.url.rpartition("/")[2]
     extras = f"[{','.join(job.trackers)}]" if job.trackers else ""
     install = 'uv pip install --quiet --python "$venv/bin/python" --constraint "$venv/pins.txt"'

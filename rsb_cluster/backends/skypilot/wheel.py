@@ -1,8 +1,7 @@
-"""The code that a node gets: this package as it is imported here, as a wheel, and the versions of what it needs.
+"""The code for the nodes: this package as it is imported here, as a wheel, and the versions of its dependencies.
 
-The wheel is made of the files themselves and not by a build tool: so it is what the login node runs, with changes that
-nobody has committed, whether this is a checkout or an installed wheel; it takes no network; and the same files give the
-same bytes.
+The wheel is made from the package's files without a build tool. So the nodes run the same code as the login node,
+including uncommitted changes, be it a checkout or an installed wheel. It needs no network, and is reproducible.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rsb_cluster.config import catalog
 from rsb_cluster.errors import ConfigError
 
 NAME = "rsb-cluster"
-_TIME = (1980, 1, 1, 0, 0, 0)  # of every file in the archive: the oldest that a ZIP file can say
+_TIME = (1980, 1, 1, 0, 0, 0)  # modification time of every file: the earliest that a ZIP file can hold
 _WHEEL = "Wheel-Version: 1.0\nGenerator: rsb-cluster\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
@@ -31,7 +30,7 @@ class BuiltWheel:
     """A wheel in memory.
 
     Attributes:
-        filename: As pip wants it.
+        filename: File name with the tags that pip requires.
         content: The archive.
     """
 
@@ -48,14 +47,14 @@ def build() -> BuiltWheel:
     """Return this package as a wheel.
 
     Raises:
-        ConfigError: It is not installed, or was before this version knew of cloud runs.
+        ConfigError: The package is not installed, or its installation is older than cloud runs.
     """
     files = _package_files()
     meta = _distribution()
     version = meta.version
     entry_points = meta.read_text("entry_points.txt") or ""
     if "SkyJobEnvironment" not in entry_points:
-        raise ConfigError(f"{NAME} {version} was installed before it knew of cloud runs. Install it once more.")
+        raise ConfigError(f"the installation of {NAME} {version} is older than its cloud runs. Install it again.")
     info = f"rsb_cluster-{version}.dist-info"
     files[f"{info}/METADATA"] = (meta.read_text("METADATA") or "").encode()
     files[f"{info}/WHEEL"] = _WHEEL.encode()
@@ -73,9 +72,9 @@ def build() -> BuiltWheel:
 
 
 def pins() -> tuple[str, ...]:
-    """Return what is installed here of all that the package needs, directly or not, as ``torch==2.6.0``.
+    """Return the installed versions of all direct and indirect dependencies, as ``torch==2.6.0``.
 
-    A local label is left out (``2.6.0+cpu``): a login node without a GPU has another build of the same version.
+    A local version label (``2.6.0+cpu``) is left out: a login node without a GPU has another build of the same version.
     """
     found: dict[str, str] = {}
     todo = [NAME]
@@ -87,7 +86,7 @@ def pins() -> tuple[str, ...]:
             try:
                 version = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                continue  # not for this platform
+                continue  # not required on this platform
             found[name] = version.partition("+")[0]
             todo.append(name)
     return tuple(f"{name}=={found[name]}" for name in sorted(found))
@@ -102,11 +101,11 @@ def _package_files() -> dict[str, bytes]:
         f"{prefix}/{path.relative_to(folder).as_posix()}": path.read_bytes()
         for folder, prefix in folders
         for path in folder.rglob("*")
-        if path.is_file() and not _is_left_out(path.relative_to(folder))
+        if path.is_file() and not _is_excluded(path.relative_to(folder))
     }
 
 
-def _is_left_out(path: Path) -> bool:
+def _is_excluded(path: Path) -> bool:
     return path.suffix == ".pyc" or path.parts[0] == "_bundled" or any(part.startswith(".") for part in path.parts)
 
 
@@ -114,7 +113,7 @@ def _distribution() -> importlib.metadata.Distribution:
     try:
         return importlib.metadata.distribution(NAME)
     except importlib.metadata.PackageNotFoundError as error:
-        raise ConfigError(f"{NAME} is not installed, so what it needs is not known. Use 'pip install .'") from error
+        raise ConfigError(f"{NAME} is not installed, so its dependencies are unknown. Use 'pip install .'") from error
 
 
 def _record_hash(content: bytes) -> str:

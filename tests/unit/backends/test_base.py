@@ -32,7 +32,7 @@ def test_every_bundled_job_is_one_that_its_back_end_takes(name):
 @pytest.mark.parametrize(
     ("name", "assignments", "message"),
     [
-        ("local", ("nodes=2",), "nodes = 2: the local back end is this machine alone"),
+        ("local", ("nodes=2",), "nodes = 2: the local back end is only this machine"),
         (
             "cloud-spot", ("gpus_per_node=4",),
             "gpus_per_node = 4 with accelerators = 'H100:8': they must agree. Use --gpus-per-node 8",

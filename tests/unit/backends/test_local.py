@@ -108,10 +108,10 @@ def test_what_runs_on_another_machine_must_be_ended_there(tmp_path, sleeper):
     assert not Local().ends_with_terminal(running)
     refused, told = Local().cancel([running, queued])
     assert told == "" and state(queued) == "gone", "a file takes it out of the queue, wherever that is"
-    assert f"job {far} runs on login2, and can be told nothing from here. Do it on login2" in refused
+    assert f"job {far} runs on login2 and cannot be signalled from this machine. Run the command on login2" in refused
     assert not (tmp_path / "running" / CANCELLED).exists()
     with pytest.raises(
-        SubmitError, match=r"Do it on login2; if that machine is gone for good, remove .*/running first"
+        SubmitError, match=r"Run the command on login2; if that machine no longer exists, remove .*/running first"
     ):
         Local().preempt([running])
     assert sleeper.poll() is None and state(running) == "running"
@@ -206,7 +206,7 @@ def test_more_gpus_than_the_shell_may_use_are_refused_before_anything_starts(
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     job: Job = load_job("local", "tasks_per_node=0", f"gpus_per_node={number}")
-    message = f"gpus_per_node = {number}, but CUDA_VISIBLE_DEVICES='{said}' lets this shell use {visible}\\."
+    message = f"gpus_per_node = {number}, but with CUDA_VISIBLE_DEVICES='{said}' this shell may use {visible}\\."
     for ask in (Local().script, Local().submit):  # the dry run says it, too
         with pytest.raises(ConfigError, match=message):
             ask(job, [RANK], tmp_path / "queue", "x")

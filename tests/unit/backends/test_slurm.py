@@ -104,9 +104,9 @@ def test_a_rank_that_is_stopped_does_not_keep_the_job():
         ("mem", "Set the job's own field 'mem_gb' instead."),
         ("signal", "Set the job's own field 'signal_delay_s' instead."),
         ("array", "Set the job's own field 'array_parallelism' instead."),
-        ("open-mode", "It is decided by rsb-cluster."),
-        ("job_name", "It is decided by rsb-cluster."),
-        ("requeue", "It is decided by rsb-cluster."),
+        ("open-mode", "rsb-cluster sets it."),
+        ("job_name", "rsb-cluster sets it."),
+        ("requeue", "rsb-cluster sets it."),
     ],
 )
 def test_an_option_that_the_job_decides_is_refused(option, hint):
@@ -295,5 +295,5 @@ def test_a_job_that_slurm_took_before_the_disk_was_full_is_looked_for(tmp_path, 
     sbatch.chmod(0o755)
     (tmp_path / "bin" / "srun").symlink_to(sbatch)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    with pytest.raises(SubmitError, match=r"Slurm may have taken the job all the same: .*'squeue --me --name=a1-x'"):
+    with pytest.raises(SubmitError, match=r"Slurm may have accepted the job all the same: .*'squeue --me --name=a1-x'"):
         Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")

@@ -26,25 +26,25 @@ srun --unbuffered --output /shared/submissions/20260101-000000-a1-1/%A_%a_%t_log
 code=$?
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 restart="${SLURM_RESTART_COUNT:-0}"
-notes=/shared/submissions/20260101-000000-a1-1/"$job"
-said() { [ "$(cat "${notes}_$1" 2>/dev/null)" = "$restart" ]; }
-if said ended; then exit "$code"; fi
-later=0
-if [ "$code" -ne 0 ] && ! said claimed; then
-  if { echo "$restart $code" >>"${notes}_starts"; } 2>/dev/null
-  then failed=$(wc -l <"${notes}_starts")
-  else last=$(cat "${notes}_claimed" 2>/dev/null); failed=$((restart - ${last:--1})); fi
+record=/shared/submissions/20260101-000000-a1-1/"$job"
+recorded() { [ "$(cat "${record}_$1" 2>/dev/null)" = "$restart" ]; }
+if recorded ended; then exit "$code"; fi
+delay=0
+if [ "$code" -ne 0 ] && ! recorded claimed; then
+  if { echo "$restart $code" >>"${record}_starts"; } 2>/dev/null
+  then failed=$(wc -l <"${record}_starts")
+  else last=$(cat "${record}_claimed" 2>/dev/null); failed=$((restart - ${last:--1})); fi
   if [ "$failed" -ge 5 ]; then
     echo "$failed starts in a row ended before training, the last with code $code; giving up" >&2
     exit 100
   fi
-  later=$((30 << (failed - 1)))
+  delay=$((30 << (failed - 1)))
 fi
 if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
   read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
   if [ "$state $restarts" = "RUNNING $restart" ]; then
     scontrol requeue "$job" || exit "$code"
-    [ "$later" -eq 0 ] || scontrol update "JobId=$job" "StartTime=now+$later"
+    [ "$delay" -eq 0 ] || scontrol update "JobId=$job" "StartTime=now+$delay"
     sleep 300
   fi
 fi

@@ -125,13 +125,13 @@ def script(url, count=1, *assignments):
 
 
 def test_runs_must_be_where_the_machines_reach_them():
-    with pytest.raises(ConfigError, match="machines of a cloud cannot reach /runs/r0"):
+    with pytest.raises(ConfigError, match="cloud machines cannot reach /runs/r0"):
         script("/runs")
 
 
-def test_so_many_at_once_need_a_pool():
+def test_a_limit_of_concurrent_runs_needs_a_pool():
     with pytest.raises(
-        ConfigError, match=r"3 runs, of which 2 at once .* use --set job.cloud.pool=NAME; .* with --parallel 3"
+        ConfigError, match=r"3 runs, at most 2 concurrent .* use --set job.cloud.pool=NAME; .* with --parallel 3"
     ):
         script("s3://b/runs", 3, "array_parallelism=2")
     assert "name: rsb-ID" in script("s3://b/runs", 3, "array_parallelism=2", "cloud.pool=two")

@@ -37,7 +37,7 @@ def test_a_rank_learns_who_it_is(monkeypatch):
 def test_the_executor_takes_nothing_but_our_task(sky, tmp_path, wrong):
     with pytest.raises(ConfigError, match="takes an rsb_cluster Task, not"):
         SkyExecutor(tmp_path).submit(wrong)
-    with pytest.raises(ConfigError, match="takes no nodes; it stands in the task's job"):
+    with pytest.raises(ConfigError, match="has no parameter nodes; set it in the task's job"):
         SkyExecutor(tmp_path).update_parameters(nodes=3)
     assert not sky.tasks and not list(tmp_path.iterdir())
 

@@ -51,7 +51,7 @@ def test_the_engine_hears_whether_another_start_makes_sense(tmp_path, monkeypatc
 
 
 def test_an_address_with_a_password_is_refused():
-    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL holds a password"):
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL contains a password"):
         sky_task(spec_of(load_job("cloud")), {"AWS_ENDPOINT_URL": "https://me:geheim@s3.example.org"})
 
 

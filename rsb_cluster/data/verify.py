@@ -103,10 +103,10 @@ def verify(
     return report
 
 
-def shared_images(one: VerifyReport, other: VerifyReport) -> int:
+def shared_images(first: VerifyReport, second: VerifyReport) -> int:
     """Return the number of distinct images that two data sets have in common, bit for bit."""
     _, counts = np.unique(
-        np.concatenate([np.unique(report.images, axis=0) for report in (one, other)]), axis=0, return_counts=True
+        np.concatenate([np.unique(report.images, axis=0) for report in (first, second)]), axis=0, return_counts=True
     )
     return int((counts > 1).sum())
 

@@ -71,7 +71,7 @@ def lookup(procedure: str, model: str, init_procedure: str = "") -> PublishedMod
         init_procedure: For fine-tuning, the procedure of the initial weights: ``A1``, ``A2``, ``A3`` or ``pytorch``.
     """
     if procedure in FINE_TUNED:
-        row = read(PAPER)["table5"][FINE_TUNED[procedure]]
+        row = load_table(PAPER)["table5"][FINE_TUNED[procedure]]
         if model != "resnet50" or not isinstance(row.get(init_procedure), float):
             return None
         return PublishedModel((Reference(row[init_procedure], f"Table 5, from {init_procedure}"),), (224, 224))
@@ -80,7 +80,7 @@ def lookup(procedure: str, model: str, init_procedure: str = "") -> PublishedMod
 
 @cache
 def _known() -> dict[tuple[str, str], PublishedModel]:
-    paper, timm = read(PAPER), read(TIMM)
+    paper, timm = load_table(PAPER), load_table(TIMM)
     measured = timm["a1_a2_a3"] | timm["deit"]
 
     def by_timm(procedure: str, model: str) -> list[Reference]:
@@ -116,6 +116,6 @@ def _px(row: dict[str, Any]) -> tuple[int, int]:
 
 
 @cache
-def read(name: str) -> dict[str, Any]:
-    """Return the content of one of the files."""
+def load_table(name: str) -> dict[str, Any]:
+    """Return the content of a TOML file of this package."""
     return tomllib.loads((files(__name__) / name).read_text(encoding="utf-8"))

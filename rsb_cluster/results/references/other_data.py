@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rsb_cluster.results.references import FINE_TUNED, PAPER, TIMM, Reference, lookup, read
+from rsb_cluster.results.references import FINE_TUNED, PAPER, TIMM, Reference, load_table, lookup
 
 TABLE1_MODEL = "resnet50"
 
@@ -58,7 +58,7 @@ def published_on(
 
 def not_public(data_set: str) -> str:
     """Return why there is no value for a data set on which others cite the paper; empty for other data sets."""
-    reason = str(read("other_data.toml").get(data_set, {}).get("not_public", ""))
+    reason = str(load_table("other_data.toml").get(data_set, {}).get("not_public", ""))
     return not_public(reason.removeprefix("as ")) if reason.startswith("as ") else reason
 
 
@@ -75,11 +75,11 @@ def _imagenet(procedure: str, model: str) -> Iterator[PublishedValue]:
     px = known.px[1]
     for reference in known.references:
         yield PublishedValue(reference, px=px, crop=_crop(procedure, reference.released))
-    other = read(TIMM)["other_px"].get(model, {}).get(procedure)
+    other = load_table(TIMM)["other_px"].get(model, {}).get(procedure)
     if other is not None:
         other_px, crop = (160, 0.95) if procedure == "A3" else (288, 1.0)
         yield PublishedValue(_timm_reference(other), px=other_px, crop=crop)
-    for ratio, values in read(PAPER)["other_crops"].get(model, {}).items():
+    for ratio, values in load_table(PAPER)["other_crops"].get(model, {}).items():
         if procedure in values:
             mean, std, _ = values[procedure]
             yield PublishedValue(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(ratio))
@@ -87,7 +87,7 @@ def _imagenet(procedure: str, model: str) -> Iterator[PublishedValue]:
 
 def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[PublishedValue]:
     """Yield values on ReaL's labels, or on V2."""
-    paper, known = read(PAPER), lookup(procedure, model)
+    paper, known = load_table(PAPER), lookup(procedure, model)
     px = known.px[1] if known else 224
     seeds = paper["more_labels"].get(model, {}).get(labels) if procedure == "A2" else None
     if seeds:  # Figure 1
@@ -98,13 +98,13 @@ def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[PublishedVal
         yield PublishedValue(Reference(paper["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
     elif procedure == "A1" and model in paper["table4"]:
         yield PublishedValue(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
-    timm = read(TIMM)[labels].get(model, {}).get(procedure)
+    timm = load_table(TIMM)[labels].get(model, {}).get(procedure)
     if timm is not None:
         yield PublishedValue(_timm_reference(timm), px=px, crop=0.95)
 
 
 def _others(data_set: str, model: str) -> Iterator[PublishedValue]:
-    content = read("other_data.toml")
+    content = load_table("other_data.toml")
     source = content["sources"]["indl" if data_set.startswith("indl") else "nct"]
     for metric, value in content.get(data_set, {}).get(model, {}).items():
         yield PublishedValue(Reference(value, source), metric=metric, is_same=False)

@@ -151,7 +151,7 @@ def test_a_folder_that_holds_something_else_is_named_with_what_is_in_it(folder):
     put(folder / "data" / "digits", **{"notes.txt": b"x"})
     assert "digits is not empty: it holds notes.txt" in found(folder).problem
     (folder / "file").write_bytes(b"x")
-    assert "file is no folder" in found(folder, "file").problem
+    assert "file is not a folder" in found(folder, "file").problem
     make_set({"train": some(3)}, Store(folder / "others"))
     assert "data_set was , is digits" in found(folder, "others").problem
     with pytest.raises(DataError, match=r"shards index .*others/val"):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--gpus", type=click.IntRange(1), help="Number of GPUs, one process each.  [default: one process]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Batch size per process.")
 @click.option("--workers", type=click.IntRange(1), help="Decoding threads per process.  [default: its share of cores]")
-@click.option("--save-predictions", "predictions", default="", metavar="FILE", help="Write all predictions to a CSV.")
+@click.option("--save-predictions", "predictions", default="", metavar="FILE", help="Write all predictions as CSV.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @runs_option
 def evaluate(

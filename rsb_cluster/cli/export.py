@@ -22,7 +22,7 @@ from rsb_cluster.cli.terminal import find_run, log, runs_option
 @click.option("--ema/--no-ema", default=None, help="Export the EMA weights.  [default: if the run has them]")
 @runs_option
 def export(run: str, dest: str, to: Literal["timm", "hf"], checkpoint: str, ema: bool | None, runs: str) -> None:
-    """Export a run's weights in timm's format to DEST, a new folder or s3:// URL.
+    """Export a run's weights in timm's format. DEST is a new folder or s3:// URL.
 
     \b
     rsb-cluster export a1-resnet50-s0 --to timm ./resnet50-a1

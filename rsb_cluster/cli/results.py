@@ -25,7 +25,7 @@ from rsb_cluster.errors import ConfigError
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.  [default: standard output]")
 @click.option("--publish", is_flag=True, help="Write collect.json and report.html next to each SWEEP.")
 def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None, publish: bool) -> None:
-    """Print a table of runs: final top-1, mean ± std over seeds, and the paper's number.
+    """Print a table of results. For each model: mean ± std of the final top-1 over seeds, and the paper's number.
 
     A second table shows the results of 'evaluate': other labels, other data sets, and weights from elsewhere.
     """
@@ -57,7 +57,7 @@ def _publish(names: tuple[str, ...], runs: str) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.  [default: report.html]")
 @click.option("--title", default="", help="Title of the page.  [default: the names given]")
 def report(names: tuple[str, ...], runs: str, output: Path | None, title: str) -> None:
-    """Write a report on runs or sweeps: verdicts, curves, cost, timeline. It is one HTML file and works offline."""
+    """Write an HTML report on runs or sweeps. It has verdicts, curves, cost and a timeline, and works offline."""
     from rsb_cluster.results.collect import collect as collect_runs
     from rsb_cluster.results.report import default_output
     from rsb_cluster.results.report import report as render_report

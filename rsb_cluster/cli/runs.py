@@ -81,7 +81,7 @@ def logs(name: str, runs: str, rank: int, attempt: int, follow: bool) -> None:
 @runs_option
 @yes_option
 def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
-    """Cancel runs: running ones save a checkpoint and exit, queued ones leave the queue.
+    """Cancel queued and running runs. Running ones save a checkpoint and exit.
 
     'submit' or 'retry' resumes them. If the beginning of an id matches several runs, you are asked to confirm; for a
     glob or a sweep you are not.
@@ -101,7 +101,7 @@ def cancel(names: tuple[str, ...], runs: str, yes: bool) -> None:
 @runs_option
 @yes_option
 def preempt(names: tuple[str, ...], runs: str, yes: bool) -> None:
-    """Preempt running runs, to test that they resume: they save a checkpoint and return to the queue."""
+    """Preempt running runs, to test that they resume. They save a checkpoint and return to the queue."""
     from rsb_cluster.monitor import actions
 
     for run_id, job_ids in actions.preempt(find_runs_to_change(names, runs, yes=yes)).items():
@@ -114,9 +114,10 @@ def preempt(names: tuple[str, ...], runs: str, yes: bool) -> None:
 @yes_option
 @click.option("--failed", "failed_only", is_flag=True, help="Only runs that failed, not those that you stopped.")
 def retry(names: tuple[str, ...], runs: str, yes: bool, failed_only: bool) -> None:
-    """Resubmit runs that ended without a result, with the nodes, limits and options of their last job.
+    """Resubmit runs that ended without a result.
 
-    They resume from their last checkpoints. Finished, queued and running runs are left alone.
+    They resume from their last checkpoints, with the nodes, limits and options of their last jobs. Finished, queued and
+    running runs are left alone.
 
     \b
     rsb-cluster retry --failed resnet-depths

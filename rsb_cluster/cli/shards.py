@@ -59,13 +59,13 @@ def shards_list(as_json: bool) -> None:
     help="Downscale larger images to this longer side, as JPEG.",
 )
 @click.option("--quality", type=int, help="JPEG quality of downscaled images.  [default: 95]")
-@click.option("--any-count", is_flag=True, help="Accept a known data set that has an unexpected number of images.")
+@click.option("--any-count", is_flag=True, help="Accept a known data set with an unexpected number of images.")
 @click.option(
     "--hash", "by_bytes", is_flag=True, help="Compare existing shards with the source by content, not only by size."
 )
 @click.option("--remake", is_flag=True, help="Replace shards in DEST that 'shards make' wrote.")
 @click.option("--overwrite", is_flag=True, help="Replace all .tar files in DEST/train and DEST/val.")
-@click.option("--yes", is_flag=True, help="With --overwrite: delete files that 'shards make' did not write unasked.")
+@click.option("--yes", is_flag=True, help="With --overwrite: do not ask before files of others are deleted.")
 @workers_option
 def shards_make(
     source: str,
@@ -82,12 +82,14 @@ def shards_make(
     yes: bool,
     workers: int | None,
 ) -> None:
-    """Make shards and their index from SOURCE in DEST, a folder or s3:// URL.
+    """Make shards and their index.
 
     SOURCE is the name of a data set ('shards list'), a folder of images (train/ and val/ with a folder per class), a
-    folder of parquet files, or the name of a torchvision data set that is on disk. DEST will hold train/ and val/.
-    Samples are shuffled, and image files are stored unchanged. If the command was killed, run it again to resume. If
-    images were added or removed or have another size since, it refuses and asks for --remake.
+    folder of parquet files, or the name of a torchvision data set that is on disk. DEST is a folder or s3:// URL, and
+    will hold train/ and val/. Samples are shuffled, and image files are stored unchanged.
+
+    If the command was killed, run it again to resume. If images were added or removed or have another size since, it
+    refuses and asks for --remake.
 
     Files that this command did not write are deleted only with --overwrite: it lists them and asks for confirmation
     (or takes --yes).
@@ -132,7 +134,7 @@ def shards_make(
 @click.argument("folder")
 @workers_option
 def shards_index(folder: str, workers: int | None) -> None:
-    """Index the .tar files in FOLDER (a part: …/train or …/val), whichever program wrote them."""
+    """Index existing .tar files. FOLDER is one part of a data set (…/train or …/val)."""
     from rsb_cluster.data.index import build_index
     from rsb_cluster.storage.store import Store
 
@@ -146,7 +148,7 @@ def shards_index(folder: str, workers: int | None) -> None:
 @click.argument("folder")
 @click.option("--from", "file", type=click.Path(path_type=Path), help="The authors' real.json.  [default: timm's copy]")
 def shards_labels(name: str, folder: str, file: Path | None) -> None:
-    """Add ReaL labels to FOLDER, shards of the ImageNet validation set that another program wrote.
+    """Add ReaL labels to existing shards. FOLDER holds the ImageNet validation set.
 
     'shards make imagenet-1k' adds them itself. Images are matched by the number in the key (ILSVRC2012_val_00000001).
     """
@@ -166,7 +168,7 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
 @click.option("--decode", is_flag=True, help="Also decode every image.")
 @workers_option
 def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
-    """Compare the shards in FOLDER with their index (sizes, checksums, keys), and search for duplicate images."""
+    """Verify shards. Sizes, checksums and keys are compared with the index, and duplicate images are counted."""
     from rsb_cluster.data.verify import shared_images, verify
     from rsb_cluster.storage.store import Store
 
@@ -191,7 +193,7 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
 @click.option("--classes", is_flag=True, help="Print the number of samples per class instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
-    """Print statistics of the shards in FOLDER from their index."""
+    """Print statistics of shards from their index."""
     from rsb_cluster.data.index import load_index
     from rsb_cluster.data.verify import class_samples, stats
     from rsb_cluster.storage.store import Store

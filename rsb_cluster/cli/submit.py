@@ -109,7 +109,7 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a recipe: submit it as a job to this machine, Slurm or a cloud.
+    """Train a recipe. It is submitted as a job to this machine, Slurm or a cloud.
 
     Submit the same run again to resume it from its last checkpoint; a finished run is left alone.
 
@@ -179,10 +179,11 @@ def sweep(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Submit a sweep: NAME is a sweep file's name or path; without one, recipes × models × values × seeds.
+    """Submit a sweep of many runs.
 
-    Runs that need the same resources go into one job array. Submit a sweep again to submit only the runs that are
-    neither finished nor queued. In status, cancel, retry, preempt and collect, a sweep's id selects all its runs.
+    NAME is the name or path of a sweep file. Without it, the sweep is recipes × models × values × seeds. Runs that need
+    the same resources go into one job array. Submit a sweep again to submit only the runs that are neither finished nor
+    queued. In status, cancel, retry, preempt and collect, a sweep's id selects all its runs.
 
     \b
     rsb-cluster sweep resnet-depths --dry-run --images-per-s resnet18=4000 --images-per-s 1000

@@ -44,7 +44,7 @@ def recipes_list() -> None:
 @click.option("--model", default="", help="Name of a timm model, as in submit.  [default: the recipe's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved recipe as JSON.")
 def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json: bool) -> None:
-    """Show a recipe's values with their sources; values that the paper leaves open are marked.
+    """Show a recipe's values with their sources. Values that the paper leaves open are marked.
 
     \b
     rsb-cluster recipes show a1
@@ -146,7 +146,7 @@ def sweeps_list() -> None:
 @sweeps.command("show")
 @click.argument("name")
 def sweeps_show(name: str) -> None:
-    """Show a sweep file with its comments; 'sweep NAME --dry-run' shows its runs."""
+    """Show a sweep file with its comments. 'sweep NAME --dry-run' shows its runs."""
     from rsb_cluster.config import sweep_file
 
     _, path = sweep_file.load_sweep(name)

@@ -31,7 +31,9 @@ def selftest() -> None:
 @set_option("job.KEY=VALUE", "Override a field of the job.")
 @click.option("--timeout", default=60.0, show_default=True, help="Time limit in minutes, including queueing.")
 def selftest_resume(job: str, folder: Path, overrides: tuple[Override, ...], timeout: float) -> None:
-    """Preempt a small run twice and compare it with an uninterrupted one. It takes minutes on CPUs.
+    """Test that a preempted run resumes exactly.
+
+    A small run is preempted twice and compared with an uninterrupted one. It takes minutes on CPUs.
 
     \b
     rsb-cluster selftest resume

@@ -75,10 +75,10 @@ def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json
 
 
 @recipes.command("diff")
-@click.argument("one")
-@click.argument("other")
+@click.argument("left")
+@click.argument("right")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def recipes_diff(one: str, other: str, as_json: bool) -> None:
+def recipes_diff(left: str, right: str, as_json: bool) -> None:
     """Print the fields in which two recipes differ.
 
     \b
@@ -89,15 +89,15 @@ def recipes_diff(one: str, other: str, as_json: bool) -> None:
     from rsb_cluster.config import catalog
     from rsb_cluster.config.schema import flatten
 
-    left, right = (flatten(catalog.load_recipe(name).recipe) for name in (one, other))
+    a, b = (flatten(catalog.load_recipe(name).recipe) for name in (left, right))
     ignored = ("name", "description", "paper", "reconstruction")
-    rows = {key: (left[key], right[key]) for key in left if key not in ignored and left[key] != right[key]}
+    rows = {key: (a[key], b[key]) for key in a if key not in ignored and a[key] != b[key]}
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = new_table("field", Text(one), Text(other))
-    for key, (a, b) in rows.items():
-        table.add_row(key, Text(json.dumps(a)), Text(json.dumps(b)))
+    table = new_table("field", Text(left), Text(right))
+    for key, values in rows.items():
+        table.add_row(key, *(Text(json.dumps(value)) for value in values))
     console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Runs that nobody has started."""
+"""Runs that were never started."""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ import signal
 
 
 class Presser(io.StringIO):
-    """A screen before which somebody presses Ctrl-C when he reads a text for the first time."""
+    """A screen that presses Ctrl-C when a text appears on it for the first time."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

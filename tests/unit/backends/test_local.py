@@ -1,4 +1,4 @@
-"""The local back end with real processes, and without torch: its ranks do what they are told here."""
+"""The local back end with real processes, but without torch: its ranks run scripts of the tests."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:R
 
 @pytest.fixture
 def launch(tmp_path):
-    """Hands tasks to the back end; ends what is left of them after the test."""
+    """Submits tasks to the back end; kills what is left of them after the test."""
     started: list[int] = []
 
     def launch(count, *assignments) -> list[Submission]:
@@ -90,7 +90,7 @@ def test_a_job_that_sets_up_waits_in_the_queue(launch):
     assert Local().cancel([sent]) == [""] and state(sent) == "gone"
 
 
-def test_a_later_process_of_the_number_is_neither_seen_nor_told(tmp_path, sleeper):
+def test_a_later_process_with_the_same_pid_is_not_signalled(tmp_path, sleeper):
     later = submission(str(dataclasses.replace(Process.of(sleeper.pid), start=1)), tmp_path / "job")
     (tmp_path / "job" / RUNNING).touch()
     assert state(later) == "gone"
@@ -99,15 +99,15 @@ def test_a_later_process_of_the_number_is_neither_seen_nor_told(tmp_path, sleepe
     assert sleeper.poll() is None
 
 
-def test_what_runs_on_another_machine_must_be_ended_there(tmp_path, sleeper):
+def test_a_job_on_another_machine_must_be_cancelled_there(tmp_path, sleeper):
     far = str(dataclasses.replace(Process.of(sleeper.pid), host="login2", boot="00000000"))
     running, queued = submission(far, tmp_path / "running"), submission(far, tmp_path / "queued")
     (tmp_path / "running" / RUNNING).touch()
     seen = Local().query([running, queued])
     assert [(s.state, s.engine) for s in seen] == [("running", "on login2"), ("queued", "on login2")]
     assert not Local().ends_with_terminal(running)
-    refused, told = Local().cancel([running, queued])
-    assert told == "" and state(queued) == "gone", "a file takes it out of the queue, wherever that is"
+    refused, cancelled = Local().cancel([running, queued])
+    assert cancelled == "" and state(queued) == "gone", "a file cancels a queued job on any machine"
     assert f"job {far} runs on login2 and cannot be signalled from this machine. Run the command on login2" in refused
     assert not (tmp_path / "running" / CANCELLED).exists()
     with pytest.raises(
@@ -117,14 +117,14 @@ def test_what_runs_on_another_machine_must_be_ended_there(tmp_path, sleeper):
     assert sleeper.poll() is None and state(running) == "running"
 
 
-def test_of_a_job_of_another_machine_without_a_common_folder_nothing_is_known(tmp_path):
+def test_a_job_of_another_machine_without_a_shared_folder_is_gone(tmp_path):
     unseen = submission(f"login2-{UNSEEN_PID}-5-00000000", tmp_path / "job")
     assert state(unseen) == "queued"
     (tmp_path / "job").rmdir()
     assert Local().query([unseen]) == [backends.JobStatus("gone")]
 
 
-def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path):
+def test_a_job_that_an_earlier_version_recorded_by_its_pid_is_still_found(tmp_path):
     folder = tmp_path / "job"
     command = [sys.executable, "-c", "import time; time.sleep(60)", "rsb_cluster.local_controller", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -142,7 +142,7 @@ def test_a_job_that_an_earlier_version_noted_by_its_pid_is_still_known(tmp_path)
             process.kill()
 
 
-def test_the_command_for_jobs_that_are_not_on_record_ends_them(launch):
+def test_the_command_for_unrecorded_jobs_cancels_them(launch):
     one, other = launch(2)
     assert poll(lambda: log(one))
     subprocess.run(["bash", "-c", Local().cancel_command([one, other])], check=True)
@@ -150,7 +150,7 @@ def test_the_command_for_jobs_that_are_not_on_record_ends_them(launch):
     assert not log(other)
 
 
-def test_ctrl_c_of_who_waits_stops_a_run_on_this_machine(launch, tmp_path):
+def test_ctrl_c_stops_a_run_on_this_machine(launch, tmp_path):
     run = make_run(tmp_path / "runs")
     (sent,) = launch(1)
     run.add_submission(sent)
@@ -162,7 +162,7 @@ def test_ctrl_c_of_who_waits_stops_a_run_on_this_machine(launch, tmp_path):
     assert run.is_cancelled(sent.job_id) and state(sent) == "gone"
 
 
-def test_ctrl_c_of_who_waits_for_a_run_on_another_machine_ends_the_waiting(tmp_path):
+def test_ctrl_c_stops_only_the_display_of_a_run_on_another_machine(tmp_path):
     run = make_run(tmp_path / "runs")
     run.add_submission(submission(f"login2-{UNSEEN_PID}-5-00000000", tmp_path / "job"))
     assert follow([run], Console(file=Presser(f"{run.run_id}: queued"))) is None

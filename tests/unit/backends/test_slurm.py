@@ -1,4 +1,4 @@
-"""A job becomes the script that is meant; run by bash, it queues again just when that makes sense."""
+"""The sbatch script: as reviewed, and run by bash, requeues only when another attempt makes sense."""
 
 import itertools
 import os
@@ -54,12 +54,12 @@ def test_the_script_is_the_one_that_was_reviewed(name, job, count):
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("sbatch-*.sh")), ids=lambda path: path.stem)
-def test_the_reviewed_scripts_are_good_shell(path):
+def test_the_reviewed_scripts_are_valid_shell(path):
     done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_array_has_one_element_for_each_run():
+def test_an_array_has_one_task_per_run():
     found = options(script(load_job("slurm"), count=3))
     assert found["array"] == "0-2%3"
     assert "%A_%a" in found["output"]
@@ -90,7 +90,7 @@ def test_a_job_may_start_on_fewer_nodes():
     assert options(script(load_job("slurm", "min_nodes=4", "nodes=4")))["nodes"] == "4"
 
 
-def test_a_rank_that_is_stopped_does_not_keep_the_job():
+def test_a_stopped_process_does_not_block_the_job():
     assert re.search(r"^srun .*--wait=90 ", script(load_job("slurm")), re.MULTILINE)
 
 
@@ -109,13 +109,13 @@ def test_a_rank_that_is_stopped_does_not_keep_the_job():
         ("requeue", "rsb-cluster sets it."),
     ],
 )
-def test_an_option_that_the_job_decides_is_refused(option, hint):
+def test_an_option_that_the_job_sets_is_refused(option, hint):
     with pytest.raises(ConfigError) as caught:
         script(load_job("slurm", f"slurm.{option}=1"))
     assert str(caught.value) == f"job 'slurm': slurm.{option.replace('_', '-')} cannot be set. {hint}"
 
 
-def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
+def test_a_missing_sbatch_is_reported_before_anything_is_written(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SubmitError, match="there is no 'sbatch' on this machine"):
         Slurm().check_available(load_job("slurm"))
@@ -123,7 +123,7 @@ def test_no_sbatch_is_said_before_anything_is_done(monkeypatch):
     assert backends.default_job(2) == "slurm"
 
 
-# --- the script, run by bash, with programs in Slurm's place that note how they were called ------------------------
+# --- the script, run by bash, with replacements of Slurm's programs that record their calls ------------------------
 
 
 STUBS = {
@@ -178,22 +178,22 @@ def node(tmp_path: Path) -> Node:
         *itertools.product((1, 100, 130, 143, 255), ("RUNNING", "CANCELLED")),
     ],
 )
-def test_a_job_queues_again_just_when_another_attempt_makes_sense(node, code, state):
+def test_a_job_is_requeued_only_when_another_attempt_makes_sense(node, code, state):
     again = code in (75, 137, 143, 255) and state == "RUNNING"
     assert node.run(code, state) == code
     assert node.calls("scontrol") == (["requeue 7"] if again else [])
     assert node.calls("sleep") == (["300"] if again else []), "it waits to be taken off the node"
 
 
-def test_an_element_of_an_array_queues_itself_again_and_not_its_siblings(node):
+def test_an_array_task_requeues_itself_and_not_the_others(node):
     assert node.run(75, "RUNNING", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0") == 75
     assert node.calls("squeue") == ["-h -j 5_0 -O State,RestartCnt"]
     assert node.calls("scontrol") == ["requeue 5_0"]
 
 
 @pytest.mark.parametrize(("mine", "now", "again"), [("1", "1", True), ("1", "2", False), (None, "1", False)])
-def test_a_script_on_a_host_that_was_held_for_dead_leaves_the_job_alone(node, mine, now, again):
-    """Slurm has started it elsewhere meanwhile."""
+def test_a_script_on_a_node_that_was_marked_down_leaves_the_job_alone(node, mine, now, again):
+    """Slurm has restarted it elsewhere."""
     assert node.run(75, "RUNNING", RESTARTS=now, **({"SLURM_RESTART_COUNT": mine} if mine else {})) == 75
     assert node.calls("scontrol") == (["requeue 7"] if again else [])
 
@@ -202,8 +202,8 @@ NO_ATTEMPT = {"SRUN_DOES": "rm -f $OUT/*_claimed"}
 
 
 @pytest.mark.parametrize("code", [75, 134, 137])
-def test_starts_that_become_no_attempt_are_delayed_more_each_time_and_given_up(node, code):
-    """As they must where the folder of scripts cannot be written: Slurm's own count stands in."""
+def test_starts_that_become_no_attempt_are_delayed_longer_each_time_and_then_fail(node, code):
+    """Also if the folder of scripts cannot be written: then Slurm's own count is used."""
     for is_writable in (True, False):
         if not is_writable:
             (node.folder / "7_starts").mkdir()  # nothing can be written into it
@@ -237,7 +237,7 @@ def test_an_attempt_ends_slurms_count_of_starts_too(node):
 
 
 @pytest.mark.parametrize("code", [134, 137, 100])
-def test_a_rank_that_ended_the_run_for_good_is_heard_whatever_the_highest_code(node, code):
+def test_a_permanent_failure_is_not_requeued_whatever_the_highest_code(node, code):
     does = 'echo "$SLURM_RESTART_COUNT" >$OUT/7_ended'
     assert node.run(code, "RUNNING", RESTARTS="3", SLURM_RESTART_COUNT="3", SRUN_DOES=does) == code
     assert node.calls("scontrol") == []
@@ -246,13 +246,13 @@ def test_a_rank_that_ended_the_run_for_good_is_heard_whatever_the_highest_code(n
     assert node.calls("scontrol") == ["requeue 7"]
 
 
-def test_a_job_that_may_not_queue_again_ends_at_once(node):
+def test_a_job_that_may_not_be_requeued_exits_at_once(node):
     assert node.run(75, "RUNNING", SCONTROL_CODE="1") == 75
     assert node.calls("sleep") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_the_script_outlives_the_signals_of_a_preemption(node, number):
+def test_the_script_survives_the_signals_of_a_preemption(node, number):
     process = node.start(75, "RUNNING", SRUN_DOES="while [ ! -e $OUT/saved ]; do /bin/sleep 0.05; done")
     while not (node.folder / "srun").exists():
         time.sleep(0.02)
@@ -271,8 +271,8 @@ def test_the_ranks_do_not_inherit_ignored_signals(node):
     assert not ignored & (1 << signal.SIGTERM - 1 | 1 << signal.SIGUSR2 - 1)
 
 
-def test_the_ranks_get_the_cores_that_the_job_asked_for(node):
-    """Since 22.05, srun takes no notice of what sbatch was told of --cpus-per-task."""
+def test_the_ranks_get_the_cores_of_the_job(node):
+    """Since 22.05, srun ignores sbatch's --cpus-per-task."""
     node.run(0, "RUNNING")
     assert node.calls("cpus") == ["8"]
 
@@ -280,14 +280,14 @@ def test_the_ranks_get_the_cores_that_the_job_asked_for(node):
 # --- what may go wrong with a submit ----------------------------------------------------------------------------------
 
 
-def test_a_machine_without_slurm_is_told_so(rsb, digits):
+def test_a_machine_without_slurm_is_reported(rsb, digits):
     rsb.env["PATH"] = "/nonexistent"
     said = rsb.error("submit", "--recipe", "digits", "--job", "slurm-cpu", "--data", str(digits), code=1)
     assert "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local." in said
     assert list(rsb.cwd.iterdir()) == []
 
 
-def test_a_job_that_slurm_took_before_the_disk_was_full_is_looked_for(tmp_path, monkeypatch):
+def test_a_job_that_slurm_accepted_before_the_disk_was_full_is_to_be_checked(tmp_path, monkeypatch):
     folder = tmp_path / "submissions"
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin" / "sbatch"

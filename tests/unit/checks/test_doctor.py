@@ -1,4 +1,4 @@
-"""What doctor finds, on this machine, in a bucket and for a cloud."""
+"""The findings of doctor on this machine, in a bucket and for a cloud."""
 
 import json
 
@@ -15,14 +15,14 @@ def findings(job, **options):
     return {finding.what: finding for finding in run_checks(job, **options)}
 
 
-def test_doctor_finds_nothing_amiss_with_this_machine(tmp_path, digits):
+def test_doctor_finds_no_problem_on_this_machine(tmp_path, digits):
     found = findings("local", runs=str(tmp_path / "runs"), data=str(digits))
     assert all(finding.is_ok for finding in found.values()), found
     assert "1,438 training images" in found["data"].found
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_doctor_says_what_a_cloud_run_lacks(tmp_path, monkeypatch):
+def test_doctor_finds_what_a_cloud_run_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr("rsb_cluster.backends.skypilot.checks._answers", lambda url: False)
     monkeypatch.setattr(
         engine, "check_installed", lambda: (_ for _ in ()).throw(SubmitError("it is not here. Get it."))
@@ -35,7 +35,7 @@ def test_doctor_says_what_a_cloud_run_lacks(tmp_path, monkeypatch):
 
 
 @pytest.mark.s3
-def test_doctor_looks_into_a_bucket(s3, s3_bucket, monkeypatch):
+def test_doctor_checks_a_bucket(s3, s3_bucket, monkeypatch):
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     url = f"s3://{s3_bucket}/runs"
@@ -46,7 +46,7 @@ def test_doctor_looks_into_a_bucket(s3, s3_bucket, monkeypatch):
     assert "writable, but only from this machine" in for_cloud.found, "nodes cannot reach a loopback address"
 
 
-def test_doctor_answers_scripts(rsb, tmp_path):
+def test_doctor_prints_json(rsb, tmp_path):
     done = rsb.run("doctor", "--job", "local", "--runs", str(tmp_path / "runs"), "--json")
     assert all(finding["ok"] for finding in json.loads(done.stdout))
     assert not list((tmp_path / "runs").iterdir())

@@ -1,7 +1,7 @@
-"""Tables and reports do not go where something else lies."""
+"""Tables and reports do not overwrite other files."""
 
 
-def test_a_report_is_not_written_over_somebody_elses(rsb):
+def test_a_report_does_not_overwrite_another_programs_file(rsb):
     """Other tools write a report.html, too; one that the user names is replaced, as in every tool, but no folder."""
     theirs = rsb.cwd / "report.html"
     theirs.write_text("<html>tests passed</html>")

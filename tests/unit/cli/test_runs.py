@@ -1,4 +1,4 @@
-"""Names that may stand for more runs than was meant, and a folder without runs."""
+"""Names that match more runs than intended, and a folder without runs."""
 
 import os
 import pty
@@ -23,7 +23,7 @@ SEEDS = [f"a1-x-s{seed}-0000000{seed}" for seed in range(3)]
 
 
 def make_runs(folder: Path, *run_ids: str) -> None:
-    """Make runs that nobody works on."""
+    """Make runs without jobs."""
     for run_id in run_ids:
         make_run(folder, run_id=run_id)
 
@@ -35,7 +35,7 @@ def refused(tmp_path: Path, *args: str, code: int = 2) -> str:
 
 
 @pytest.mark.parametrize("command", ["cancel", "preempt", "retry"])
-def test_a_beginning_of_several_runs_is_not_acted_upon_unasked(tmp_path, command):
+def test_a_prefix_of_several_runs_needs_confirmation(tmp_path, command):
     make_runs(tmp_path, *SEEDS)
     assert refused(tmp_path, command, SEEDS[0], "a1-x") == (
         "Error: 'a1-x' matches 3 runs:\n  a1-x-s0-00000000\n  a1-x-s1-00000001\n  a1-x-s2-00000002\n"
@@ -44,18 +44,18 @@ def test_a_beginning_of_several_runs_is_not_acted_upon_unasked(tmp_path, command
 
 
 @pytest.mark.parametrize("names", [["a1-x", "--yes"], ["a1-x-*"], ["a1-x-s0", "a1-x-s1", "a1-x-s2"]])
-def test_several_runs_are_acted_upon_where_that_was_said(tmp_path, names):
+def test_yes_a_glob_or_a_sweep_confirms_several_runs(tmp_path, names):
     make_runs(tmp_path, *SEEDS)
     assert "all 3 runs are neither queued nor running" in refused(tmp_path, "cancel", *names, code=1)
 
 
-def test_of_very_many_runs_some_are_shown(tmp_path):
+def test_of_many_runs_only_the_first_are_listed(tmp_path):
     make_runs(tmp_path, *(f"a1-s{seed}" for seed in range(22)))
     said = refused(tmp_path, "retry", "a1")
     assert "'a1' matches 22 runs:" in said and said.count("  a1-s") == 20 and "\n  … and 2 more\n" in said
 
 
-def test_on_a_terminal_it_is_asked(rsb):
+def test_on_a_terminal_the_user_is_asked_to_confirm(rsb):
     make_runs(rsb.cwd / "runs", *SEEDS)
     for answer, expected in ((b"n\n", "Aborted!"), (b"y\n", "all 3 runs are neither queued nor running")):
         terminal, stdin = pty.openpty()

@@ -70,7 +70,7 @@ def test_known_data_sets_are_listed(shards):
     assert json.loads(shards("list", "--json"))[0]["samples"] == {"train": 1_281_167, "val": 50_000}
 
 
-def test_a_wrong_count_is_the_users_mistake(shards, tmp_path):
+def test_a_wrong_count_is_an_error_of_usage(shards, tmp_path):
     formats.imagenet_folders(tmp_path / "ilsvrc")
     command = ("make", "imagenet-1k", "data", "--root", "ilsvrc")
     assert "found 24 images, but train of imagenet-1k has 1,281,167" in shards(*command, code=2)
@@ -86,7 +86,7 @@ def test_a_quality_without_a_size_is_refused(shards, images):
     assert "--quality needs --max-side" in shards("make", images, "data", "--quality", 90, code=2)
 
 
-def test_a_changed_image_is_named_and_made_anew_where_asked_for(shards, images, tmp_path):
+def test_a_changed_image_is_named_and_remade_on_request(shards, images, tmp_path):
     shutil.copytree(images, tmp_path / "in")
     made = shards("make", "./in", "data")
     (tmp_path / "in" / "val" / "cat" / "cat_1.jpg").write_bytes(formats.picture(7, px=24))
@@ -101,7 +101,7 @@ def test_a_changed_image_is_named_and_made_anew_where_asked_for(shards, images, 
     assert "use one of them" in shards("make", "./in", "data", "--hash", "--remake", code=2)
 
 
-def test_overwriting_what_others_made_takes_a_second_word(shards, images, tmp_path):
+def test_overwriting_files_of_others_needs_confirmation(shards, images, tmp_path):
     for name in ("train/own-0.tar", "train/notes.txt", "val/own-0.tar"):
         formats.write(tmp_path / "data" / name, b"x")
     before = contents(tmp_path / "data")

@@ -1,6 +1,6 @@
-"""Ending runs: all jobs of each, and what the runs' folders say of it where Slurm refuses.
+"""Cancelling runs: all jobs of each, and the cancel requests in the runs' folders if Slurm refuses.
 
-In the place of Slurm's programs stand some that know a queue, and refuse what a test wants them to refuse.
+Slurm's programs are replaced by programs with a queue of their own, which refuse what a test wants them to refuse.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.unit.sweeps import finish, make, planned
 
 
 @pytest.mark.usefixtures("here")
-def test_retry_says_what_it_cannot_send_and_why(tmp_path, digits):
+def test_retry_says_which_runs_it_cannot_submit_and_why(tmp_path, digits):
     runs = planned(tmp_path, digits)
     finish(make(runs[0]))
     never, broken, gone = make(runs[1]), make(runs[2], load_job("slurm-cpu")), runs[3].run
@@ -36,7 +36,7 @@ SQUEUE = """\
 cat "$OUT/queue"
 """
 
-# As Slurm's own: it goes on after one that it could not signal, and fails in the end.
+# Like Slurm's own, it continues after a job that it could not signal, and fails in the end.
 SCANCEL = """\
 echo "$@" >>"$OUT/scancel"
 [ ! -e "$OUT/down" ] || { echo "scancel: error: Unable to contact slurm controller" >&2; exit 1; }
@@ -56,7 +56,7 @@ exit $code
 
 
 class Queue:
-    """What Slurm knows."""
+    """Slurm's queue."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class Queue:
         self.refuse()
 
     def hold(self, **jobs: str) -> None:
-        """Say which jobs there are: ``j7="RUNNING"``."""
+        """Set the jobs in the queue: ``j7="RUNNING"``."""
         (self.folder / "queue").write_text("".join(f"{j[1:]}|{j[1:]}|{state}\n" for j, state in jobs.items()))
 
     def refuse(self, *jobs: str) -> None:
@@ -96,8 +96,8 @@ def send(run: Run, *job_ids: str) -> None:
         run.add_submission(Submission(backend="slurm", job_id=job_id, folder="/f", shape="", time=number))
 
 
-def test_all_jobs_of_a_run_are_ended(queue, runs):
-    """Also the one that was queued before, which would take the run up again when its turn comes."""
+def test_all_jobs_of_a_run_are_cancelled(queue, runs):
+    """Also an earlier one that is still queued, which would resume the run when it starts."""
     send(runs[0], "5", "7", "8")
     send(runs[1], "9_1")
     queue.hold(j7="RUNNING", j8="PENDING", j9_1="PENDING")
@@ -106,12 +106,12 @@ def test_all_jobs_of_a_run_are_ended(queue, runs):
     assert (queue.folder / "queue").read_text() == "7|7|COMPLETING\n"
     assert [runs[0].is_cancelled(job) for job in ("5", "7", "8")] == [False, True, True]
     assert runs[1].is_cancelled("9_1") and not runs[2].cancelled()
-    assert actions.cancel(runs) == {runs[0].run_id: ("7",)}, "it still saves, and may be told again"
+    assert actions.cancel(runs) == {runs[0].run_id: ("7",)}, "it is still saving, and may be cancelled again"
 
 
 @pytest.mark.parametrize("before", [(), ("3", "4")])
-def test_a_run_that_could_not_be_ended_is_not_said_to_be(queue, runs, before):
-    """Its next preemption would end it for good."""
+def test_a_run_that_could_not_be_cancelled_keeps_no_cancel_request(queue, runs, before):
+    """Its next preemption would stop it."""
     send(runs[0], "7", "8")
     runs[0].request_cancel(before)
     queue.hold(j7="RUNNING", j8="PENDING")
@@ -122,7 +122,7 @@ def test_a_run_that_could_not_be_ended_is_not_said_to_be(queue, runs, before):
     assert runs[0].store.exists("cancelled.json") == bool(before)
 
 
-def test_slurm_that_does_not_answer_leaves_nothing_behind(queue, runs, monkeypatch):
+def test_slurm_that_does_not_answer_leaves_no_cancel_request(queue, runs, monkeypatch):
     send(runs[0], "7")
     queue.hold(j7="RUNNING")
 
@@ -138,7 +138,7 @@ def test_slurm_that_does_not_answer_leaves_nothing_behind(queue, runs, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-def test_ctrl_c_before_slurm_was_told_leaves_nothing_behind(queue, runs):
+def test_ctrl_c_before_scancel_leaves_no_cancel_request(queue, runs):
     send(runs[0], "7")
     queue.hold(j7="RUNNING")
     (queue.folder / "bin" / "scancel").write_text("#!/bin/bash\nkill -INT $PPID; exec sleep 5\n")
@@ -147,7 +147,7 @@ def test_ctrl_c_before_slurm_was_told_leaves_nothing_behind(queue, runs):
     assert not runs[0].store.exists("cancelled.json")
 
 
-def test_what_was_told_stays_said_where_another_job_was_refused(queue, runs):
+def test_a_cancelled_job_keeps_its_request_if_another_job_was_refused(queue, runs):
     send(runs[0], "7", "8")
     send(runs[1], "9")
     queue.hold(j7="RUNNING", j8="PENDING", j9="PENDING")
@@ -159,7 +159,7 @@ def test_what_was_told_stays_said_where_another_job_was_refused(queue, runs):
     assert runs[0].cancelled() == ("7",) and runs[1].cancelled() == ()
 
 
-def test_a_job_that_has_just_ended_by_itself_is_no_failure(queue, runs, monkeypatch):
+def test_a_job_that_has_just_ended_is_no_failure(queue, runs, monkeypatch):
     send(runs[0], "7")
     send(runs[1], "8")
     queue.hold(j7="RUNNING", j8="PENDING")
@@ -175,7 +175,7 @@ def test_a_job_that_has_just_ended_by_itself_is_no_failure(queue, runs, monkeypa
     assert (queue.folder / "queue").read_text() == "", "the other has left the queue"
 
 
-def test_what_fails_at_one_engine_is_no_other_engines_business(queue, runs, sky):
+def test_a_failing_engine_does_not_affect_another(queue, runs, sky):
     send(runs[0], "7")
     in_cloud = launch(runs[0], queue.folder).job_id
     send(runs[1], "8")
@@ -187,7 +187,7 @@ def test_what_fails_at_one_engine_is_no_other_engines_business(queue, runs, sky)
     assert runs[0].cancelled() == (in_cloud,) and runs[1].cancelled() == ()
 
 
-def test_a_run_whose_folder_cannot_be_written_keeps_all_from_being_ended(queue, runs):
+def test_if_one_folder_cannot_be_written_no_run_is_cancelled(queue, runs):
     send(runs[0], "7")
     send(runs[1], "8")
     queue.hold(j7="PENDING", j8="PENDING")
@@ -212,7 +212,7 @@ def test_all_running_jobs_are_preempted_and_one_that_has_just_ended_is_no_failur
     assert actions.preempt(runs[:2])[runs[1].run_id] == ("8",)
 
 
-def test_retry_sends_it_as_it_was(sky, runs, tmp_path):
+def test_retry_submits_the_last_job_again(sky, runs, tmp_path):
     run = runs[0]
     sent = launch(run, tmp_path, "nodes=2", "cloud.pool=mine")
     sky.say(sent.job_id, "FAILED")

@@ -1,4 +1,4 @@
-"""Status reads little, and tells the truth about each run."""
+"""The status of each run, from its folder and its jobs."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.unit.sweeps import finish, make, planned
 
 
 @pytest.mark.usefixtures("here")
-def test_what_is_wrong_with_one_run_is_no_others_business(tmp_path, digits):
+def test_a_broken_run_does_not_affect_the_others(tmp_path, digits):
     runs = planned(tmp_path, digits)
     finish(make(runs[0], load_job("local")))
     make(runs[1]).store.write_bytes("recipe.json", b"{")
@@ -45,7 +45,7 @@ def log(run: Run, number: int, *rows: dict[str, object]) -> None:
     writer.flush()
 
 
-def test_a_run_that_was_killed_says_so(run):
+def test_a_run_that_was_killed_has_the_state_killed(run):
     run.write_attempt(attempt(1, 0, "preempted"))
     run.write_attempt(attempt(2, 30))
     log(run, 1, row("train", 30), row("eval", 30), row("train", 40))
@@ -54,23 +54,23 @@ def test_a_run_that_was_killed_says_so(run):
     assert (status.step, status.total_steps, status.top1, status.eta_s) == (30, 550, 3.0, None)
 
 
-def test_the_cause_of_the_last_end_comes_with_its_message(run):
+def test_the_exit_reason_has_cause_and_message(run):
     run.write_attempt(attempt(1, 0, "preempted"))
     run.write_attempt(attempt(2, 30, "failed", "out of [memory]"))
     (status,) = read_status([run])
     assert (status.state, status.cause) == ("failed", "failed (out of [memory])")
 
 
-def test_a_run_that_nobody_started(run):
+def test_a_run_that_was_never_started(run):
     (status,) = read_status([run])
     assert (status.state, status.cause, status.step, status.total_steps) == ("never started", "", 0, 550)
 
 
-def test_no_runs_are_no_lines():
+def test_no_runs_have_no_status():
     assert read_status([]) == []
 
 
-def test_counts_begin_with_what_needs_a_look():
+def test_the_summary_begins_with_what_needs_attention():
     found = [Status("r", "/r", state) for state in ("finished", "running", "finished", "failed", "some new cause")]
     assert summary(found) == "5 runs: 1 some new cause, 1 failed, 1 running, 2 finished"
     assert summary(found[:1]) == "1 run: 1 finished"

@@ -32,7 +32,7 @@ def many(count: int) -> list[Status]:
 
 
 @pytest.mark.parametrize("width", [100, 120, 200])
-def test_a_line_for_each_run_however_wide_the_terminal(width):
+def test_a_run_takes_one_line_at_any_width_of_the_terminal(width):
     lines = printed(table(many(8), width), width)
     assert len(lines) == 9 and max(map(len, lines)) <= width
     for line in lines[1:]:
@@ -45,14 +45,14 @@ def test_a_line_for_each_run_however_wide_the_terminal(width):
         )
 
 
-def test_in_a_file_nothing_is_cut():
+def test_in_a_file_nothing_is_shortened():
     line = printed(table(many(1), 10_000), 10_000)[1]
     assert line.endswith("lost peer (rank 3: [/gloo/pair.cc:545] Read error and more of it)")
     assert line.startswith("deit-deit_small_patch16_224-s0-0123abcd ")
 
 
 @pytest.mark.parametrize("count", [2, 36, 37, 38, 1000])
-def test_what_is_live_fits_the_terminal_and_shows_failures_first(count):
+def test_the_live_table_fits_the_terminal_and_shows_failures_first(count):
     lines = printed(overview(many(count), width=100, lines=40), 100)
     assert len(lines) < 40 and max(map(len, lines)) <= 100
     assert f"{count} runs: " in lines[0]

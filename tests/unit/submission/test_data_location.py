@@ -1,4 +1,4 @@
-"""A recipe that brings its own data: they are made last of all, and nowhere where something else lies."""
+"""Finding the shards of a recipe, and making those of a recipe that makes its own: last, and never over other files."""
 
 import shutil
 
@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(folder, capsys):
-    """Submits what is refused; gives what is said."""
+    """Submits a run that is refused; returns the error."""
 
     def run(*args, code):
         with pytest.raises(SystemExit) as ended:
@@ -60,7 +60,7 @@ def found(folder, given="", make="digits", job="local", *changes):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """The set as it is made into an empty folder."""
+    """The data set as it is made in an empty folder."""
     folder = tmp_path_factory.mktemp("fresh")
     make_set(open_set("digits"), Store(folder))
     return contents(folder)
@@ -70,7 +70,7 @@ def fresh(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", ["digits", "mine.toml"])
-def test_shards_without_an_index_stay_and_the_way_to_use_them_is_said(refused, folder, recipe):
+def test_shards_without_an_index_are_kept_and_indexing_is_advised(refused, folder, recipe):
     text = (bundled_dir("recipes") / "digits.toml").read_text()
     (folder / "mine.toml").write_text(text.replace('name = "digits"', 'name = "mine"', 1))
     put(folder / "mine", **TARS)
@@ -82,7 +82,7 @@ def test_shards_without_an_index_stay_and_the_way_to_use_them_is_said(refused, f
         assert f"{folder}/mine/{part} holds shards but no index: run 'rsb-cluster shards index {folder}" in said
 
 
-def test_a_set_of_which_one_part_has_an_index_stays(refused, folder):
+def test_a_set_with_one_indexed_part_is_kept(refused, folder):
     put(folder / "half", **TARS)
     build_index(Store(folder / "half" / "train"))
     before = contents(folder / "half")
@@ -113,7 +113,7 @@ def test_a_submit_that_is_refused_has_made_nothing(refused, folder, monkeypatch,
 # --- where data are looked for, and made ----------------------------------------------------------------------------
 
 
-def test_data_are_made_in_the_folder_in_which_they_are_looked_for(folder, fresh, monkeypatch):
+def test_data_are_made_in_the_folder_that_is_searched(folder, fresh, monkeypatch):
     places = {
         "data/digits": (),
         "roots/digits": ("", "digits", "local", 'data="roots"'),
@@ -133,7 +133,7 @@ def test_data_are_made_in_the_folder_in_which_they_are_looked_for(folder, fresh,
     assert found(folder, "", "digits", "local", 'data="roots"').to_make == ""
 
 
-def test_nothing_is_made_where_a_root_has_the_set(folder, digits):
+def test_nothing_is_made_if_a_root_has_the_set(folder, digits):
     shutil.copytree(digits, folder / "root" / "digits")
     put(folder / "root", **{"other/train/x.tar": b"x"})
     source = found(folder, "root")
@@ -159,7 +159,7 @@ def test_a_folder_that_holds_something_else_is_named_with_what_is_in_it(folder):
 
 
 @pytest.mark.parametrize("given", ["here", "here/digits"])
-def test_what_was_begun_is_gone_on_with(folder, fresh, given):
+def test_an_incomplete_set_is_completed(folder, fresh, given):
     place = folder / "here" / "digits"
     make_set({"train": open_set("digits")["train"]}, Store(place))  # a train alone; its val comes beside it
     assert found(folder, given).url == str(place)
@@ -173,7 +173,7 @@ def test_what_was_begun_is_gone_on_with(folder, fresh, given):
     assert contents(place) == fresh
 
 
-def test_shards_that_somebody_else_makes_meanwhile_are_not_taken_for_the_planned_ones(folder):
+def test_other_shards_that_appear_meanwhile_are_refused(folder):
     source = found(folder)
     other = {part: open_set("digits")["val"] for part in ("train", "val")}
     make_set(other, Store(source.url))
@@ -189,7 +189,7 @@ def test_a_recipe_that_makes_nothing_finds_nothing(folder):
     assert not source.is_found and source.problem.startswith("no shards of 'digits' were found. Searched for\n")
 
 
-def test_missing_data_names_what_was_looked_for(rsb):
+def test_missing_data_names_the_searched_files(rsb):
     where = f"{rsb.cwd}/data/imagenet-1k/train/index.npz"
     said = rsb.error("submit", "--recipe", "a3", "--job", "local", code=1)
     assert f"no shards of 'imagenet-1k' were found. Searched for\n  {where}\nName their folder with --data" in said

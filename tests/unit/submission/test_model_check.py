@@ -1,4 +1,4 @@
-"""What timm can build is asked once, and again when the code or a library has changed."""
+"""A model is checked once, and again when the code or a library has changed."""
 
 import json
 import os
@@ -35,13 +35,13 @@ SMALL, OTHER, UNKNOWN = recipe_of(), recipe_of("model.name=test_resnet"), recipe
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, int]:
-    """What the real check says, asked once for this module."""
+    """The answers of the real check, run once for this module."""
     return dict(zip(("small", "other"), model_check._build([(SMALL, None), (OTHER, None)]), strict=True))
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, int]) -> list[list[str]]:
-    """The models that a process was asked about, a list for each process."""
+    """The models that were checked, a list for each process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found: list[list[str]] = []
 
@@ -65,7 +65,7 @@ def test_a_model_is_built_once(asked: list[list[str]], answers: dict[str, int]) 
     assert asked == [["resnet10t"], ["test_resnet"]]
 
 
-def test_what_is_wrong_is_said_each_time(asked: list[list[str]]) -> None:
+def test_an_error_is_reported_each_time(asked: list[list[str]]) -> None:
     for _ in range(2):
         with pytest.raises(ConfigError, match="no such model"):
             check_models([(SMALL, None), (UNKNOWN, None)])
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_each_time(asked: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize("change", ["code", "library", "damage"])
-def test_it_is_asked_again_after(change: str, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_checked_again_after(change: str, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     check_models([(SMALL, None)])
     if change == "library":
         monkeypatch.setattr(model_check, "version", lambda name: "99")
@@ -86,7 +86,7 @@ def test_it_is_asked_again_after(change: str, asked: list[list[str]], monkeypatc
     assert len(asked) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(asked: list[list[str]], tmp_path: Path) -> None:
+def test_the_check_works_without_a_writable_cache(asked: list[list[str]], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     assert check_models([(SMALL, None)]) == check_models([(SMALL, None)])
     assert len(asked) == 2

@@ -1,4 +1,4 @@
-"""What a submit asks for becomes the runs and job arrays that are meant; what is finished is not sent again."""
+"""A request becomes runs and job arrays; finished runs are not submitted again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_seeds_are_one_or_counted():
         parse_seeds(0, 3)
 
 
-def test_only_what_is_not_finished_is_sent_again(tmp_path, digits):
+def test_only_unfinished_runs_are_submitted_again(tmp_path, digits):
     runs = planned(tmp_path, digits)
     assert len({p.run.run_id for p in runs}) == 4 and [p.state for p in runs] == ["new"] * 4
     assert {p.virtual_ranks for p in runs} == {4}
@@ -43,7 +43,7 @@ def test_only_what_is_not_finished_is_sent_again(tmp_path, digits):
     assert [p.virtual_ranks for p in again] == [2, 4, 4, 2], "a run that exists keeps its own"
 
 
-def test_runs_without_gpu_hours_left_are_not_sent(tmp_path, digits):
+def test_runs_over_budget_are_not_submitted(tmp_path, digits):
     runs = planned(tmp_path, digits)
     for planned_run in runs[:2]:
         make(planned_run).write_attempt(
@@ -63,7 +63,7 @@ def test_runs_without_gpu_hours_left_are_not_sent(tmp_path, digits):
     assert "exceeded its GPU-hour budget (used 4.00 of 4)" in refused[runs[0].run.run_id]
 
 
-def test_a_set_is_looked_for_once(tmp_path, digits):
+def test_a_data_set_is_searched_once(tmp_path, digits):
     assert len({id(p.data) for p in planned(tmp_path, digits)}) == 1
 
 
@@ -104,8 +104,8 @@ def test_one_run_is_a_job_of_its_own_name():
     assert array.name == "r0" and "#SBATCH --array" not in array.script
 
 
-def test_an_array_is_no_larger_than_slurm_takes(monkeypatch):
-    """Where no Slurm answers, its own default limit is taken; no test machine has a cluster by default."""
+def test_an_array_is_no_larger_than_slurm_accepts(monkeypatch):
+    """If no Slurm answers, its default limit applies; no test machine has a cluster by default."""
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
     assert Slurm().max_array_size() == 1001
     runs = some_runs(2500)
@@ -116,7 +116,7 @@ def test_an_array_is_no_larger_than_slurm_takes(monkeypatch):
     assert len(local.runs) == 2500
 
 
-def test_a_dry_run_says_what_will_be_made_and_needs_no_network(here, monkeypatch):
+def test_a_dry_run_names_what_will_be_made_and_needs_no_network(here, monkeypatch):
     names = Store.names
 
     def unreachable(self, *path):
@@ -156,7 +156,7 @@ def test_the_same_weights_elsewhere_are_the_same_run_and_others_another(tmp_path
     assert len(set(ids.values())) == 4
 
 
-def test_a_dry_run_without_the_weights_says_so_and_goes_on(tmp_path: Path, digits: Path) -> None:
+def test_a_dry_run_without_the_weights_continues_with_a_note(tmp_path: Path, digits: Path) -> None:
     points = expand(
         SweepFile(name="test", grid=(Grid(recipes=("digits",)),)),
         job="local",

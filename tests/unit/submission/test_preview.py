@@ -1,4 +1,4 @@
-"""The dry run says what will be, for people and for scripts, and writes nothing."""
+"""The dry run shows the plan, as text and as JSON, and writes nothing."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_the_table_of_a_sweep_adds_up(tmp_path, digits):
     }
 
 
-def test_the_dry_run_of_a1_on_four_nodes_says_what_it_will_be(rsb):
+def test_the_dry_run_of_a1_on_four_nodes_shows_the_plan(rsb):
     done = rsb.run("submit", "--recipe", "a1", "--nodes", "4", "--dry-run", "--images-per-s", "1000")
     lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in done.stdout.split("\n\n")[0].splitlines()}
     assert lines["resources"] == "4 nodes × 8 GPUs = 32 ranks, back end slurm"
@@ -66,7 +66,7 @@ def test_the_dry_run_of_a1_on_four_nodes_says_what_it_will_be(rsb):
     assert list(rsb.cwd.iterdir()) == [], "a dry run writes nothing"
 
 
-def test_the_dry_run_as_json_says_the_same(rsb):
+def test_the_dry_run_as_json_has_the_same_content(rsb):
     found = rsb.json("submit", "--recipe", "a1", "--nodes", "4", "--dry-run", "--json", "--seeds", "3",
                      "--set", "optimizer.lr=4e-3", "--set", "job.slurm.partition=gpu", "--data", "s3/x")  # fmt: skip
     assert [found[key] for key in ("nodes", "world_size", "global_batch", "virtual_ranks")] == [4, 32, 2048, 32]
@@ -80,7 +80,7 @@ def test_the_dry_run_as_json_says_the_same(rsb):
     assert list(rsb.cwd.iterdir()) == []
 
 
-def test_data_that_is_there_is_found_and_names_the_run(rsb, digits):
+def test_existing_data_is_found_and_names_the_run(rsb, digits):
     found = rsb.json("submit", "--recipe", "digits", "--job", "local", "--data", str(digits), "--dry-run", "--json")
     assert found["data_found"] is True and found["notes"] == []
     assert re.fullmatch("digits-resnet10t-s0-[0-9a-f]{8}", found["runs"][0]["run_id"])

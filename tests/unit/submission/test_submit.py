@@ -1,4 +1,4 @@
-"""Two submits at once make one run, and what a scheduler has taken is on record, or said."""
+"""Concurrent submits create one run, and an accepted job is recorded or reported."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def planned(runs: Path, data: Path, *for_jobs: str) -> list[PlannedRun]:
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A folder of runs; what was started there ends after the test."""
+    """A folder of runs; jobs that were started there end after the test."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "runs"
     for pickle in tmp_path.rglob("*_submitted.pkl"):
@@ -48,11 +48,11 @@ def runs(tmp_path, monkeypatch):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-# --- two submits at once --------------------------------------------------------------------------------------------
+# --- concurrent submits --------------------------------------------------------------------------------------------
 
 
-def test_the_second_of_two_submits_goes_on_with_the_first_ones_run(runs, digits):
-    """It has planned before the first one wrote; a run's package versions and time are those of the first."""
+def test_the_second_of_two_submits_uses_the_first_ones_run(runs, digits):
+    """It was planned before the first one wrote; the run's package versions and time are those of the first."""
     first, second = planned(runs, digits), planned(runs, digits)
     submit.create_runs(first)
     before = [p.run.store.read_bytes("spec.json") for p in first]
@@ -60,7 +60,7 @@ def test_the_second_of_two_submits_goes_on_with_the_first_ones_run(runs, digits)
     assert [p.run.store.read_bytes("spec.json") for p in second] == before
 
 
-def test_submits_at_the_same_moment_make_one_run(runs, digits):
+def test_concurrent_submits_create_one_run(runs, digits):
     barrier = threading.Barrier(4)
 
     def create(mine):
@@ -77,11 +77,11 @@ def test_submits_at_the_same_moment_make_one_run(runs, digits):
     assert [p.state for p in planned(runs, digits)] == ["unfinished"] * 2
 
 
-def test_a_second_submit_that_brings_other_data_is_refused(runs, digits, tmp_path):
+def test_a_second_submit_with_other_data_is_refused(runs, digits, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.symlink_to(digits)
     first, second = planned(runs, digits), planned(runs, elsewhere)
-    assert [p.run.url for p in first] == [p.run.url for p in second], "the same science"
+    assert [p.run.url for p in first] == [p.run.url for p in second], "the same run"
     submit.create_runs(first)
     arrays = make_arrays(str(runs), [(p.run, p.point.job) for p in second], name="x")
     with pytest.raises(ConfigError) as caught:
@@ -96,8 +96,8 @@ def test_a_second_submit_that_brings_other_data_is_refused(runs, digits, tmp_pat
     assert not arrays[0].folder.exists()
 
 
-def test_a_second_submit_keeps_to_the_virtual_ranks_of_the_first(runs, digits):
-    """Where its ranks can share them; its own number was chosen before there was one."""
+def test_a_second_submit_keeps_the_virtual_ranks_of_the_first(runs, digits):
+    """If its ranks can share them; its own number was chosen before the run existed."""
     few, many = planned(runs, digits), planned(runs, digits, "tasks_per_node=4")
     single = planned(runs, digits, "tasks_per_node=1")
     assert [p.virtual_ranks for p in (few[0], many[0], single[0])] == [2, 4, 1]
@@ -108,7 +108,7 @@ def test_a_second_submit_keeps_to_the_virtual_ranks_of_the_first(runs, digits):
     assert few[0].run.spec().virtual_ranks == 2
 
 
-def test_a_run_that_a_killed_submit_left_half_made_is_completed(runs, digits):
+def test_a_run_that_a_killed_submit_left_incomplete_is_completed(runs, digits):
     first = planned(runs, digits)
     submit.create_runs(first)
     (Path(first[0].run.url) / "spec.json").unlink()
@@ -118,14 +118,14 @@ def test_a_run_that_a_killed_submit_left_half_made_is_completed(runs, digits):
     assert first[0].run.spec().run_id == first[0].run.run_id
 
 
-def test_a_sweep_that_was_sent_twice_began_with_its_first_submit(runs):
+def test_a_sweep_submitted_twice_keeps_its_first_time(runs):
     sweeps = [Sweep(sweep_id="x-1", file="", created=created, members=()) for created in (1.0, 2.0)]
     for sweep in sweeps:
         submit.submit(Plan(str(runs), (), (), sweep))
     assert read_sweep(str(runs), "x-1") == sweeps[0]
 
 
-# --- what was taken is on record ------------------------------------------------------------------------------------
+# --- accepted jobs are recorded ------------------------------------------------------------------------------------
 
 
 def arrays_of(runs: Path, made: list[PlannedRun]):

@@ -1,4 +1,4 @@
-"""A job's ranks share a recipe's batch, or it is said why not."""
+"""A job's ranks share a recipe's batch, or the error says why not."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def choose(recipe: Recipe, job: Job, stored: int = 0) -> int:
 )
 @pytest.mark.parametrize("job_name", JOBS)
 @pytest.mark.parametrize("recipe_name", RECIPES)
-def test_a_recipe_fits_a_job_or_it_is_said_why_not(recipe_name, job_name, shape):
+def test_a_recipe_fits_a_job_or_the_error_says_why_not(recipe_name, job_name, shape):
     recipe = load_recipe(recipe_name)
     try:
         job = load_job(job_name, *shape)
@@ -74,7 +74,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_its_neighbours():
     )
 
 
-def test_a_batch_below_the_number_of_ranks_is_not_told_to_be_zero():
+def test_a_batch_of_zero_is_never_advised():
     with pytest.raises(ConfigError, match=r"16 ranks \(.*\)\. Use 16\.$"):
         choose(load_recipe("a1", "train.global_batch=10"), load_job("slurm", "nodes=2"))
 
@@ -90,7 +90,7 @@ def test_a_run_keeps_its_virtual_ranks_on_fewer_gpus():
 @pytest.mark.parametrize(
     ("assignments", "stored", "who"), [((), 4, "this run has"), (("train.virtual_ranks=4",), 0, "the recipe has")]
 )
-def test_more_gpus_than_virtual_ranks_are_refused_with_what_would_do(assignments, stored, who):
+def test_more_gpus_than_virtual_ranks_are_refused_with_what_would_fit(assignments, stored, who):
     with pytest.raises(ConfigError) as caught:
         choose(load_recipe("a1", *assignments), load_job("slurm"), stored)
     assert str(caught.value) == (
@@ -111,7 +111,7 @@ def test_one_virtual_rank_on_two_gpus_is_refused_in_good_english():
         (("train.virtual_ranks=2048",), "a micro-batch has 1 images (2048 / 2048 virtual ranks), but Mixup and CutMix"),
     ],
 )
-def test_virtual_ranks_that_cannot_be_are_refused(assignments, message):
+def test_invalid_virtual_ranks_are_refused(assignments, message):
     with pytest.raises(ConfigError) as caught:
         choose(load_recipe("a1", *assignments), load_job("slurm", "gpus_per_node=1"))
     assert message in str(caught.value)

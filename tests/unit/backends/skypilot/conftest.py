@@ -10,5 +10,5 @@ from tests.unit.new_runs import make_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run that nobody has started."""
+    """A run that was never started."""
     return make_run(tmp_path / "runs")

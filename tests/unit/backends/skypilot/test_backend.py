@@ -1,7 +1,7 @@
-"""Cloud runs seen from the login side: their state, their end, and what is refused.
+"""Cloud runs from the submitting side: status, cancel, preempt, and what is refused.
 
-SkyPilot itself is in tests/integration/test_skypilot.py: here stands a table of what it would say in its one module's
-place, and everything else is real.
+SkyPilot itself is tested in tests/integration/test_skypilot.py. Here a table of its answers replaces the module that
+calls it, and everything else is real.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tests.unit.sky_jobs import attempt, launch
 # --- status, cancel, preempt ------------------------------------------------------------------------------------------
 
 
-def test_status_asks_once_and_shows_the_engines_own_word(sky, tmp_path):
+def test_status_queries_once_and_shows_the_engines_own_state(sky, tmp_path):
     runs = [make_run(tmp_path / "runs", seed=seed) for seed in range(4)]
     ids = [launch(run, tmp_path).job_id for run in runs]
     sky.say(ids[1], "RUNNING")
@@ -48,7 +48,7 @@ def test_status_asks_once_and_shows_the_engines_own_word(sky, tmp_path):
     assert "engine" not in [column.header for column in table(read_status(runs[:1]), 200).columns]
 
 
-def test_a_running_attempt_is_asked_to_save_before_its_machines_go(sky, run, tmp_path, monkeypatch):
+def test_a_running_attempt_saves_before_its_machines_are_released(sky, run, tmp_path, monkeypatch):
     sent = launch(run, tmp_path)
     sky.say(sent.job_id, "RUNNING")
     attempt(run, sent.job_id, 1)
@@ -84,7 +84,7 @@ def test_both_jobs_of_a_run_are_cancelled(sky, run, tmp_path):
     assert all(run.is_cancelled(job) for job in jobs)
 
 
-def test_an_engine_that_refuses_leaves_no_word_of_an_end(sky, run, tmp_path, monkeypatch):
+def test_an_engine_that_refuses_leaves_no_cancel_request(sky, run, tmp_path, monkeypatch):
     def refuse(names):
         assert run.is_cancelled(names[0])
         raise SubmitError("SkyPilot: no")
@@ -96,7 +96,7 @@ def test_an_engine_that_refuses_leaves_no_word_of_an_end(sky, run, tmp_path, mon
     assert not run.store.exists("cancelled.json")
 
 
-def test_ctrl_c_ends_the_waiting_and_not_the_run(sky, run, tmp_path):
+def test_ctrl_c_stops_the_display_and_not_the_run(sky, run, tmp_path):
     sent = launch(run, tmp_path)
     screen = Presser(": queued")
     assert follow([run], Console(file=screen)) is None
@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_run(sky, run, tmp_path):
     assert sky.table[sent.job_id].state == "PENDING" and not run.cancelled()
 
 
-def test_a_preempted_attempt_is_asked_and_its_job_goes_on(sky, run, tmp_path):
+def test_a_preempted_attempt_is_stopped_and_its_job_continues(sky, run, tmp_path):
     sent = launch(run, tmp_path)
     sky.say(sent.job_id, "RUNNING")
     attempt(run, sent.job_id, 1, "preempted")
@@ -124,7 +124,7 @@ def script(url, count=1, *assignments):
     )
 
 
-def test_runs_must_be_where_the_machines_reach_them():
+def test_the_machines_must_reach_the_runs_folder():
     with pytest.raises(ConfigError, match="cloud machines cannot reach /runs/r0"):
         script("/runs")
 
@@ -137,7 +137,7 @@ def test_a_limit_of_concurrent_runs_needs_a_pool():
     assert "name: rsb-ID" in script("s3://b/runs", 3, "array_parallelism=2", "cloud.pool=two")
 
 
-def test_a_variable_to_hand_over_must_be_set(monkeypatch):
+def test_a_secret_must_be_set(monkeypatch):
     monkeypatch.setattr(engine, "check_installed", lambda: None)
     job = load_job("cloud-spot", "cloud.secrets=['WANDB_API_KEY']")
     with pytest.raises(ConfigError, match="WANDB_API_KEY is not set in this shell"):
@@ -147,7 +147,7 @@ def test_a_variable_to_hand_over_must_be_set(monkeypatch):
     assert "geheim" not in script("s3://b/runs", 1, "cloud.secrets=['WANDB_API_KEY']")
 
 
-def test_without_skypilot_it_is_said_how_to_get_it():
+def test_without_skypilot_the_error_says_how_to_install_it():
     with contextlib.suppress(ImportError):
         import sky  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""submitit's plugin for SkyPilot: who a rank is, and what is written where before the engine hears of a job."""
+"""submitit's plugin for SkyPilot: the environment of a rank, and what is written before a job is submitted."""
 
 import pytest
 import submitit
@@ -12,7 +12,7 @@ from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, decode
 from tests.unit.sky_jobs import attempt, launch, task_of
 
 
-def test_submitit_finds_the_plugin_and_never_takes_it_unasked():
+def test_submitit_finds_the_plugin_and_never_chooses_it_automatically():
     assert plugins.get_executors()["sky"] is SkyExecutor
     assert isinstance(plugins.get_job_environments()["sky"], SkyJobEnvironment)
     assert SkyExecutor.affinity() == 0
@@ -20,7 +20,7 @@ def test_submitit_finds_the_plugin_and_never_takes_it_unasked():
     assert submitit.AutoExecutor("x", cluster="sky").cluster == "sky"
 
 
-def test_a_rank_learns_who_it_is(monkeypatch):
+def test_a_rank_reads_its_environment(monkeypatch):
     said = {
         "SUBMITIT_EXECUTOR": "sky", "RSB_JOB_ID": "rsb-1", "RSB_RANK": "5", "RSB_LOCAL_RANK": "1",
         "RSB_WORLD_SIZE": "8", "SKYPILOT_NODE_RANK": "2", "SKYPILOT_NUM_NODES": "4",
@@ -42,7 +42,7 @@ def test_the_executor_takes_nothing_but_our_task(sky, tmp_path, wrong):
     assert not sky.tasks and not list(tmp_path.iterdir())
 
 
-def test_all_that_is_written_lies_in_the_run_and_nothing_of_it_is_a_pickle(sky, run, tmp_path, monkeypatch):
+def test_all_files_are_in_the_runs_folder_and_none_is_a_pickle(sky, run, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     sent = launch(run, tmp_path)
@@ -67,7 +67,7 @@ def test_all_that_is_written_lies_in_the_run_and_nothing_of_it_is_a_pickle(sky, 
     assert [submission.job_id for submission in run.submissions()] == [task["name"] for task in sky.tasks]
 
 
-def test_a_job_is_on_record_before_the_engine_knows_of_it(sky, run, tmp_path, monkeypatch):
+def test_a_submission_is_recorded_before_the_engine_gets_the_job(sky, run, tmp_path, monkeypatch):
     def refuse(tasks, *, pool):
         assert [s.job_id for s in run.submissions()] == [tasks[0]["name"]]
         raise SubmitError("SkyPilot: no")
@@ -78,7 +78,7 @@ def test_a_job_is_on_record_before_the_engine_knows_of_it(sky, run, tmp_path, mo
     assert read_status([run])[0].state == "never started"
 
 
-def test_a_job_is_done_when_its_run_is_or_the_engine_gives_it_up(sky, run, tmp_path):
+def test_a_job_is_done_when_its_run_is_or_the_engine_gives_up(sky, run, tmp_path):
     job = SkyExecutor(tmp_path).submit(task_of(run))
     assert isinstance(job, SkyJob) and not job.done(force_check=True)
     attempt(run, job.job_id, 1, "lost peer", "another rank is gone")

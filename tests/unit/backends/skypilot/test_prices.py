@@ -1,4 +1,4 @@
-"""What a node costs, from SkyPilot's catalogs."""
+"""Prices of nodes from SkyPilot's catalogs."""
 
 import pytest
 
@@ -42,6 +42,6 @@ def test_the_lowest_price_of_a_node_that_fits_is_taken_from_the_newest_catalog(c
     assert [one and one.usd_per_h for one in found] == [spot, on_demand]
 
 
-def test_without_a_catalog_no_price_is_known(tmp_path, monkeypatch):
+def test_without_a_catalog_the_price_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert prices.price(load_job("cloud-spot"), spot=True) is None

@@ -1,4 +1,4 @@
-"""What SkyPilot is told: the task as reviewed, and its shell lines run."""
+"""The SkyPilot task: as reviewed, and with its shell lines run."""
 
 import re
 import subprocess
@@ -32,15 +32,15 @@ def test_the_task_is_the_one_that_was_reviewed(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_its_shell_lines_are_good(name):
+def test_its_shell_lines_are_valid(name):
     for lines in (task(name)["setup"], task(name)["run"]):
         done = subprocess.run(["bash", "-n"], input=lines, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("code", "heard"), [(0, 0), (75, 75), (100, 0), (130, 0), (1, 1), (137, 137)])
-def test_the_engine_hears_whether_another_start_makes_sense(tmp_path, monkeypatch, code, heard):
-    """75: it does. A run that failed (100) or was stopped (130) has ended; of what is left the engine decides."""
+def test_the_exit_code_says_whether_another_start_makes_sense(tmp_path, monkeypatch, code, heard):
+    """75: it does. A run that failed (100) or was stopped (130) is not restarted; else the engine decides."""
     lines = task("spot")["run"]
     python = tmp_path / re.search(r'"\$HOME/(.*)"', lines)[1]
     python.parent.mkdir(parents=True)

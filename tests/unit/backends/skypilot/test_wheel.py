@@ -1,4 +1,4 @@
-"""The code that a cloud run takes along: all of it as it is here, and the versions of its packages."""
+"""The code of a cloud run: the package as it is imported here, and the versions of its dependencies."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def test_the_wheel_is_what_runs_here_and_can_be_installed(tmp_path):
     assert "cloud-spot" in said.stdout
 
 
-def test_a_change_that_nobody_has_committed_is_in_it(tmp_path, monkeypatch):
+def test_uncommitted_changes_are_in_it(tmp_path, monkeypatch):
     before = wheel.build()
     shutil.copytree(ROOT / "rsb_cluster", tmp_path / "rsb_cluster", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(rsb_cluster, "__file__", str(tmp_path / "rsb_cluster" / "__init__.py"))
@@ -56,7 +56,7 @@ def test_a_change_that_nobody_has_committed_is_in_it(tmp_path, monkeypatch):
     assert after.sha256 != before.sha256
 
 
-def test_pins_are_what_is_installed_here_without_the_name_of_the_build():
+def test_pins_are_the_installed_versions_without_local_labels():
     import torch
 
     pinned = dict(pin.split("==") for pin in wheel.pins())

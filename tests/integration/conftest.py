@@ -1,4 +1,4 @@
-"""A sweep on the real Slurm that went through all that can happen, for every test that reads what sweeps leave."""
+"""A sweep on a real Slurm with a preemption and a failure, for all tests that read the results of sweeps."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class FinishedSweep:
 
     Attributes:
         runs: Folder of the runs, all finished.
-        before: A copy of it from before the failed run was retried, with what --collect has written.
-        sent: What the submit said, as JSON.
-        sent_again: What a second submit said while the first was queued.
+        before: A copy from before the failed run was retried, with the files that --collect wrote.
+        sent: The output of the submit, as JSON.
+        sent_again: The output of a second submit while the first was queued.
         status_before: The status of all runs before the retry.
         preempted: Id of the run that was preempted.
         failed: Id of the run that failed at first.
-        retried: What the retry said.
+        retried: The output of the retry.
     """
 
     rsb: RsbCluster
@@ -71,7 +71,7 @@ class FinishedSweep:
 def finished_sweep(
     tmp_path_factory: pytest.TempPathFactory, slurm_cluster: SlurmCluster, digits: Path
 ) -> FinishedSweep:
-    """The sweep, after some minutes."""
+    """The finished sweep; it takes some minutes."""
     rsb = RsbCluster(tmp_path_factory.mktemp("sweep"), slurm_cluster.env)
     text = (catalog.bundled_dir("recipes") / "digits.toml").read_text()
     for name, lr in RECIPES.items():
@@ -89,7 +89,7 @@ def finished_sweep(
     sweep_id, ids = sent["sweep_id"], [run["run_id"] for run in sent["runs"]]
     preempted, failed = ids[0], ids[-1]
     runs = rsb.cwd / "runs"
-    # The last of its array, which cannot have started yet, will not be able to write its metrics.
+    # The last task of its array cannot have started yet; it will fail to write its metrics.
     (runs / failed / "metrics").write_text("in the way")
     sent_again = rsb.json(*submit)
 
@@ -113,7 +113,7 @@ def finished_sweep(
 
 
 def wait(rsb: RsbCluster, what: str, check: Callable[[], Any], timeout: float = GUARD_S) -> Any:
-    """Wait until something is so, and return it."""
+    """Wait until a predicate holds, and return its value."""
     deadline = time.monotonic() + timeout
     while not (found := check()):
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}\n{rsb('status')}{rsb.logs()}"

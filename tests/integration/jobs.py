@@ -1,4 +1,4 @@
-"""What the tests of a real Slurm submit."""
+"""The options of the tests' submits to a real Slurm."""
 
 DIGITS = (
     "--recipe", "digits", "--model", "test_resnet", "--job", "slurm-cpu", "--set", "schedule.epochs=4",

@@ -1,7 +1,7 @@
-"""A cloud run from submit to the table, with a real S3 server: all is real but SkyPilot and its machine.
+"""A cloud run from submit to the table, with a real S3 server: only SkyPilot and its machine are replaced.
 
-In their place a thread runs the shell lines of the task, as SkyPilot would on a node, and starts them again for the
-exit codes for which SkyPilot would. The real SkyPilot is in test_skypilot.py.
+In their place a thread runs the shell lines of the task, as SkyPilot would on a node, and restarts them for the same
+exit codes as SkyPilot. The real SkyPilot is tested in test_skypilot.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ chmod +x "${{@: -1}}/bin/python"
 
 
 class OneMachine:
-    """What SkyPilot does for us, on this machine: one node, no other jobs."""
+    """The part of SkyPilot that is used, on this machine: one node, no other jobs."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -114,7 +114,7 @@ def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], ti
         time.sleep(0.5)
 
 
-def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, s3, s3_bucket, digits, monkeypatch):
+def test_a_cloud_run_is_preempted_resumes_is_cancelled_and_finishes(machine, s3, s3_bucket, digits, monkeypatch):
     monkeypatch.setattr(skypilot, "_POLL_S", 0.5)
     held = RsbCluster(machine.home, {})
     held.hold(6)
@@ -132,8 +132,8 @@ def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, 
     run = Run.at(runs, rsb(*submit).strip())
 
     def steps(attempt: int) -> int:
-        beat = run.heartbeat(attempt)
-        return beat.step if beat is not None else 0
+        heartbeat = run.heartbeat(attempt)
+        return heartbeat.step if heartbeat is not None else 0
 
     wait_for("steps", machine, lambda: steps(1) == 6)
     rsb("preempt", run.run_id, "--runs", runs)
@@ -141,7 +141,7 @@ def test_a_cloud_run_is_preempted_comes_back_is_cancelled_and_finishes(machine, 
     first = run.attempt(1)
     assert first.cause == "preempted" and first.end_step > 5
     held.allow(first.end_step + 5)
-    wait_for("it goes on", machine, lambda: steps(2) == first.end_step + 5)
+    wait_for("it resumes", machine, lambda: steps(2) == first.end_step + 5)
     assert "sky 1 RUNNING (1 recovered)" in rsb("status", "--runs", runs)
 
     rsb("cancel", run.run_id, "--runs", runs)

@@ -1,7 +1,7 @@
-"""What the version before the package had folders has left behind: data, runs, and a job in Slurm's queue.
+"""Data, runs and a queued Slurm job of the version before the package had folders.
 
 It was made by that version (commit 5f7d32d) from scikit-learn's digits with a network of 2,000 weights: a run that was
-preempted after step 7 and waits for its turn, and one that has finished and was evaluated.
+preempted after step 7 and is queued, and one that has finished and was evaluated.
 """
 
 import sys
@@ -47,7 +47,7 @@ def test_a_queued_job_is_resumed_and_all_is_collected(tmp_path: Path, slurm: Slu
 
     (folder,) = (tmp_path / "runs" / "submissions").iterdir()
     assert b"rsb_cluster.task" in (folder / "7_submitted.pkl").read_bytes()
-    # The job had the number 7 on its Slurm, where it would start by itself.
+    # The job was number 7 of its Slurm, which would start it.
     job = slurm.run("sbatch", "--parsable", "--hold", str(folder / "7_submission.sh")).strip()
     (folder / "7_submitted.pkl").rename(folder / f"{job}_submitted.pkl")
     slurm.run("scontrol", "release", job)

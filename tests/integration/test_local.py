@@ -1,6 +1,6 @@
-"""The main job on this machine: what it computes does not depend on processes, preemptions or stops.
+"""Training on this machine: the result does not depend on processes, preemptions or stops.
 
-Starting torch in a process takes longer than all of these trainings, so one of them serves several claims.
+Starting torch in a process takes longer than each training, so one training tests several claims.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def few_images(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Run:
-    """A run on one process that nothing disturbs."""
+    """An uninterrupted run on one process."""
     rsb = RsbCluster(tmp_path_factory.mktemp("alone"), {})
     run_id = rsb("submit", *FASHION, "--set", "job.tasks_per_node=1", "--data", str(few_images), "--wait").split()[-1]
     return Run.at(rsb.cwd / "runs", run_id)
@@ -50,7 +50,7 @@ def rows(run: Run, kind: str) -> list[MetricsRow]:
     return [row for row in rows_of(run) if row["kind"] == kind]
 
 
-def test_one_two_and_four_processes_train_alike_whatever_stops_them(
+def test_one_two_and_four_processes_have_the_same_result_whatever_stops_them(
     rsb: RsbCluster, few_images: Path, alone: Run
 ) -> None:
     """The same run on two processes, preempted there, stopped, and finished on four: each image counts once.
@@ -90,7 +90,7 @@ def test_one_two_and_four_processes_train_alike_whatever_stops_them(
     assert tracked == [(row["step"], pytest.approx(row["loss"])) for row in rows(run, "train")]
 
 
-def test_an_evaluation_finds_what_the_training_found(rsb: RsbCluster, few_images: Path, alone: Run) -> None:
+def test_an_evaluation_has_the_result_of_the_training(rsb: RsbCluster, few_images: Path, alone: Run) -> None:
     """By the command, in two processes; and collect shows it."""
     result = alone.result()
     assert result is not None
@@ -105,7 +105,9 @@ def test_an_evaluation_finds_what_the_training_found(rsb: RsbCluster, few_images
     assert [row["values"]["top1"] for row in line["evaluations"]] == [found["values"]["top1"]]
 
 
-def test_two_processes_start_from_a_run_and_the_dry_run_says_so(rsb: RsbCluster, few_images: Path, alone: Run) -> None:
+def test_two_processes_start_from_a_runs_weights_and_the_dry_run_names_them(
+    rsb: RsbCluster, few_images: Path, alone: Run
+) -> None:
     short = ("schedule.epochs=1", "schedule.warmup_epochs=0", "optimizer.lr=1e-6", "eval.every_epochs=1")
     changed = [word for assignment in short for word in ("--set", assignment)]
     asked = (*FASHION, "--data", str(few_images), "--init", alone.url, *changed)

@@ -1,4 +1,4 @@
-"""What goes into the network, in trainings of one process: either pipeline is as good, and a damaged image is named."""
+"""The input pipelines, in trainings of one process: both reach the same accuracy, and a damaged image is named."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_both_pipelines_reach_the_same_accuracy(tmp_path: Path, fashion: Path) -
 def test_a_damaged_image_is_named_and_ends_the_run(
     rsb: RsbCluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Also: within data.max_bad_samples it is counted, and the run goes on."""
+    """Also: within data.max_bad_samples it is counted, and the run continues."""
     source = open_set("digits")
     broken = source["train"].sample(17)[0]
 

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm that never come to train: starts that fail, queued ones that are let go of, and refused ones."""
+"""Jobs on a real Slurm that never train: starts that fail, queued jobs that are cancelled, and refused jobs."""
 
 import json
 import signal
@@ -24,10 +24,10 @@ def rsb(tmp_path: Path, slurm: SlurmCluster) -> RsbCluster:
     return RsbCluster(tmp_path, slurm.env)
 
 
-def test_starts_that_fail_before_training_are_delayed_and_given_up(
+def test_starts_that_fail_before_training_are_delayed_and_then_fail(
     rsb: RsbCluster, slurm: SlurmCluster, digits: Path
 ) -> None:
-    """Where torch cannot be imported. The test has no patience: it writes some of the starts down by itself."""
+    """Torch cannot be imported. To save time, the test records some of the starts itself."""
     (rsb.cwd / "broken").mkdir()
     (rsb.cwd / "broken" / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
     shadow = f'export PYTHONPATH="{rsb.cwd}/broken:$PYTHONPATH"'
@@ -48,7 +48,7 @@ def test_starts_that_fail_before_training_are_delayed_and_given_up(
     assert (began - ended).total_seconds() >= starts.SLURM_DELAY_S - 2, "by itself, Slurm waits for some ten here"
 
 
-def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_ends_all_jobs_of_a_run(
+def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_cancels_all_jobs_of_a_run(
     rsb: RsbCluster, slurm: SlurmCluster, digits: Path
 ) -> None:
     asked = ("submit", *DIGITS, "--data", str(digits), "--set", "job.slurm.begin=now+1hour")
@@ -69,14 +69,14 @@ def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_ends_all_jobs_of_a_run(
     (first,) = run.submissions()
     assert slurm.job_state(first.job_id) == "PENDING" and not run.cancelled()
 
-    # Two submits in one moment leave two jobs: neither knew of the other's.
+    # Two concurrent submits leave two jobs: neither knew of the other's.
     record = next((rsb.cwd / "runs" / run.run_id / "submissions").iterdir())
     aside = record.rename(rsb.cwd / record.name)
     rsb(*asked)
     aside.rename(record)
     first, second = run.submissions()
-    told = rsb.run("cancel", run.run_id).stderr
-    assert told == f"{run.run_id}: cancelled job {first.job_id}, {second.job_id}\n"
+    cancelled = rsb.run("cancel", run.run_id).stderr
+    assert cancelled == f"{run.run_id}: cancelled job {first.job_id}, {second.job_id}\n"
     assert [slurm.job_state(job) for job in (first.job_id, second.job_id)] == ["CANCELLED"] * 2
     assert run.is_cancelled(first.job_id) and run.is_cancelled(second.job_id)
 

@@ -1,4 +1,4 @@
-"""Each row of the paper, and of those who cite it, from the files that a user downloads to a line of collect.
+"""Each row of the paper, and of papers that cite it, from the downloaded files to a row of collect.
 
 Small copies of the data sets, laid out as their authors ship them, are made into shards, verified, trained on for a few
 steps, evaluated and collected; all in this process.
@@ -29,7 +29,7 @@ SETS = {**formats.FORMATS, "indl-zollner": formats.indl, "parquet": formats.parq
 
 @pytest.mark.usefixtures("unchecked_hashes")
 @pytest.mark.parametrize("name", SETS)
-def test_from_the_files_of_a_data_set_to_a_line_of_collect(tmp_path: Path, name: str) -> None:
+def test_from_the_files_of_a_data_set_to_a_row_of_collect(tmp_path: Path, name: str) -> None:
     root, data, runs = tmp_path / "in", tmp_path / "data" / name, tmp_path / "runs"
     root.mkdir()
     SETS[name](root)
@@ -66,7 +66,7 @@ def test_from_the_files_of_a_data_set_to_a_line_of_collect(tmp_path: Path, name:
     if known and found.scored:
         assert set(found.values) >= {known.metric, *known.also}
     (line,) = collected.evaluations
-    # A copy of a few images is no evaluation of the data set, and what is not known by name has no number to compare.
+    # A few images do not count as an evaluation of the data set, and unknown data sets have no published number.
     assert line.verdict == ("not counted" if known else "no reference")
     assert line.delta is None
     text = render(collected, "md")

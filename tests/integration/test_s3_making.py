@@ -1,4 +1,4 @@
-"""Shards made straight into a real S3 server, by several processes, with a kill on the way."""
+"""Shards made directly in a real S3 server, by several processes, one of which is killed."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ from tests.unit.samples import some
 pytestmark = pytest.mark.s3
 
 
-def test_a_make_into_s3_that_is_killed_ends_as_one_on_a_disk(s3, s3_bucket, tmp_path, monkeypatch):
+def test_a_killed_make_into_s3_has_the_same_result_as_one_on_disk(s3, s3_bucket, tmp_path, monkeypatch):
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     for part, count in (("train", 60), ("val", 2)):
@@ -44,7 +44,7 @@ def test_a_make_into_s3_that_is_killed_ends_as_one_on_a_disk(s3, s3_bucket, tmp_
     assert verify(dest.child("val"), decode=True).problems == []
 
 
-def test_what_others_put_into_a_bucket_stays(s3, s3_bucket, monkeypatch):
+def test_files_of_others_in_a_bucket_are_kept(s3, s3_bucket, monkeypatch):
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     bucket = Store(f"s3://{s3_bucket}")

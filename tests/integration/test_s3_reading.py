@@ -68,19 +68,19 @@ def uploaded(s3, shards):
 
 @pytest.fixture
 def data_set(environment, uploaded):
-    """A store with the two shards, their index, and the images; it is that of other tests, too."""
+    """A store with the two shards, their index, and the images; shared by tests."""
     return uploaded
 
 
 @pytest.fixture
 def own_set(environment, s3_bucket, shards):
-    """The same, to be changed."""
+    """The same, for one test, which may change it."""
     return upload(Store(f"s3://{s3_bucket}/own"), shards)
 
 
 @pytest.fixture
 def proxy(s3, environment, uploaded, monkeypatch):
-    """What stores talk to from now on."""
+    """The proxy through which stores connect."""
     with FaultyProxy(s3.endpoint, matching=".tar") as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -146,7 +146,7 @@ def test_an_empty_object_is_empty(environment, s3_bucket):
     assert list(store.stream("empty.tar")) == []
 
 
-# --- faults that pass -----------------------------------------------------------------------------------------------
+# --- transient faults -----------------------------------------------------------------------------------------------
 
 PASSING = {
     "closed in mid-body": [Fault(cut=2_000_000)],
@@ -156,7 +156,7 @@ PASSING = {
     "slow down": [Fault(status=503), Fault(status=503)],
     "internal error": [Fault(status=500, code="InternalError")],
     "gateway error": [Fault(status=502, code="BadGateway")],
-    "broken again and again": [Fault(cut=1_300_000)] * 3,
+    "broken repeatedly": [Fault(cut=1_300_000)] * 3,
     "all of it": [Fault(status=503), Fault(cut=0), Fault(cut=1_500_000), Fault(status=500), Fault(cut=2_000_000)],
 }
 
@@ -165,7 +165,7 @@ NOTHING_CAME = ("closed instead of an answer", "slow down", "internal error", "g
 
 
 @pytest.mark.parametrize("kind", PASSING)
-def test_reading_goes_on_where_it_broke(data_set, proxy, kind, caplog):
+def test_reading_resumes_where_it_broke(data_set, proxy, kind, caplog):
     _, index, _ = data_set
     proxy.break_next(*PASSING[kind])
     reader = read_all(data_set)
@@ -179,24 +179,24 @@ def test_reading_goes_on_where_it_broke(data_set, proxy, kind, caplog):
         assert (firsts[-1] > 0) == (kind not in NOTHING_CAME)
 
 
-def test_more_breaks_than_tries_are_borne_as_long_as_bytes_come(data_set, proxy, monkeypatch):
+def test_retries_start_over_as_long_as_bytes_arrive(data_set, proxy, monkeypatch):
     monkeypatch.setattr(s3_module, "MAX_ATTEMPTS", 3)
     proxy.break_next(*[Fault(cut=1_100_000)] * 4)
     assert read_all(data_set).retries == 4
 
 
-def test_a_silent_server_is_asked_again(data_set, proxy, monkeypatch):
+def test_a_request_to_a_silent_server_is_retried(data_set, proxy, monkeypatch):
     monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.5)
     proxy.break_next(Fault(wait_s=30), Fault(cut=2_000_000, stall_s=30))
     assert read_all(data_set).retries == 2
 
 
-def test_a_slow_answer_is_waited_for(data_set, proxy):
+def test_a_slow_answer_is_awaited(data_set, proxy):
     proxy.break_next(Fault(wait_s=0.5), Fault(cut=1_000_000, stall_s=0.5))
     assert read_all(data_set).retries == 0
 
 
-def test_a_server_that_restarts_is_waited_for(data_set, proxy, monkeypatch):
+def test_a_restarting_server_is_awaited(data_set, proxy, monkeypatch):
     monkeypatch.setattr(s3_module, "FIRST_BACKOFF_S", 0.1)
     read_all(data_set)  # it takes a while to make a client
     proxy.refuse()
@@ -204,10 +204,10 @@ def test_a_server_that_restarts_is_waited_for(data_set, proxy, monkeypatch):
     assert read_all(data_set).retries >= 2
 
 
-# --- faults that do not ---------------------------------------------------------------------------------------------
+# --- permanent faults ---------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_stays_broken_is_an_error_after_some_tries(data_set, proxy):
+def test_a_server_that_stays_broken_is_an_error_after_some_retries(data_set, proxy):
     store, _, _ = data_set
     proxy.break_next(*[Fault(status=503)] * 100)
     transfer = Transfer()
@@ -221,7 +221,7 @@ def test_a_server_that_stays_broken_is_an_error_after_some_tries(data_set, proxy
         list(store.stream("a.tar"))
 
 
-def test_a_server_that_is_gone_is_an_error_after_some_tries(data_set, proxy):
+def test_a_server_that_is_gone_is_an_error_after_some_retries(data_set, proxy):
     proxy.refuse()
     with pytest.raises(StorageError, match=r"cannot use s3://.*/a\.tar: .*onnect.* Check AWS_ENDPOINT_URL"):
         read_all(data_set)
@@ -269,7 +269,7 @@ def test_a_replaced_shard_is_named(own_set, shards):
             ShardReader(store, index).read(np.array(numbers))
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_noticed(own_set, shards, proxy):
+def test_an_object_that_is_replaced_while_it_is_read_is_detected(own_set, shards, proxy):
     store, _, _ = own_set
     proxy.break_next(Fault(cut=2 * MIB))
     stream = store.stream("a.tar")
@@ -377,7 +377,7 @@ def test_processes_of_a_node_download_a_shard_once(data_set, proxy, tmp_path):
     assert [(r.first, r.last) for r in proxy.gets()] == [(0, index.shard_bytes[0] - 1)]
 
 
-def test_a_node_goes_on_when_the_process_that_downloads_is_killed(data_set, proxy, tmp_path):
+def test_a_node_continues_if_the_downloading_process_is_killed(data_set, proxy, tmp_path):
     store, index, _ = data_set
     folder = tmp_path / "cache"
     proxy.break_next(Fault(cut=3_000_000, stall_s=60))
@@ -394,7 +394,7 @@ def test_a_node_goes_on_when_the_process_that_downloads_is_killed(data_set, prox
     assert (again.requests, again.bytes_read, again.bytes_cached) == (0, 0, index.shard_bytes.sum())
 
 
-def test_a_download_into_the_cache_goes_on_where_it_broke(data_set, proxy, tmp_path):
+def test_a_download_into_the_cache_resumes_where_it_broke(data_set, proxy, tmp_path):
     store, index, _ = data_set
     proxy.break_next(Fault(cut=2_000_000), Fault(status=503))
     reader = read_all(data_set, ShardReader(store, index, cache=ShardCache(tmp_path / "cache", 1 << 30)))

@@ -1,4 +1,4 @@
-"""``selftest resume`` on a real Slurm: it says that all is well where it is, and finds what is not."""
+"""``selftest resume`` on a real Slurm: it passes, and detects differences."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.servers.slurm import SlurmCluster
 pytestmark = pytest.mark.slurm
 
 
-def test_a_preempted_run_ends_as_an_unbroken_one_and_a_difference_would_be_found(
+def test_a_preempted_run_equals_an_uninterrupted_one_and_a_difference_is_detected(
     tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     rsb = RsbCluster(tmp_path, slurm.env)

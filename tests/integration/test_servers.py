@@ -17,7 +17,7 @@ from tests.servers.daemons import ServerError
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
 
-# Its tasks note each SIGTERM and go on, so the job uses up its grace time; the first life is as long as it takes.
+# Its tasks record each SIGTERM and continue, so the job uses up its grace time; the first start runs until preempted.
 STUBBORN = """\
 echo "start ${SLURM_RESTART_COUNT:-0}"
 [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0
@@ -104,7 +104,7 @@ def test_two_clusters_beside_each_other(slurm: SlurmCluster) -> None:
 
 @pytest.fixture
 def client(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 client that is told nothing but by its environment."""
+    """An S3 client that is configured only by its environment."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     client = botocore.session.Session().create_client("s3")

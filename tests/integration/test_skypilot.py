@@ -78,7 +78,7 @@ p5.4xlarge,H100,1.0,16.0,256.0,,6.88,3.1,us-east-1,use1-az1,x86_64
     "common/metadata.csv": "AcceleratorName,MemoryInfo\n",
 }
 
-# No account is needed to be told where to go; only that AWS may be gone to.
+# The optimizer needs no account, only AWS as an enabled cloud.
 OPTIMIZE = """
 import json, sys, sky, sky.check
 from rsb_cluster.config.job import Job
@@ -110,7 +110,7 @@ for fields, config in json.load(sys.stdin):
         (("cloud-spot", *CPU, "cpus_per_task=8"), ("m6i.2xlarge", "us-east-1", True, 0.09)),
     ],
 )
-def test_the_optimizer_takes_the_node_that_our_estimate_is_for(python, tmp_path, job, best):
+def test_the_optimizer_chooses_the_node_of_our_estimate(python, tmp_path, job, best):
     for name, content in CATALOG.items():
         path = tmp_path / ".sky/catalogs/v8" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,11 +143,11 @@ sky.exceptions.ClusterNotUpError, sky.api_info, sky.api_stop, sky.get
 """
 
 
-def test_the_engines_calls_and_words_are_those_of_the_library(python, tmp_path):
+def test_the_calls_and_states_are_those_of_the_library(python, tmp_path):
     run(python, tmp_path, CALLS)
 
 
-def test_the_command_line_works_on_the_click_that_skypilot_wants(python, tmp_path):
+def test_the_command_line_works_with_the_click_that_skypilot_requires(python, tmp_path):
     import_click = "import click, importlib.metadata as m; print(m.version('click'))"
     assert run(python, tmp_path, import_click).startswith("8.1.")
     cli = "from rsb_cluster.cli import main; main()"
@@ -171,7 +171,7 @@ sky.api_stop()
 
 @pytest.mark.long  # a server that takes a machine for itself
 def test_a_server_without_clouds_answers_and_refuses_with_a_message(python, tmp_path):
-    """It starts without a network. Nothing is enabled, so a launch is refused; that is heard as ours."""
+    """It starts without a network. No cloud is enabled, so a launch is refused, which becomes a SubmitError."""
     said = run(python, tmp_path, SERVER, given=json.dumps([task("spot")])).splitlines()
     (found,) = [line for line in said if line.startswith("[true, ")]
     is_local, version, clouds, jobs, refused = json.loads(found)

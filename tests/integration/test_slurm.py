@@ -23,7 +23,7 @@ def rsb(tmp_path: Path, slurm: SlurmCluster) -> RsbCluster:
 
 
 def wait(rsb: RsbCluster, run: Run, *states: str, timeout: float = GUARD_S) -> dict[str, object]:
-    """Wait until a run is in one of some states."""
+    """Wait until a run is in one of the states."""
     deadline = time.monotonic() + timeout
     while True:
         (status,) = rsb.json("status", run.run_id, "--json")
@@ -33,8 +33,8 @@ def wait(rsb: RsbCluster, run: Run, *states: str, timeout: float = GUARD_S) -> d
         time.sleep(1)
 
 
-def test_elements_of_an_array_share_a_node_and_do_not_meet(rsb: RsbCluster, slurm: SlurmCluster, digits: Path) -> None:
-    """Two runs of two ranks on one node of four CPUs, at once; each has its own samples and its own result."""
+def test_array_tasks_share_a_node_and_do_not_rendezvous(rsb: RsbCluster, slurm: SlurmCluster, digits: Path) -> None:
+    """Two concurrent runs of two ranks on one node of four CPUs; each has its own samples and its own result."""
     rsb.hold()
     ids = rsb("submit", *DIGITS, "--seeds", "2", "--data", str(digits), "--set", "job.slurm.nodelist=n2").split()
     runs = [Run.at(rsb.cwd / "runs", run_id) for run_id in ids]
@@ -54,7 +54,7 @@ def test_elements_of_an_array_share_a_node_and_do_not_meet(rsb: RsbCluster, slur
     assert all(run_id in csv for run_id in ids)
 
 
-def test_a_run_comes_back_from_a_preemption_and_the_time_limit_and_not_from_cancel(
+def test_a_run_resumes_after_a_preemption_and_the_time_limit_but_not_after_cancel(
     rsb: RsbCluster, slurm: SlurmCluster, digits: Path
 ) -> None:
     rsb.hold()
@@ -83,8 +83,8 @@ def test_a_run_comes_back_from_a_preemption_and_the_time_limit_and_not_from_canc
     assert "attempt 1" in rsb("logs", run.run_id, "--attempt", "1", "--rank", "1")
 
 
-def test_scancel_by_hand_ends_a_run_for_good(rsb: RsbCluster, slurm: SlurmCluster, digits: Path) -> None:
-    """Its ranks save as for a preemption, and the script must not put the job back into the queue."""
+def test_scancel_by_hand_stops_a_run(rsb: RsbCluster, slurm: SlurmCluster, digits: Path) -> None:
+    """Its ranks save as for a preemption, and the script must not requeue the job."""
     rsb.hold()
     one_rank = ("--set", "job.tasks_per_node=1")
     run = Run.at(rsb.cwd / "runs", rsb("submit", *DIGITS, *one_rank, "--data", str(digits)).strip())
@@ -96,7 +96,7 @@ def test_scancel_by_hand_ends_a_run_for_good(rsb: RsbCluster, slurm: SlurmCluste
     assert attempt.cause == "preempted" and attempt.end_step >= 5
 
 
-# Ranks as NCCL leaves them. The last one fails for good; its peers notice nothing, and are killed or abort.
+# Ranks as under NCCL. The last one fails permanently; its peers do not notice, and are killed or abort.
 NCCL = """
 def train(self):
     import os, signal
@@ -110,10 +110,10 @@ Trainer.train = train
 """
 
 
-def test_a_run_that_has_failed_for_good_does_not_train_again_whatever_slurm_makes_of_its_ranks_ends(
+def test_a_permanently_failed_run_does_not_train_again_whatever_exit_codes_its_ranks_have(
     rsb: RsbCluster, slurm: SlurmCluster, digits: Path
 ) -> None:
-    """The highest exit code is that of the killed, and says that another start would be better."""
+    """The highest exit code is that of the killed ranks, which alone would mean a restart."""
     rsb.change_trainer(NCCL)
     run_id = rsb("submit", *DIGITS[:-1], "job.tasks_per_node=4", "--data", str(digits)).strip()
     run = Run.at(rsb.cwd / "runs", run_id)

@@ -1,4 +1,4 @@
-"""The main job on a real Slurm, with data and runs on a real S3 server."""
+"""Training on a real Slurm, with data and runs on a real S3 server."""
 
 from pathlib import Path
 

@@ -31,13 +31,13 @@ def test_a_sweep_is_one_array_for_each_resource_class(finished_sweep: FinishedSw
     assert Counter(run["recipe"] for run in finished_sweep.sent["runs"]) == {"low": 4, "high": 1}
 
 
-def test_sent_again_while_it_is_queued_nothing_is_sent(finished_sweep: FinishedSweep) -> None:
+def test_a_queued_sweep_is_not_submitted_a_second_time(finished_sweep: FinishedSweep) -> None:
     again = finished_sweep.sent_again
     assert again["sweep_id"] == finished_sweep.sweep_id and again["arrays"] == []
     assert {run["state"] for run in again["runs"]} == {"already submitted"}
 
 
-def test_status_says_what_happened_to_each(finished_sweep: FinishedSweep) -> None:
+def test_status_shows_what_happened_to_each_run(finished_sweep: FinishedSweep) -> None:
     found = {status["run_id"]: status for status in finished_sweep.status_before}
     assert list(found) == [run["run_id"] for run in finished_sweep.sent["runs"]]
     failed = found.pop(finished_sweep.failed)
@@ -51,7 +51,7 @@ def test_status_says_what_happened_to_each(finished_sweep: FinishedSweep) -> Non
         assert status["images_per_s"] > 0 and 0 <= status["top1"] <= 100
 
 
-def test_retry_sends_what_failed_with_the_shape_it_had(finished_sweep: FinishedSweep) -> None:
+def test_retry_resubmits_the_failed_run_with_its_resources(finished_sweep: FinishedSweep) -> None:
     assert finished_sweep.retried.startswith(f"{finished_sweep.failed}: resubmitted as job ")
     assert len(finished_sweep.retried.splitlines()) == 1
     for run_id, jobs in submissions(finished_sweep).items():
@@ -60,7 +60,7 @@ def test_retry_sends_what_failed_with_the_shape_it_had(finished_sweep: FinishedS
     assert first.job == second.job and second.job["cpus_per_task"] == 2
 
 
-def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: FinishedSweep) -> None:
+def test_in_the_end_all_runs_have_finished_and_none_is_submitted(finished_sweep: FinishedSweep) -> None:
     rsb, sweep_id = finished_sweep.rsb, finished_sweep.sweep_id
     assert {status["state"] for status in rsb.json("status", sweep_id, "--json")} == {"finished"}
     assert "nothing to retry" in rsb.run("retry", sweep_id).stderr
@@ -70,7 +70,7 @@ def test_in_the_end_all_have_finished_and_nothing_is_left_to_do(finished_sweep: 
     )
 
 
-def test_what_a_sweep_left_is_plain_data(finished_sweep: FinishedSweep) -> None:
+def test_the_files_of_a_sweep_are_plain_data(finished_sweep: FinishedSweep) -> None:
     record = json.loads((finished_sweep.runs / "sweeps" / f"{finished_sweep.sweep_id}.json").read_text())
     assert record["file"].endswith("trial.toml") and len(record["members"]) == 5
 

@@ -71,7 +71,7 @@ def run(command: list[object], cwd: Path, *path: object) -> str:
 
 
 def check(python: list[object], cwd: Path, *path: object, package: Path, bundled: Path) -> None:
-    """Check that all is found, and in these places."""
+    """Check that everything is found in these places."""
     file, top1 = run([*python, "-c", PROGRAM], cwd, *path).splitlines()
     assert Path(file).parent == package
     assert float(top1) > 80
@@ -87,7 +87,7 @@ def check(python: list[object], cwd: Path, *path: object, package: Path, bundled
 
 @pytest.fixture
 def neutral(tmp_path: Path) -> Iterator[Path]:
-    """A folder that has nothing to do with the package, and stays as it is."""
+    """A folder outside the package, which stays unchanged."""
     folder = tmp_path / "neutral"
     folder.mkdir()
     yield folder
@@ -135,7 +135,7 @@ def test_an_installed_wheel_in_an_environment_of_its_own_has_the_command(install
     assert "375,000 (600 epochs of 625)" in run(command, neutral, PACKAGES)
 
 
-def test_recipes_beside_an_installed_wheel_are_somebody_elses(installed, neutral):
+def test_recipes_beside_an_installed_wheel_are_not_used(installed, neutral):
     stranger = installed / "target" / "recipes"
     stranger.mkdir()
     (stranger / "a1.toml").write_text("not = 'ours'")

@@ -102,6 +102,11 @@ class Job(Section):
     log_every_steps: Count = 50
     rendezvous_s: Count = Field(600, description="timeout of the rendezvous of all ranks at the start, s")
     collective_s: Count = Field(900, description="timeout of a collective, s")
+    peer_timeout_s: int = Field(
+        60,  # 30 heartbeats, as a loaded host may pause; a tenth of watchdog_s, as it is sure that the rank is gone
+        ge=0,
+        description="a rank whose heartbeats stop for so long, while others wait for it, is presumed dead, s; 0: off",
+    )
     watchdog_s: int = Field(600, ge=0, description="a rank that is stalled for so long ends the attempt, s; 0: off")
     grace_s: int = Field(0, ge=0, description="the site's grace time between preemption and kill, s; 0: unknown")
     notice: Literal["", "auto", "aws", "gcp", "azure"] = Field(

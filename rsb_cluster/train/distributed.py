@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
+import logging
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from rsb_cluster.errors import MissingError, RsbError, StorageError
+from rsb_cluster.errors import ConfigError, MissingError, RsbError, StorageError
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 # How long rank 0 may take to answer before its address is read again.
 CONNECT_TIMEOUT = datetime.timedelta(seconds=20)
@@ -22,6 +27,17 @@ CONNECT_TIMEOUT = datetime.timedelta(seconds=20)
 
 class LostPeerError(RsbError):
     """A peer rank is lost; this rank is healthy and can resume in the next attempt."""
+
+
+# Of torch and NCCL, unless the user has set them. A peer that dies leaves the kernels of the others waiting forever;
+# torch's own handling aborts the process a while later (SIGABRT, without a word of which rank it was, or an end for a
+# save). The watchdog knows the rank sooner, so torch is to leave errors alone, and its monitor not to abort the
+# process while the watchdog's longer limit for a stall runs; then there is nothing to dump either.
+NCCL_DEFAULTS = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+}
 
 
 class DeviceError(RsbError):
@@ -58,9 +74,14 @@ class ProcessGroup:
         self._folder = folder
         self._timeout = datetime.timedelta(seconds=wait_s)
         self.store, self._address = self._rendezvous()
-        self.hosts = self._exchange_hosts()
+        cards = self._exchange_cards()
+        self.hosts = tuple(card["host"] for card in cards)
+        self.gpu_models = check_gpus(cards)
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
+            if backend == "nccl":
+                for name, value in NCCL_DEFAULTS.items():
+                    os.environ.setdefault(name, value)
             dist.init_process_group(
                 backend,
                 store=dist.PrefixStore("group", self.store),
@@ -100,9 +121,18 @@ class ProcessGroup:
         store.set("attempt", self.ranks.attempt_key)
         return store, address
 
-    def _exchange_hosts(self) -> tuple[str, ...]:
-        self.store.set(f"host/{self.rank}", self.host)
-        return tuple(self.store.get(f"host/{rank}").decode() for rank in range(self.world_size))
+    def _exchange_cards(self) -> list[dict[str, str]]:
+        """Return the host and the GPU of each rank. Rank 0 gathers them: W ranks must not make W times W requests."""
+        card = {"host": self.host, "gpu": "", "model": ""}
+        if self.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self.device)
+            card |= {"gpu": str(properties.uuid), "model": properties.name}
+        self.store.set(f"card/{self.rank}", json.dumps(card))
+        if self.rank == 0:
+            contents = self.store.multi_get([f"card/{rank}" for rank in range(self.world_size)])
+            self.store.set("cards", json.dumps([json.loads(content) for content in contents]))
+        cards: list[dict[str, str]] = json.loads(self.store.get("cards"))
+        return cards
 
     def connect(self) -> dist.TCPStore:
         """Return a new connection to the common store, for another thread."""
@@ -176,6 +206,34 @@ def pick_device(local_rank: int, gpus: int | None) -> torch.device:
     return device
 
 
+def check_gpus(cards: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """Return the models of GPUs that the ranks train on, each once; more than one is warned of.
+
+    Args:
+        cards: Of each rank: ``host``, ``gpu`` (its UUID) and ``model``; the last two are empty on a CPU.
+
+    Raises:
+        ConfigError: Two ranks have the same GPU.
+    """
+    ranks_of: dict[str, list[int]] = {}
+    models: dict[str, list[int]] = {}
+    for rank, card in enumerate(cards):
+        if card["gpu"]:
+            ranks_of.setdefault(card["gpu"], []).append(rank)
+            models.setdefault(card["model"], []).append(rank)
+    for gpu, ranks in ranks_of.items():
+        if len(ranks) > 1:
+            raise ConfigError(
+                f"ranks {', '.join(map(str, ranks))} on {cards[ranks[0]]['host']} have the same GPU ({gpu}): each rank "
+                "needs its own. Options such as --gpu-bind=closest can bind several tasks to one: remove them from "
+                "[slurm] and from SBATCH_* and SRUN_* variables, or use slurm.gpu-bind = 'none'."
+            )
+    if len(models) > 1:
+        counts = ", ".join(f"{len(ranks)} x {model}" for model, ranks in models.items())
+        log.warning("the ranks have different GPUs (%s): each step takes as long as on the slowest", counts)
+    return tuple(models)
+
+
 def _describe_cuda() -> str:
     """Return what decides whether CUDA works here: torch's wheel, the driver, and CUDA_VISIBLE_DEVICES."""
     wheel = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
@@ -239,11 +297,19 @@ def lost_peer_errors():  # type: ignore[no-untyped-def]
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error says that a peer closed its connection or does not answer."""
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
         return True
     text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Broken pipe", "Socket closed")
+    signs = (
+        "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed",
+        "Timed out waiting", "ncclRemoteError",
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def is_nccl_error(error: BaseException) -> bool:
+    """Whether NCCL raised, for whatever reason."""
+    return isinstance(error, RuntimeError) and "NCCL" in str(error)
 
 
 def _reachable_name() -> str:

@@ -108,6 +108,10 @@ class Saver:
             self._last_flush = time.monotonic()
             self._pending.append(self._executor.submit(self.metrics.flush))
 
+    def flush(self, *, within_s: float) -> None:
+        """Wait for what is being written, from another thread; the main one may wait in a collective forever."""
+        wait(list(self._pending), within_s)
+
     def close(self) -> None:
         """Write the remaining rows and end the thread; closing again does nothing."""
         if not self._is_closed:

@@ -236,10 +236,13 @@ class Trainer:
         self._first_step = self.progress.step
         cause = self._evaluate_if_due()
         early: Cause | None = None
+        late: RsbError | None = None
         source = iter(self._batches(stream))
         while cause is None and self.progress.step < total:
             with lost_peer_errors():
                 self._step(source)
+            if late is not None:
+                raise late
             if self.saver is not None and self.progress.step == self._first_step + 1:
                 self.saver.prepare(self._states())  # now the optimizer has its state
             at_epoch_end = self.progress.step % per_epoch == 0
@@ -254,9 +257,14 @@ class Trainer:
             continues = cause is None and self.progress.step < total
             if continues and self.saver is not None and self.saver.is_due(self.progress.step):
                 # On rank 0 only. On a GPU the other ranks read this step's reports one step later, and all ranks must
-                # leave the loop after the same step, so rank 0 acts on these reports in the next step, too.
-                early = self._process_reports(self.exchange.take(all_=True))
-                self.saver.save(self.progress, self._states())
+                # leave the loop after the same step, so rank 0 acts on these reports in the next step, too. What it
+                # would raise now, the others raise then; and a state with such a step in it is not saved.
+                try:
+                    early = self._process_reports(self.exchange.take(all_=True))
+                except (DivergedError, DataError) as error:
+                    late = error
+                else:
+                    self.saver.save(self.progress, self._states())
         return self._finish(cause)
 
     def _finish(self, cause: Cause | None) -> Cause:

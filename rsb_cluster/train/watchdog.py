@@ -1,37 +1,36 @@
-"""The watchdog of a rank: ends a stalled attempt, and finds the rank that is the cause.
+"""The watchdog of a rank: ends an attempt that has lost a rank or is stalled, and names the rank that is the cause.
 
-In data-parallel training one stalled rank makes all others wait in a collective, so every rank looks stuck. The
-watchdogs therefore exchange heartbeats with the progress of their ranks, on a connection and a thread of their own. A
-rank that sends no heartbeat (stopped, killed, unreachable), or is behind the others, is the cause.
+In data-parallel training one dead or stalled rank makes all others wait in a collective. With gloo a dead peer raises
+an error; with NCCL nothing does. The watchdogs therefore exchange heartbeats with the progress of their ranks, on a
+connection and a thread of their own (`rsb_cluster.train.heartbeats`). While its own rank waits, a watchdog looks at the
+others':
+
+- whose heartbeats stop is presumed dead, and who failed said so before it exited: the attempt ends at once;
+- if all are alive and nobody gets on for long, who is stopped or behind the others is the cause.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
+import random
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import torch.distributed as dist
-
+from rsb_cluster.runs.run import Cause
 from rsb_cluster.train.distributed import ProcessGroup
+from rsb_cluster.train.heartbeats import INTERVAL_S, Heartbeats, PeerMonitor, Phase, RankHeartbeat
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Phase = Literal["starting", "waiting for data", "computing", "evaluating", "saving"]
-# Interval of the heartbeats, seconds.
-HEARTBEAT_S = 2.0
-# How long rank 0, which stores the heartbeats, may take to answer, seconds.
-ANSWER_TIMEOUT_S = 5.0
+# A rank that made progress so lately is not waiting for its peers, seconds.
+WAITING_S = 5.0
 
 _NO_ANSWER = "does not answer (killed, stopped, or its node is unreachable)"
 
@@ -50,33 +49,43 @@ class StalledRank:
     rank: int
     host: str
     message: str
-    stack: str
+    stack: str = ""
 
 
 class Watchdog(threading.Thread):
-    """Watches the progress of this rank.
+    """Watches the progress of this rank, and the heartbeats of the others.
 
     Args:
         group: The processes of the attempt.
-        limit_s: Seconds without progress after which the attempt is stalled; 0: no limit.
-        on_stuck: Called with the ranks that are the cause, on the watchdog's thread of one healthy rank.
-        exit_rank: Exits the process of this rank; called on every rank.
+        stalled_s: Seconds without progress after which the attempt is stalled; 0: no limit.
+        peer_timeout_s: Seconds without a heartbeat after which a peer is presumed dead; 0: no limit.
+        report: Called with "lost peer" or "stuck" and the ranks that are the cause, on the watchdog's thread of one
+            healthy rank.
+        exit_rank: Exits the process of this rank for that cause; called on every rank.
     """
 
     def __init__(
         self,
         group: ProcessGroup,
-        limit_s: float,
-        on_stuck: Callable[[list[StalledRank]], None],
-        exit_rank: Callable[[], None],
+        *,
+        stalled_s: float,
+        peer_timeout_s: float,
+        report: Callable[[Cause, Sequence[StalledRank]], None],
+        exit_rank: Callable[[Cause], None],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._group, self._limit_s, self._on_stuck, self._exit = group, limit_s, on_stuck, exit_rank
-        self._step, self._phase, self._at = 0, "starting", time.monotonic()
-        self._heartbeat_count = 0
-        self._rank_0_is_silent = False
+        self._group, self._stalled_s, self._peer_timeout_s = group, stalled_s, peer_timeout_s
+        self._report, self._exit_rank = report, exit_rank
+        self._step, self._at = 0, time.monotonic()
+        self._phase: Phase = "starting"
+        self._count, self._failure = 0, ""
+        self._verdict: Cause | Literal[""] = ""
         self._closed = threading.Event()
         self._store = group.connect()
+        self._heartbeats = Heartbeats(self._store, group.rank, group.world_size)
+        self._monitor = PeerMonitor(group.rank, group.world_size)
+        self._first_step: int | None = None
+        self._send_heartbeat()
 
     def progress(self, step: int, phase: Phase) -> None:
         """Record progress of this rank.
@@ -86,155 +95,159 @@ class Watchdog(threading.Thread):
             phase: The phase that it enters.
         """
         self._step, self._phase, self._at = step, phase, time.monotonic()
+        if self._first_step is None:
+            self._first_step = step
 
-    def close(self) -> None:
-        """Stop watching; the last heartbeat tells the other ranks that this rank exits by itself."""
+    def close(self, failure: str = "") -> None:
+        """Stop watching; the last heartbeat tells the other ranks that this rank exits by itself.
+
+        Args:
+            failure: Why, if it failed: its peers exit, too.
+        """
         if not self._closed.is_set():
+            self._failure = failure
             self._closed.set()
             self._send_heartbeat()
 
     def run(self) -> None:
         """Watch until closed."""
-        self._send_heartbeat()
         last = time.monotonic()
-        while not self._closed.wait(HEARTBEAT_S):
+        # The ranks do not all ask at one moment.
+        while not self._closed.wait(INTERVAL_S * random.uniform(0.9, 1.1)):
             now = time.monotonic()
-            if now - last > max(10.0, 3 * HEARTBEAT_S):
+            ran_s, last = now - last, now
+            if ran_s > max(10.0, 3 * INTERVAL_S):
                 # Not only the main thread but the whole process was stopped, such as by a suspending scheduler.
-                log.warning("this process did not run for %.0f s\n%s", now - last, format_stacks())
-                self._at = max(self._at, now - HEARTBEAT_S)
-            last = now
+                log.warning("this process did not run for %.0f s\n%s", ran_s, format_stacks())
+                self._at = max(self._at, now - INTERVAL_S)
+                ran_s = INTERVAL_S
             self._send_heartbeat()
-            if self._limit_s and self._phase != "saving" and now - self._at > self._limit_s:
-                self._alarm(now - self._at)
+            waiting_s = now - self._at
+            if self._end_if_peers_are_lost(waiting_s, ran_s):
+                return
+            if self._stalled_s and self._phase != "saving" and waiting_s > self._stalled_s:
+                self._end("stuck", *self._find_cause_of_stall(waiting_s))
                 return
 
     def reaches_rank_0(self) -> bool:
         """Whether rank 0, which hosts the common store, answers."""
-        self._rank_0_is_silent = False
-        return self._read_heartbeats() is not None
+        return self._heartbeats.read() is not None
 
     def find_lost(self) -> list[StalledRank]:
         """Return the ranks that send no heartbeats and did not exit by themselves; takes some seconds."""
-        return [
-            StalledRank(rank, host, f"rank {rank} on {host} {self._describe_silence(rank)}", "")
-            for rank in self._find_silent()
-            for host in [self._group.hosts[rank]]
-        ]
+        return [self._stalled(rank, self._describe_silence(rank)) for rank in self._find_silent()]
 
-    def _alarm(self, idle_s: float) -> None:
-        """Find the cause; one healthy rank reports it, then all exit."""
-        own = format_stacks()
-        log.error("no progress for %.0f s after step %d (%s)\n%s", idle_s, self._step, self._phase, own)
-        rank = self._group.rank
-        self._rank_0_is_silent = False
-        self._ask_rank_0(lambda: self._store.set(f"stack/{rank}", own), None)
-        silent = self._find_silent()
-        behind = {} if silent else self._find_behind()
-        suspects = [self._suspect(r, self._describe_silence(r), idle_s, "") for r in silent]
-        suspects += [self._suspect(r, position, idle_s, self._read_stack(r)) for r, position in behind.items()]
+    def _end_if_peers_are_lost(self, waiting_s: float, ran_s: float) -> bool:
+        """End the attempt if this rank waits for ranks that are gone; return whether it does."""
+        heartbeats = self._heartbeats.gather() if self._group.rank == 0 else None  # always, as the others read it
+        if not self._peer_timeout_s or self._phase == "saving" or waiting_s < WAITING_S:
+            self._monitor.pause()
+            return False
+        heartbeats = heartbeats or self._heartbeats.read()
+        for heartbeat in heartbeats or ():
+            if heartbeat.verdict:
+                self._exit_rank(heartbeat.verdict)
+                return True
+        # Until all have done a step together, imports, compilation and the first contact of NCCL may keep all threads
+        # of a process waiting.
+        is_starting = self._first_step in (None, self._step)
+        limit_s = max(self._peer_timeout_s, self._stalled_s) if is_starting else self._peer_timeout_s
+        if lost := self._monitor.observe(heartbeats, ran_s, limit_s):
+            self._end("lost peer", [self._stalled(rank, self._describe_silence(rank)) for rank in lost], lost)
+        return bool(lost)
+
+    def _end(self, cause: Cause, suspects: Sequence[StalledRank], silent: Sequence[int]) -> None:
+        """End the attempt: one rank that is not silent reports the cause, then all exit."""
         for suspect in suspects:
             log.error("%s\n%s", suspect.message, suspect.stack)
-        reporter = next((r for r in range(self._group.world_size) if r not in silent), rank)
-        if rank == reporter or 0 in silent:
-            self._on_stuck(suspects)
-        else:
-            time.sleep(3 * HEARTBEAT_S)  # until the report is written, as the first rank that exits may end the job
-        self._exit()
+        reporter = next((r for r in range(self._group.world_size) if r not in silent), self._group.rank)
+        if self._group.rank == reporter or 0 in silent:
+            self._report(cause, suspects)
+            self._verdict = cause
+            self._send_heartbeat()
+        if self._group.rank == 0:
+            self._heartbeats.gather()
+        if self._group.rank == 0 or self._group.rank != reporter:
+            # Rank 0 hosts the store, in which the others find its verdict; and the first rank that exits may end the
+            # job before the report is written.
+            time.sleep(3 * INTERVAL_S)
+        self._exit_rank(cause)
 
-    def _suspect(self, rank: int, state: str, idle_s: float, stack: str) -> StalledRank:
+    def _find_cause_of_stall(self, idle_s: float) -> tuple[list[StalledRank], list[int]]:
+        """Return the ranks that are silent, or else those that are behind the others; and those that are silent."""
+        own = format_stacks()
+        log.error("no progress for %.0f s after step %d (%s)\n%s", idle_s, self._step, self._phase, own)
+        self._heartbeats.ask(lambda: self._store.set(f"stack/{self._group.rank}", own), None)
+        silent = self._find_silent()
+        positions = {rank: self._describe_silence(rank) for rank in silent} or self._find_behind()
+        suspects = [
+            self._stalled(rank, f"stalled for {idle_s:.0f} s: it {position}", self._read_stack(rank))
+            for rank, position in positions.items()
+        ]
+        return suspects, silent
+
+    def _stalled(self, rank: int, state: str, stack: str = "") -> StalledRank:
         host = self._group.hosts[rank]
-        return StalledRank(rank, host, f"rank {rank} on {host} stalled for {idle_s:.0f} s: it {state}", stack)
+        return StalledRank(rank, host, f"rank {rank} on {host} {state}", stack)
 
     def _send_heartbeat(self) -> None:
-        self._heartbeat_count += 1
-        heartbeat = {
-            "count": self._heartbeat_count, "step": self._step, "phase": self._phase, "pid": os.getpid(),
-            "exited": self._closed.is_set(),
-        }  # fmt: skip
-        self._ask_rank_0(lambda: self._store.set(f"heartbeat/{self._group.rank}", json.dumps(heartbeat)), None)
-
-    def _read_heartbeats(self) -> dict[int, dict[str, object]] | None:
-        """Return the last heartbeat of each rank; None if rank 0, which stores them, does not answer."""
-
-        def read() -> dict[int, dict[str, object]]:
-            names = {rank: f"heartbeat/{rank}" for rank in range(self._group.world_size)}
-            return {
-                rank: json.loads(self._store.get(name)) for rank, name in names.items() if self._store.check([name])
-            }
-
-        return self._ask_rank_0(read, None)
+        self._count += 1
+        self._heartbeats.send(
+            RankHeartbeat(
+                self._count, self._step, self._phase, os.getpid(), self._closed.is_set(), self._failure, self._verdict
+            )
+        )
 
     def _find_silent(self) -> list[int]:
-        before = self._read_heartbeats()
-        if before is None:
-            return [0]
+        before = self._heartbeats.read()
         # Watchdogs that have raised the alarm, too, send no more heartbeats, but have stored their stacks.
-        time.sleep(2.5 * HEARTBEAT_S)
-        after = self._read_heartbeats()
-        if after is None:
+        time.sleep(2.5 * INTERVAL_S)
+        after = self._heartbeats.read()
+        if before is None or after is None:
             return [0]
-        silent = []
-        for rank in range(self._group.world_size):
-            heartbeat = after.get(rank, {})
-            is_alive = heartbeat.get("count") != before.get(rank, {}).get("count") or bool(heartbeat.get("exited"))
-            if rank != self._group.rank and not is_alive and not self._has_stack(rank):
-                silent.append(rank)
-        return silent
+        return [
+            rank
+            for rank, heartbeat in enumerate(after)
+            if rank != self._group.rank
+            and not (heartbeat.count != before[rank].count or heartbeat.exited or self._has_stack(rank))
+        ]
 
     def _find_behind(self) -> dict[int, str]:
         """Return the ranks that are behind the others, each with a description of its position; all if none is."""
-        heartbeats = self._read_heartbeats() or {}
+        heartbeats = self._heartbeats.read() or []
         # In the same step, ranks that wait for data are behind those that compute.
-        positions = {rank: (beat["step"], beat["phase"] != "waiting for data") for rank, beat in heartbeats.items()}
-        last = min(positions.values(), default=None)
+        positions = [(heartbeat.step, heartbeat.phase != "waiting for data") for heartbeat in heartbeats]
         return {
-            rank: f"was {heartbeats[rank]['phase']} after step {heartbeats[rank]['step']}"
-            for rank, position in positions.items()
-            if position == last
+            rank: f"was {heartbeat.phase} after step {heartbeat.step}"
+            for rank, (heartbeat, position) in enumerate(zip(heartbeats, positions, strict=True))
+            if position == min(positions)
         }
 
     def _describe_silence(self, rank: int) -> str:
-        if self._rank_0_is_silent:
+        heartbeats = self._heartbeats.read()
+        if heartbeats is None:
             return _NO_ANSWER
-        heartbeat = (self._read_heartbeats() or {}).get(rank, {})
-        if self._group.hosts[rank] == self._group.host and "pid" in heartbeat:
+        heartbeat = heartbeats[rank]
+        if heartbeat.failure:
+            return f"failed: {heartbeat.failure}"
+        if self._group.hosts[rank] == self._group.host and heartbeat.pid:
             try:
-                state = Path(f"/proc/{heartbeat['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+                state = Path(f"/proc/{heartbeat.pid}/stat").read_text().rpartition(")")[2].split()[0]
             except OSError:
+                state = "X"
+            if state in "XZ":
                 return "was killed"
             if state in "Tt":
-                return f"is stopped (SIGSTOP, process {heartbeat['pid']})"
+                return f"is stopped (SIGSTOP, process {heartbeat.pid})"
         return _NO_ANSWER
 
     def _has_stack(self, rank: int) -> bool:
-        return self._ask_rank_0(lambda: self._store.check([f"stack/{rank}"]), False)
+        return self._heartbeats.ask(lambda: self._store.check([f"stack/{rank}"]), False)
 
     def _read_stack(self, rank: int) -> str:
-        return self._ask_rank_0(lambda: self._store.get(f"stack/{rank}").decode(), "") if self._has_stack(rank) else ""
-
-    def _ask_rank_0(self, request: Callable[[], T], default: T) -> T:
-        """Return the result of a request to the store of rank 0, or the default if it does not answer in time.
-
-        After a timeout no more requests are made.
-        """
-        if self._rank_0_is_silent:
-            return default
-        answers: list[T] = []
-
-        def ask() -> None:
-            with contextlib.suppress(RuntimeError, dist.DistError):
-                answers.append(request())
-
-        # On a thread that can be abandoned: the store has no timeout if the process of rank 0 is stopped.
-        thread = threading.Thread(target=ask, name="watchdog-request", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no memory for a thread; the main thread will fail with that, too, and report it
-            return default
-        thread.join(ANSWER_TIMEOUT_S)
-        self._rank_0_is_silent = not answers
-        return answers[0] if answers else default
+        if not self._has_stack(rank):
+            return ""
+        return self._heartbeats.ask(lambda: self._store.get(f"stack/{rank}").decode(), "")
 
 
 def format_stacks() -> str:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,7 +32,7 @@ from rsb_cluster.runs.lease import Lease
 from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
 from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.distributed import DeviceError, LostPeerError, ProcessGroup, is_lost_peer
+from rsb_cluster.train.distributed import DeviceError, LostPeerError, ProcessGroup, is_lost_peer, is_nccl_error
 from rsb_cluster.train.logfile import LogFile, logging_to
 from rsb_cluster.train.result import write_result
 from rsb_cluster.train.trackers import Trackers
@@ -40,6 +40,9 @@ from rsb_cluster.train.trainer import Trainer
 from rsb_cluster.train.watchdog import StalledRank, Watchdog
 
 log = logging.getLogger(__name__)
+
+# How long a save that is being written may take when the watchdog ends the attempt, seconds.
+FLUSH_S = 60.0
 
 EXIT_CODES: dict[Cause, int] = {
     "preempted": EXIT_RESTART,
@@ -106,11 +109,12 @@ class _Attempt:
         except Exception as error:
             # Frees the memory of the step: without memory, the threads that the steps below need cannot start.
             traceback.clear_frames(error.__traceback__)
-            cause, message = _classify(error)
+            cause, message = self._explain(error)
             log.error("%s: %s", cause, message)
             self._try(self._report, cause, message, error)
             if self._watchdog is not None:
-                self._try(self._watchdog.close)
+                # Under NCCL nothing else tells the other ranks; a rank that only lost a peer is no news to them.
+                self._try(self._watchdog.close, "" if cause in ("lost peer", "superseded") else message)
             if self._trainer is not None and self._trainer.saver is not None and cause != "superseded":
                 self._try(self._trainer.saver.close)
         self._try(self._record_end, cause, message)
@@ -121,6 +125,17 @@ class _Attempt:
         if cause in ("failed", "stopped"):
             starts.record(starts.ENDED, self._ranks)
         return cause
+
+    def _explain(self, error: Exception) -> tuple[Cause, str]:
+        """Return the cause and the message of an exception; whether NCCL lost a peer, only the heartbeats tell."""
+        if is_nccl_error(error) and not isinstance(error, torch.OutOfMemoryError) and self._watchdog is not None:
+            if self._watchdog.find_lost():
+                return "lost peer", f"lost a peer rank: {_classify(error)[1]}"
+            return "crashed", (
+                f"{_classify(error)[1]} All ranks are alive. If it is the network: set NCCL_SOCKET_IFNAME to the "
+                "interface by which the nodes reach each other (ip addr), and NCCL_DEBUG=INFO to see what NCCL chose."
+            )
+        return _classify(error)
 
     def _try(self, action: Callable[..., object], *args: Any, **options: Any) -> None:
         """Do one step of the cleanup; its failure must not prevent the other steps."""
@@ -172,7 +187,13 @@ class _Attempt:
             lease.check_history(self._lease, self._job)
             self._enforce_budget(self._lease)
             self._lease.keep_alive(self._current_step, self._flag.supersede)
-        self._watchdog = Watchdog(group, self._job.watchdog_s, self._report_stuck, self._exit_stuck)
+        self._watchdog = Watchdog(
+            group,
+            stalled_s=self._job.watchdog_s,
+            peer_timeout_s=self._job.peer_timeout_s,
+            report=self._report_suspects,
+            exit_rank=self._exit_by_watchdog,
+        )
         self._watchdog.start()
         trainer = self._trainer = Trainer(
             self._run, spec, recipe, self._job, group, self._flag, self._watchdog, self._lease
@@ -308,36 +329,50 @@ class _Attempt:
             return
         if self._ranks.rank and (self._watchdog.reaches_rank_0() or self._run.attempt(self._number).cause):
             return  # rank 0 reports it
-        for suspect in self._watchdog.find_lost():
-            message = suspect.message
-            if suspect.host == socket.gethostname() and _oom_kills() > self._oom_kills:
-                message += (
-                    "; the kernel killed a process on this host because it ran out of memory. Request more memory "
-                    "(job.mem_gb), or use fewer loader workers"
-                )
-            log.error("%s", message)
-            self._run.write_rank_failure(
-                self._number, suspect.rank, {"cause": "lost peer", "message": message, "host": suspect.host}
+        lost = self._watchdog.find_lost()
+        self._record_suspects("lost peer", lost)
+        if any(suspect.rank == 0 for suspect in lost):
+            self._record_end_for_rank_0("lost peer", "; ".join(self._describe(suspect) for suspect in lost))
+
+    def _record_suspects(self, cause: Cause, suspects: Sequence[StalledRank]) -> None:
+        """Record the ranks that are the cause of an end, if they could not do so themselves."""
+        known = self._run.rank_failures(self._number)
+        for suspect in suspects:
+            if suspect.rank not in known:
+                message = self._describe(suspect)
+                log.error("%s", message)
+                failure = {"cause": cause, "message": message, "host": suspect.host, "traceback": redact(suspect.stack)}
+                self._run.write_rank_failure(self._number, suspect.rank, failure)
+
+    def _describe(self, suspect: StalledRank) -> str:
+        if suspect.host == socket.gethostname() and _oom_kills() > self._oom_kills:
+            return (
+                f"{suspect.message}; the kernel killed a process on this host because it ran out of memory. Request "
+                "more memory (job.mem_gb), or use fewer loader workers"
             )
-            if suspect.rank == 0:
-                self._record_end_for_rank_0("lost peer", message)
+        return suspect.message
 
-    def _report_stuck(self, suspects: list[StalledRank]) -> None:
-        """Record the stalled ranks; called by the watchdog on its own thread."""
+    def _report_suspects(self, cause: Cause, suspects: Sequence[StalledRank]) -> None:
+        """Record the ranks that ended the attempt; called by the watchdog on its own thread, as the main one waits."""
         with contextlib.suppress(StorageError):
-            for s in suspects:
-                failure = {"cause": "stuck", "message": s.message, "host": s.host, "traceback": redact(s.stack)}
-                self._run.write_rank_failure(self._number, s.rank, failure)
-            message = "; ".join(s.message for s in suspects)
+            self._record_suspects(cause, suspects)
+            message = "; ".join(map(self._describe, suspects))
             if self._lease is not None:
-                self._record_end("stuck", message)
+                self._record_end(cause, message)
             else:
-                self._record_end_for_rank_0("stuck", message)
+                self._record_end_for_rank_0(cause, message)
 
-    def _exit_stuck(self) -> None:
+    def _exit_by_watchdog(self, cause: Cause) -> None:
+        """Exit in place of the main thread, which waits in a collective and may do so forever."""
+        if self._trainer is not None and self._trainer.saver is not None:
+            self._try(self._trainer.saver.flush, within_s=FLUSH_S)
         with contextlib.suppress(StorageError):
             self._log_file.copy()
-        _exit("stuck")
+        if cause == "lost peer":
+            cause = self._resolve_lost_peer()
+        if cause in ("failed", "stopped"):
+            starts.record(starts.ENDED, self._ranks)
+        _exit(cause)
 
     def _report_failure(self, cause: Cause, message: str, error: Exception) -> None:
         text = "".join(traceback.format_exception(error))

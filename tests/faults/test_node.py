@@ -75,9 +75,9 @@ class Nodes:
         environment = self.environment(node, *assignments) | changes
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def attempt(self, *assignments: str) -> tuple[list[int], str]:
+    def attempt(self, *assignments: str, **changes: str) -> tuple[list[int], str]:
         """Start both, and return how they ended and what they said."""
-        started = [self.start(node, *assignments) for node in (0, 1)]
+        started = [self.start(node, *assignments, **changes) for node in (0, 1)]
         said = "".join(process.communicate(timeout=GUARD_S)[0] for process in started)
         return [process.returncode for process in started], said
 
@@ -98,7 +98,7 @@ def test_a_notice_on_one_node_stops_both_after_the_same_step(nodes: Nodes) -> No
     assert codes == [EXIT_RESTART, EXIT_RESTART], said
     (attempt,) = nodes.run.attempts()
     assert attempt.cause == "preempted" and 1 <= attempt.end_step < STEPS, said
-    assert attempt.message.startswith("gcp takes ") and attempt.world_size == 2
+    assert attempt.message.startswith("gcp reclaims ") and attempt.world_size == 2
     ended = re.findall(r"rank(\d) preempted$", said, re.MULTILINE)
     assert sorted(ended) == ["0", "1"], said
     assert f"saved step {attempt.end_step} in" in said
@@ -129,11 +129,37 @@ def test_a_start_that_becomes_no_attempt_is_one_that_the_engine_counts(nodes: No
     assert len(nodes.run.attempts()) == number
 
 
+# A rank that dies, and a peer in which nothing raises: under NCCL its kernels wait for the dead one forever.
+AS_NCCL = """
+import os, signal
+_free_step = Trainer._step
+def _step(self, source):
+    if self.progress.step == 8 and self.group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        _free_step(self, source)
+    except Exception:
+        time.sleep(100_000)
+Trainer._step = _step
+"""
+
+
+def test_a_rank_that_dies_is_missed_although_nothing_raises_in_its_peer(nodes: Nodes) -> None:
+    nodes.submission_id, number = "rsb-nccl", len(nodes.run.attempts()) + 1
+    trainer = {"PYTHONPATH": f"{ROOT}/tests/ranks{os.pathsep}{ROOT}", "RSB_TEST_TRAINER": AS_NCCL}
+    codes, said = nodes.attempt("peer_timeout_s=5", **trainer)
+    assert codes == [EXIT_RESTART, EXIT_RESTART], said
+    lost = nodes.run.attempt(number)
+    assert lost.cause == "lost peer" and lost.message == f"rank 1 on {lost.hosts[0]} was killed"
+    assert nodes.run.rank_failures(number) == {
+        1: {"cause": "lost peer", "message": lost.message, "host": lost.hosts[0], "traceback": ""}
+    }
+
+
 def test_the_next_attempt_resumes_and_listens_on_the_private_address_only(nodes: Nodes) -> None:
     """The notice is stale: its deadline is long over."""
     nodes.submission_id = "rsb-again"
     nodes._metadata[0].announce(aws_notice(datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()))
-    first = nodes.run.attempts()[0]
     started = [nodes.start(node) for node in (0, 1)]
     heard = set()
     while living := [process for process in started if process.poll() is None]:
@@ -143,7 +169,7 @@ def test_the_next_attempt_resumes_and_listens_on_the_private_address_only(nodes:
     assert [process.returncode for process in started] == [0, 0], said
     assert heard == {ADDRESS}
     last = nodes.run.attempts()[-1]
-    assert last.cause == "finished" and last.start_step == first.end_step
+    assert last.cause == "finished" and last.start_step == 6, "what was saved before a rank died"
     assert [row["step"] for row in read_rows(nodes.run) if row["kind"] == "train"] == list(range(1, STEPS + 1))
 
 

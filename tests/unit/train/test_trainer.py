@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
-from rsb_cluster.runs import lease
+from rsb_cluster.runs import checkpoint, lease
 from rsb_cluster.runs.checkpoint import Saved
 from rsb_cluster.runs.metrics import MetricsRow
-from rsb_cluster.runs.run import Attempt, Cause
+from rsb_cluster.runs.run import Attempt, Cause, Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.distributed import ProcessGroup
+from rsb_cluster.train.exchange import StepExchange, StepReport
+from rsb_cluster.train.input.loader import Batch
 from rsb_cluster.train.trainer import DivergedError, Trainer
 from rsb_cluster.train.watchdog import Watchdog
 from tests.equality import assert_bit_equal, final_state, rows_of
@@ -64,7 +67,9 @@ class Lab:
         group = ProcessGroup(ranks, self.run.store, wait_s=10, collective_s=10)
         draft = Attempt(number=0, job_id="test", world_size=1, hosts=(), started=time.time(), start_step=0)
         claimed = lease.acquire(self.run, draft)
-        watchdog = Watchdog(group, 0, lambda suspects: None, lambda: None)
+        watchdog = Watchdog(
+            group, stalled_s=0, peer_timeout_s=0, report=lambda cause, suspects: None, exit_rank=lambda cause: None
+        )
         trainer = Trainer(self.run, self.spec, self.recipe, self.job, group, flag or StopFlag(), watchdog, claimed)
         start = trainer.progress.step
         cause = trainer.train()
@@ -121,6 +126,38 @@ def test_the_whole_state_is_in_a_checkpoint(tmp_path: Path, digits: Path) -> Non
     lab = Lab(tmp_path / "run", digits, "train.ema_decay=0.9", "train.amp=fp16", "schedule.warmup_epochs=0")
     lab.attempt(StopAfter(3))
     assert set(lab.state()) == {"model", "optimizer", "ema", "scaler"}
+
+
+def test_all_ranks_leave_after_the_same_step_where_the_one_that_saves_learns_first(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a rank reads a step's reports one step later, but rank 0 before it saves; the others would wait."""
+    take, step, steps = StepExchange.take, Trainer._step, []
+
+    def one_step_later(self: StepExchange, *, all_: bool = False) -> list[StepReport]:
+        late = [] if all_ else self._arrived[-1:]
+        self._arrived = self._arrived[: len(self._arrived) - len(late)]
+        taken = take(self, all_=True)
+        self._arrived = late
+        return taken
+
+    def counted(self: Trainer, source: Iterator[Batch]) -> None:
+        step(self, source)
+        steps[-1] += 1
+
+    monkeypatch.setattr(StepExchange, "take", one_step_later)
+    monkeypatch.setattr(Trainer, "_step", counted)
+    diverges = ("optimizer.name=sgd", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+    for name, every_steps in (("saves", 1), ("another", 0)):
+        lab = Lab(tmp_path / name, digits, *diverges)
+        policy = lab.job.checkpoint.model_copy(update={"every_steps": every_steps, "every_min": 0.0})
+        lab.job = lab.job.model_copy(update={"log_every_steps": 1000, "checkpoint": policy})
+        steps.append(0)
+        with pytest.raises(DivergedError):
+            lab.attempt()
+    assert steps[0] == steps[1] > 1
+    saved = [s.step for s in checkpoint.listed(Run.at(tmp_path, "saves").store.child("checkpoints"), {})]
+    assert saved and max(saved) < steps[0] - 1, "the step that diverged is in no checkpoint"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_at_once(tmp_path: Path, digits: Path) -> None:

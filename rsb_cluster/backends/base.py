@@ -215,9 +215,15 @@ class Backend(ABC):
         raise NotImplementedError(f"back end {self.name} cannot run a command after jobs")
 
 
-def new_submission(job: Job, job_id: str, folder: str | Path) -> Submission:
-    """Return the record of a job that was submitted now."""
+def new_submission(job: Job, job_id: str, folder: str | Path, data: str) -> Submission:
+    """Return the record of a job that was submitted now, for a run whose data are in a folder."""
     fields = job.model_dump(mode="json")
     return Submission(
-        backend=job.backend, job_id=job_id, folder=str(folder), shape=job.shape, time=time.time(), job=fields
+        backend=job.backend,
+        job_id=job_id,
+        folder=str(folder),
+        shape=job.shape,
+        time=time.time(),
+        job=fields,
+        data=data,
     )

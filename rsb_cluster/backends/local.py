@@ -92,7 +92,7 @@ class Local(Backend):
             temporary = task_folder / "submitted.tmp"
             DelayedSubmission(task).dump(temporary)
             temporary.replace(JobPaths(task_folder, job_id).submitted_pickle)
-        return [new_submission(job, job_id, task_folder) for task_folder in task_folders]
+        return [new_submission(job, job_id, f, task.data) for f, task in zip(task_folders, tasks, strict=True)]
 
     def ends_with_terminal(self, submission: Submission) -> bool:
         """Whether a job runs on this machine: then it behaves like a program in the foreground."""

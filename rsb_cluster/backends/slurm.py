@@ -164,7 +164,8 @@ class Slurm(Backend):
             SubmitError: Slurm refused the job.
         """
         folder.mkdir(mode=0o700, parents=True)
-        return [new_submission(job, job_id, folder) for job_id in _submit(job, tasks, folder, name)]
+        job_ids = _submit(job, tasks, folder, name)
+        return [new_submission(job, job_id, folder, t.data) for job_id, t in zip(job_ids, tasks, strict=True)]
 
     def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
         """Return the status of jobs; one squeue for all."""

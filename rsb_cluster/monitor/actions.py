@@ -14,7 +14,7 @@ from rsb_cluster.errors import RsbError, StorageError, SubmitError
 from rsb_cluster.monitor.status import Status, has_ended, read_status
 from rsb_cluster.runs.gpu_hours import check_budget
 from rsb_cluster.runs.run import READERS, Run, Submission
-from rsb_cluster.submission.plan import make_arrays
+from rsb_cluster.submission.plan import ToSubmit, make_arrays
 from rsb_cluster.submission.submit import submit_arrays
 
 
@@ -106,7 +106,7 @@ def retry(runs: Sequence[Run], *, failed_only: bool) -> RetryResult:
     Raises:
         SubmitError: The scheduler refused a job.
     """
-    to_submit: list[tuple[Run, Job]] = []
+    to_submit: list[ToSubmit] = []
     refused: dict[str, str] = {}
     for run, status in zip(runs, read_status(runs), strict=True):
         if not has_ended(status) or status.state == "finished" or (failed_only and status.state == "stopped"):
@@ -114,10 +114,10 @@ def retry(runs: Sequence[Run], *, failed_only: bool) -> RetryResult:
         try:
             job = _last_job(run, status)
             check_budget(run, job)
-            to_submit.append((run, job))
+            to_submit.append(ToSubmit(run, job, run.data_url()))
         except RsbError as error:
             refused[run.run_id] = str(error)
-    arrays = make_arrays(to_submit[0][0].runs_url, to_submit, name="retry") if to_submit else ()
+    arrays = make_arrays(to_submit[0].run.runs_url, to_submit, name="retry") if to_submit else ()
     submissions = submit_arrays(arrays)
     run_ids = [run.run_id for array in arrays for run in array.runs]
     return RetryResult(dict(zip(run_ids, (s.job_id for s in submissions), strict=True)), refused)

@@ -44,7 +44,7 @@ def main(environment: Mapping[str, str]) -> int:
         is_transient = isinstance(error, StorageError) and not isinstance(error, AccessError | MissingError)
         return EXIT_NO_ATTEMPT if is_transient else EXIT_FAILED
     first_rank = int(environment["SKYPILOT_NODE_RANK"]) * job.ranks_per_node
-    task = json.dumps({"run_url": spec.run_url, "run_id": spec.run_id, "job": spec.job}).encode()
+    task = json.dumps({"run_url": spec.run_url, "run_id": spec.run_id, "job": spec.job, "data": spec.data}).encode()
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:

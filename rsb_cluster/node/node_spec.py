@@ -38,6 +38,7 @@ class NodeSpec(Section):
     run_url: str
     run_id: str
     job: dict[str, Any] = Field(description="the job's fields")
+    data: str = Field("", description="where the run's data are now; empty: where its spec says")
     python: str = Field(description="minor version that a node must have, such as 3.11")
     code: Wheel
     pins: tuple[str, ...] = Field(description="what the login machine had, such as torch==2.6.0")

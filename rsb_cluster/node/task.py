@@ -29,11 +29,13 @@ class Task:
         run_url: The run's folder.
         run_id: The run.
         job: The job's fields, as JSON values.
+        data: Where the run's data are now; empty: where its spec says, as for jobs that earlier versions queued.
     """
 
     run_url: str
     run_id: str
     job: dict[str, Any]
+    data: str = ""
 
     def __call__(self) -> None:
         """Train until the run is finished; otherwise exit the process with one of the codes in ``exit_codes``."""
@@ -41,7 +43,7 @@ class Task:
         flag = StopFlag(limit_s=self.job["time_min"] * 60 - self.job["signal_delay_s"] - SIGNAL_SLACK_S)
         flag.install()
         try:
-            importlib.import_module(_WORKER).work(self.run_url, self.run_id, self.job, flag)
+            importlib.import_module(_WORKER).work(self.run_url, self.run_id, self.job, self.data, flag)
         except Exception as error:  # before the attempt: an attempt itself raises nothing
             self._exit(error)
 

@@ -61,7 +61,7 @@ class Spec(Section):
     run_id: str
     seed: int
     virtual_ranks: int
-    data: str = Field(description="folder that holds train/ and val/")
+    data: str = Field(description="folder that held train/ and val/ at the first submit")
     train_digest: str
     val_digest: str
     init: InitialWeights | None = None
@@ -84,6 +84,7 @@ class Submission(Section):
     shape: str
     time: float
     job: dict[str, Any] = Field({}, description="the job's fields, to resubmit the run unchanged")
+    data: str = Field("", description="where the data were at this submit; empty: as in the spec")
 
 
 class Attempt(Section):
@@ -190,6 +191,10 @@ class Run:
             if name.endswith(".json")
         ]
         return sorted(found, key=lambda submission: submission.time)
+
+    def data_url(self) -> str:
+        """Return where the run's data were at its last submit: they may have moved since the first one."""
+        return next((s.data for s in reversed(self.submissions()) if s.data), "") or self.spec().data
 
     def request_cancel(self, job_ids: Sequence[str]) -> None:
         """Record that the user cancelled jobs, so they must not be restarted.

@@ -114,19 +114,37 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class ToSubmit:
+    """A run to submit with a job.
+
+    Attributes:
+        data: Where the run's data are now.
+    """
+
+    run: Run
+    job: Job
+    data: str
+
+
+@dataclass(frozen=True)
 class Array:
-    """Runs with the same resources, submitted together: a job array, or a single job for one run."""
+    """Runs with the same resources, submitted together: a job array, or a single job for one run.
+
+    Attributes:
+        data: Where the data of each run are now.
+    """
 
     job: Job
     name: str
     folder: Path
     runs: tuple[Run, ...]
+    data: tuple[str, ...]
 
     @property
     def tasks(self) -> list[Task]:
         """The tasks of the array, one per run."""
         job = self.job.model_dump(mode="json")
-        return [Task(run.url, run.run_id, job) for run in self.runs]
+        return [Task(run.url, run.run_id, job, data) for run, data in zip(self.runs, self.data, strict=True)]
 
     @property
     def script(self) -> str:
@@ -201,7 +219,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     _check_data_is_reachable(runs)
     arrays = make_arrays(
         runs_url,
-        [(p.run, p.point.job) for p in runs if p.should_submit],
+        [ToSubmit(p.run, p.point.job, p.data.url) for p in runs if p.should_submit],
         name=planned_sweep.sweep_id if planned_sweep else points[0].resolved.recipe.name,
     )
     for array in arrays:
@@ -213,22 +231,22 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     return Plan(runs_url, checked, arrays, planned_sweep, tuple(dict.fromkeys(notes)))
 
 
-def make_arrays(runs_url: str, runs: Sequence[tuple[Run, Job]], *, name: str) -> tuple[Array, ...]:
+def make_arrays(runs_url: str, runs: Sequence[ToSubmit], *, name: str) -> tuple[Array, ...]:
     """Group runs into as few job arrays as their resources and the site's limit allow."""
-    by_job: dict[str, list[tuple[Run, Job]]] = {}
-    for run, job in runs:
-        by_job.setdefault(job.model_dump_json(), []).append((run, job))
-    parts: list[list[tuple[Run, Job]]] = []
+    by_job: dict[str, list[ToSubmit]] = {}
+    for member in runs:
+        by_job.setdefault(member.job.model_dump_json(), []).append(member)
+    parts: list[list[ToSubmit]] = []
     for members in by_job.values():
-        size = backends.backend_of(members[0][1]).max_array_size() if len(members) > 1 else 1
+        size = backends.backend_of(members[0].job).max_array_size() if len(members) > 1 else 1
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}-{os.getpid()}")
     arrays = []
     for number, members in enumerate(parts):
-        job = members[0][1]
-        job_name = members[0][0].run_id if len(runs) == 1 else name
+        job = members[0].job
+        job_name = members[0].run.run_id if len(runs) == 1 else name
         folder = _submissions_folder(job, runs_url) / (stamp if len(parts) == 1 else f"{stamp}-{number}")
-        arrays.append(Array(job, job_name, folder, tuple(run for run, _ in members)))
+        arrays.append(Array(job, job_name, folder, tuple(m.run for m in members), tuple(m.data for m in members)))
     return tuple(arrays)
 
 
@@ -275,7 +293,8 @@ def plan_runs(
             runs.append(PlannedRun(run, point, location, seed, virtual_ranks, weights))
     notes += [location.problem for location in locations.values() if location.problem]
     try:
-        runs = _with_states(runs, runs_url)
+        runs, elsewhere = _with_states(runs, runs_url)
+        notes += elsewhere
     except StorageError as error:
         if not dry_run:  # a dry run works without a network
             raise
@@ -309,8 +328,8 @@ def _find_data_offline(name: str, data: str, job: Job, make: str) -> DataLocatio
         return DataLocation(data or job.data, problem=f"could not search for the data: {error}")
 
 
-def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
-    """Return the runs with their states; folders are read in parallel, and each scheduler is queried once."""
+def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> tuple[list[PlannedRun], list[str]]:
+    """Return the runs with their states, and notes; folders are read in parallel, each scheduler is queried once."""
     existing = set(Store(runs_url).names()) if any(planned.data.is_found for planned in runs) else set()
 
     def read(planned: PlannedRun) -> tuple[PlannedRun, list[Submission]]:
@@ -327,10 +346,17 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> list[PlannedRun]:
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(read, runs))
     states = iter(backends.states([s for _, submissions in found for s in submissions]))
-    return [
-        replace(p, state="already submitted") if set(itertools.islice(states, len(submissions))) - {"gone"} else p
-        for p, submissions in found
-    ]
+    result, notes = [], []
+    for planned, submissions in found:
+        if set(itertools.islice(states, len(submissions))) - {"gone"}:
+            planned = replace(planned, state="already submitted")
+            if (data := submissions[-1].data) and data != planned.data.url:
+                notes.append(
+                    f"{planned.run.run_id} is already submitted, with its data in {data}. To use {planned.data.url}, "
+                    "cancel it and submit again."
+                )
+        result.append(planned)
+    return result, notes
 
 
 def _mark_over_budget(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:

@@ -76,7 +76,6 @@ def _conflict(planned: PlannedRun, spec: Spec) -> str:
     differing = [
         f"{name} is {existing}, here {wanted}"
         for name, existing, wanted in (
-            ("data", stored.data, spec.data),
             ("the training shards' digest", stored.train_digest, spec.train_digest),
             ("the validation shards' digest", stored.val_digest, spec.val_digest),
             ("the SHA-256 of init.weights", stored.init and stored.init.sha256, spec.init and spec.init.sha256),

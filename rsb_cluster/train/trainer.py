@@ -111,7 +111,10 @@ class Trainer:
     def _open_data(self) -> None:
         root = Store(self.spec.data)
         self._train_store, self._val_store = root.child("train"), root.child("val")
-        self.train_index, self.val_index = load_index(self._train_store), load_index(self._val_store)
+        try:
+            self.train_index, self.val_index = load_index(self._train_store), load_index(self._val_store)
+        except DataError as error:
+            raise DataError(f"{error}\nIf the shards were moved, submit the run again with --data.") from error
         limit = int(self.job.cache_gb * 1e9)
         self._cache = ShardCache(Path(self.job.cache_dir), limit) if self.job.cache_dir else None
         self._reader = ShardReader(self._train_store, self.train_index, cache=self._cache)

@@ -56,13 +56,14 @@ EXIT_CODES: dict[Cause, int] = {
 }
 
 
-def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) -> None:
+def work(run_url: str, run_id: str, job_values: dict[str, Any], data: str, flag: StopFlag) -> None:
     """Train as one rank until the run is finished; otherwise exit the process.
 
     Args:
         run_url: The run's folder.
         run_id: The run.
         job_values: The job's fields.
+        data: Where the run's data are now; empty: where its spec says.
         flag: The stop flag, already installed.
     """
     job = read_record(Job, job_values, "the submitted job")
@@ -72,7 +73,7 @@ def work(run_url: str, run_id: str, job_values: dict[str, Any], flag: StopFlag) 
     with logging_to(run.store, ranks) as log_file:
         if os.environ.get(COPY_LOGS):
             log_file.keep_copying()
-        cause = _Attempt(run, job, ranks, flag, log_file).run()
+        cause = _Attempt(run, job, ranks, flag, log_file, data).run()
         log.info("%s", cause)
     if cause != "finished":
         _exit(cause)
@@ -92,8 +93,9 @@ class UnreachableError(RsbError):
 class _Attempt:
     """An attempt, on one rank."""
 
-    def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile) -> None:
+    def __init__(self, run: Run, job: Job, ranks: Ranks, flag: StopFlag, log_file: LogFile, data: str = "") -> None:
         self._run, self._job, self._ranks, self._flag, self._log_file = run, job, ranks, flag, log_file
+        self._data = data
         self._lease: Lease | None = None
         self._number = 0
         self._trainer: Trainer | None = None
@@ -157,6 +159,7 @@ class _Attempt:
 
     def _train(self) -> Cause:
         spec, recipe = self._wait_for_storage(), self._run.recipe()
+        spec = spec.model_copy(update={"data": self._data or spec.data})
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")
             return "finished"

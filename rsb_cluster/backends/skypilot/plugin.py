@@ -176,6 +176,7 @@ def make_spec(task: Task, submission_id: str, code: wheel.BuiltWheel, pins: Sequ
         run_url=task.run_url,
         run_id=task.run_id,
         job=task.job,
+        data=task.data,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         code=Wheel(url=f"{task.run_url}/{_code_path(code)}", sha256=code.sha256),
         pins=tuple(pins),
@@ -195,6 +196,6 @@ def _write(spec: NodeSpec, code: wheel.BuiltWheel, task: dict[str, Any]) -> tupl
     folder = folder_of(spec.submission_id)
     run.store.write_bytes(f"{folder}/task.yaml", as_yaml(task).encode())
     job = read_record(Job, spec.job, "the submitted job")
-    submission = new_submission(job, spec.submission_id, run.store.locate(folder))
+    submission = new_submission(job, spec.submission_id, run.store.locate(folder), spec.data)
     run.add_submission(submission)
     return run, submission

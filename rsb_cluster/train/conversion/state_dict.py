@@ -255,12 +255,11 @@ def _from_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
 
 def _class_names(run: Run) -> tuple[str, ...]:
     """Return the names of the classes, if the run's training data is still there and unchanged."""
-    spec = run.spec()
     try:
-        index = load_index(Store(spec.data).child("train"))
+        index = load_index(Store(run.data_url()).child("train"))
     except RsbError:
         return ()
-    return index.classes if index.digest == spec.train_digest else ()
+    return index.classes if index.digest == run.spec().train_digest else ()
 
 
 def _from_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:

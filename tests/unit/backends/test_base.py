@@ -11,7 +11,7 @@ import pytest
 import rsb_cluster
 from rsb_cluster import backends
 from rsb_cluster.backends import BACKENDS, Backend, JobStatus, backend_of
-from rsb_cluster.backends.base import submitted
+from rsb_cluster.backends.base import new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.sweep_file import Grid, SweepFile
 from rsb_cluster.errors import ConfigError
@@ -85,7 +85,7 @@ class Paper(Backend):
 
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
         self.jobs.append(name)
-        return [submitted(job, f"line-{len(self.jobs)}", folder)]
+        return [new_submission(job, f"line-{len(self.jobs)}", folder, tasks[0].data)]
 
     def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
         return [JobStatus("queued") for _ in submissions]
@@ -113,9 +113,9 @@ def test_a_fourth_back_end_is_a_class_and_a_line(tmp_path, digits, monkeypatch):
     assert [s.job_id for s in sent] == ["line-1", "line-2"] and len(paper.jobs) == 2
     assert backends.states(sent) == ["queued", "queued"]
     assert plan(file, None, request, is_sweep=False).arrays == (), "they are queued already"
-    assert not paper.can_exclude_hosts and not paper.has_prices
-    with pytest.raises(ConfigError, match="back end paper has no hosts to choose from"):
-        paper.excluding(load_job("local"), ["n1"])
+    assert not paper.has_prices
+    with pytest.raises(ConfigError, match="back end paper cannot exclude nodes"):
+        paper.exclude_hosts(load_job("local"), ["n1"])
     run: Run = made.runs[0].run
     assert paper.read_log(run, sent[0], 0, 0) is None and not paper.has_ended(run, sent[0])
 

@@ -27,6 +27,7 @@ from tests.unit.presser import Presser
 
 SAY_ALL = "import os, time; print(*map('='.join, os.environ.items()), sep='\\n', flush=True); time.sleep(60)"
 RANK = functools.partial(exec, SAY_ALL)
+RANK.data = ""  # all that a back end reads of a task
 UNSEEN_PID = 2**22 + 1  # above the kernel's largest
 
 # A queue is not waited for by who starts it.

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rsb_cluster.backends.skypilot.backend import SkyPilot
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.monitor import actions
+from rsb_cluster.node.node_spec import folder_of
+from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
 from tests.unit.bundled import load_job
 from tests.unit.new_runs import make_run
@@ -29,6 +32,20 @@ def test_retry_says_which_runs_it_cannot_submit_and_why(tmp_path, digits):
     assert "its last job is not recorded" in done.refused[never.run_id]
     assert "recipe.json is not JSON" in done.refused[broken.run_id]
     assert "its folder does not exist; submit the sweep again" in done.refused[gone.run_id]
+
+
+@pytest.mark.usefixtures("here")
+def test_retry_takes_the_data_where_the_last_submit_found_them(sky, tmp_path):
+    run = make_run(tmp_path / "runs")
+    job = load_job("cloud-spot")
+    task = Task(run.url, run.run_id, job.model_dump(mode="json"), "s3://bucket/moved")
+    [sent] = SkyPilot().submit(job, [task], tmp_path, "x")
+    sky.say(sent.job_id, "FAILED")
+    assert set(actions.retry([run], failed_only=False).submitted) == {run.run_id}
+    first, second = run.submissions()
+    assert first.job_id != second.job_id and first.data == second.data == "s3://bucket/moved"
+    spec = run.store.read_json(f"{folder_of(second.job_id)}/spec.json")
+    assert spec["data"] == "s3://bucket/moved"
 
 
 SQUEUE = """\

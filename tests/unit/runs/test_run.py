@@ -106,6 +106,15 @@ def test_submissions_are_in_order_of_time_even_within_a_second(anywhere):
     assert run.submissions() == expected
 
 
+def test_the_data_are_where_the_last_submit_that_says_so_found_them(tmp_path):
+    run, spec = make(tmp_path, IDS[0])
+    assert run.data_url() == spec.data
+    run.add_submission(submission("1", 1.0))
+    assert run.data_url() == spec.data, "earlier versions did not say"
+    run.add_submission(submission("2", 2.0).model_copy(update={"data": "/moved"}))
+    assert run.data_url() == "/moved" and run.spec() == spec
+
+
 def attempt(number):
     return Attempt(number=number, job_id="7", world_size=2, hosts=("a", "b"), started=1.0, start_step=0)
 

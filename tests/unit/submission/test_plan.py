@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from rsb_cluster.backends.slurm import Slurm
+from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
 from rsb_cluster.errors import ConfigError, MissingError, StorageError
 from rsb_cluster.monitor import actions
-from rsb_cluster.runs.run import Attempt, Run
+from rsb_cluster.node.processes import Process
+from rsb_cluster.runs.run import Attempt, Run, Submission
 from rsb_cluster.storage.store import Store
-from rsb_cluster.submission.plan import make_arrays, parse_seeds, plan_runs
+from rsb_cluster.submission.plan import ToSubmit, make_arrays, parse_seeds, plan_runs
 from tests.unit.bundled import load_job
 from tests.unit.fine_tuning import SHORT, from_, plan_short, write_weights
 from tests.unit.sweeps import file, finish, make, planned, planned_with_notes
@@ -79,15 +83,33 @@ def test_missing_data_is_one_note_for_all(tmp_path):
     assert len(notes) == 1 and "no shards of 'imagenet-1k' were found" in notes[0]
 
 
+def test_a_queued_run_whose_data_are_elsewhere_by_now_is_named(tmp_path, digits, monkeypatch):
+    """Its job will look for them where they were when it was sent."""
+    run = make(planned(tmp_path, digits)[0])
+    where = {"backend": "local", "folder": str(tmp_path), "shape": "", "time": 0}
+    run.add_submission(Submission(job_id=str(Process.of(os.getpid())), data="/gone", **where))
+    runs, notes = planned_with_notes(tmp_path, digits)
+    assert runs[0].state == "already submitted"
+    assert notes == [
+        f"{run.run_id} is already submitted, with its data in /gone. To use {digits}, cancel it and submit again."
+    ]
+    run.add_submission(Submission(job_id=f"{Process.of(os.getpid())}", data=str(digits), **where | {"time": 1}))
+    assert planned_with_notes(tmp_path, digits)[1] == []
+
+
 def some_runs(count: int, folder: str = "/runs") -> list[Run]:
     return [Run.at(folder, f"r{i}") for i in range(count)]
+
+
+def some_members(runs: Iterable[Run], jobs: Iterable[Job]) -> list[ToSubmit]:
+    return [ToSubmit(run, job, f"/data/{run.run_id}") for run, job in zip(runs, jobs, strict=False)]
 
 
 def test_runs_with_the_same_resources_are_one_array():
     small, large = load_job("slurm", "nodes=1"), load_job("slurm", "nodes=4")
     runs = some_runs(5)
     arrays = make_arrays(
-        "/runs", list(zip(runs, [small, large, load_job("slurm", "nodes=1"), large, small], strict=True)), name="x-1"
+        "/runs", some_members(runs, [small, large, load_job("slurm", "nodes=1"), large, small]), name="x-1"
     )
     assert [(array.job, array.runs) for array in arrays] == [
         (small, (runs[0], runs[2], runs[4])),
@@ -96,11 +118,12 @@ def test_runs_with_the_same_resources_are_one_array():
     assert len({array.folder for array in arrays}) == 2
     assert {array.folder.parent for array in arrays} == {Path("/runs/submissions")}
     assert {array.name for array in arrays} == {"x-1"}
+    assert [task.data for array in arrays for task in array.tasks] == [f"/data/r{i}" for i in (0, 2, 4, 1, 3)]
     assert make_arrays("/runs", [], name="x") == ()
 
 
 def test_one_run_is_a_job_of_its_own_name():
-    (array,) = make_arrays("/runs", [(some_runs(1)[0], load_job("slurm"))], name="x")
+    (array,) = make_arrays("/runs", some_members(some_runs(1), [load_job("slurm")]), name="x")
     assert array.name == "r0" and "#SBATCH --array" not in array.script
 
 
@@ -109,10 +132,10 @@ def test_an_array_is_no_larger_than_slurm_accepts(monkeypatch):
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
     assert Slurm().max_array_size() == 1001
     runs = some_runs(2500)
-    arrays = make_arrays("/runs", [(run, load_job("slurm")) for run in runs], name="x")
+    arrays = make_arrays("/runs", some_members(runs, [load_job("slurm")] * 2500), name="x")
     assert [len(array.runs) for array in arrays] == [1001, 1001, 498]
     assert [run for array in arrays for run in array.runs] == runs
-    (local,) = make_arrays("/runs", [(run, load_job("local")) for run in runs], name="x")
+    (local,) = make_arrays("/runs", some_members(runs, [load_job("local")] * 2500), name="x")
     assert len(local.runs) == 2500
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rsb_cluster.runs.sweep import Member, Sweep
 from rsb_cluster.submission.estimate import parse_rates
-from rsb_cluster.submission.plan import Plan, make_arrays
+from rsb_cluster.submission.plan import Plan, ToSubmit, make_arrays
 from rsb_cluster.submission.preview import sweep_as_dict, sweep_rows, sweep_summary
 from tests.unit.sweeps import finish, make, planned
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("here")
 def test_the_table_of_a_sweep_adds_up(tmp_path, digits):
     finish(make(planned(tmp_path, digits)[0]))
     runs = tuple(planned(tmp_path, digits))
-    arrays = make_arrays(str(tmp_path), [(p.run, p.point.job) for p in runs if p.should_submit], name="x")
+    arrays = make_arrays(
+        str(tmp_path), [ToSubmit(p.run, p.point.job, p.data.url) for p in runs if p.should_submit], name="x"
+    )
     members = tuple(Member(run_id=p.run.run_id, recipe="digits", model="", seed=0) for p in runs)
     plan = Plan(str(tmp_path), runs, arrays, Sweep(sweep_id="x-1", file="", created=0, members=members))
     rates = parse_rates(["resnet10t=100", "test_resnet=400"])

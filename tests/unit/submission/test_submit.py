@@ -16,7 +16,7 @@ from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node.processes import Process
 from rsb_cluster.runs.sweep import Sweep, read_sweep
 from rsb_cluster.submission import submit
-from rsb_cluster.submission.plan import Plan, PlannedRun, make_arrays, plan_runs
+from rsb_cluster.submission.plan import Plan, PlannedRun, ToSubmit, make_arrays, plan_runs
 from tests.servers.daemons import poll
 from tests.unit.bundled import load_job
 
@@ -77,23 +77,17 @@ def test_concurrent_submits_create_one_run(runs, digits):
     assert [p.state for p in planned(runs, digits)] == ["unfinished"] * 2
 
 
-def test_a_second_submit_with_other_data_is_refused(runs, digits, tmp_path):
+def test_each_submit_has_its_data_where_it_found_them(runs, digits, tmp_path):
+    """The same shards at another place are the same run; the spec keeps to where they were first."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.symlink_to(digits)
     first, second = planned(runs, digits), planned(runs, elsewhere)
     assert [p.run.url for p in first] == [p.run.url for p in second], "the same run"
     submit.create_runs(first)
-    arrays = make_arrays(str(runs), [(p.run, p.point.job) for p in second], name="x")
-    with pytest.raises(ConfigError) as caught:
-        submit.submit(Plan(str(runs), tuple(second), arrays))
-    for one in second:
-        assert (
-            f"{one.run.run_id} was created by another submit at the same time: data is {digits}, here {elsewhere}"
-            in str(caught.value)
-        )
-        assert one.run.spec().data == str(digits) and not one.run.submissions()
-    assert "Nothing was queued. Submit with the same inputs, or use another --runs." in str(caught.value)
-    assert not arrays[0].folder.exists()
+    submit.create_runs(second)
+    (array,) = make_arrays(str(runs), [ToSubmit(p.run, p.point.job, p.data.url) for p in second], name="x")
+    assert {task.data for task in array.tasks} == {str(elsewhere)}
+    assert {one.run.spec().data for one in second} == {str(digits)}
 
 
 def test_a_second_submit_keeps_the_virtual_ranks_of_the_first(runs, digits):
@@ -130,7 +124,8 @@ def test_a_sweep_submitted_twice_keeps_its_first_time(runs):
 
 def arrays_of(runs: Path, made: list[PlannedRun]):
     jobs = [load_job("local", *WAITS), load_job("local", *WAITS, "time_min=7")]
-    return make_arrays(str(runs), [(made[0].run, jobs[0]), (made[1].run, jobs[0]), (made[0].run, jobs[1])], name="x")
+    chosen = ((made[0], jobs[0]), (made[1], jobs[0]), (made[0], jobs[1]))
+    return make_arrays(str(runs), [ToSubmit(p.run, job, p.data.url) for p, job in chosen], name="x")
 
 
 def test_a_submission_is_recorded_as_soon_as_possible(runs, digits, monkeypatch):

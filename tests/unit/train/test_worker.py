@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,12 +28,12 @@ from tests.faults.lab import StopAfter
 from tests.unit.fine_tuning import SHORT, from_, plan_short, write_weights
 
 
-def train(run: Run, job: Job, flag: StopFlag | None = None) -> float:
+def train(run: Run, job: Job, flag: StopFlag | None = None, data: str = "") -> float:
     """Do one attempt in this process; return the top-1, percent."""
     torch.set_num_threads(1)
     ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="test", restart=len(run.attempts()), allocated=1)
     with logging_to(run.store, ranks) as log_file:
-        worker._Attempt(run, job, ranks, flag or StopFlag(), log_file).run()
+        worker._Attempt(run, job, ranks, flag or StopFlag(), log_file, data).run()
     found = run.result()
     return -1.0 if found is None else float(found["top1"])
 
@@ -120,3 +121,23 @@ def test_an_error_of_nccl_is_a_lost_peer_only_where_one_is_missing(lost: list[St
     found, message = attempt._explain(dist.DistBackendError("NCCL error in: x.cpp:1, unhandled system error"))
     assert found == cause and "unhandled system error" in message
     assert ("NCCL_SOCKET_IFNAME" in message) == (cause == "crashed")
+
+
+def test_an_attempt_finds_the_data_where_they_are_now(tmp_path: Path, digits: Path) -> None:
+    """Its job says so; the spec says where they were at the first submit."""
+    shutil.copytree(digits, tmp_path / "data")
+    [one] = plan_short("digits", tmp_path / "data", tmp_path / "runs", *SHORT)
+    create_runs([one])
+    assert train(one.run, one.point.job, StopAfter(5)) == -1
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert train(one.run, one.point.job, data=str(tmp_path / "moved")) > 0
+    assert [attempt.cause for attempt in one.run.attempts()] == ["preempted", "finished"]
+
+
+def test_an_attempt_that_does_not_find_its_data_says_how_to_name_them(tmp_path: Path, digits: Path) -> None:
+    [one] = plan_short("digits", digits, tmp_path / "runs", *SHORT)
+    create_runs([one])
+    assert train(one.run, one.point.job, data=str(tmp_path / "gone")) == -1
+    [attempt] = one.run.attempts()
+    assert attempt.cause == "failed"
+    assert f"{tmp_path}/gone/train" in attempt.message and "submit the run again with --data" in attempt.message

@@ -61,6 +61,12 @@ _SHARED = (
     click.option(
         "--init", default="", metavar="SOURCE", help="Initial weights: a run, a weight file, or a timm model name."
     ),
+    click.option(
+        "--save-diff",
+        is_flag=True,
+        help="Save uncommitted changes of rsb-cluster's own checkout beside the runs (diffs/). Their SHA-256 is always "
+        "recorded.",
+    ),
     click.option("--cache-dir", default="", help="Cache shards in this folder on each node's local disk."),
     click.option(
         "--virtual-ranks",
@@ -104,6 +110,7 @@ def submit(
     seed: int | None,
     seeds: int | None,
     images_per_s: float | None,
+    save_diff: bool,
     dry_run: bool,
     wait: bool,
     as_json: bool,
@@ -131,7 +138,7 @@ def submit(
     if dry_run:
         click.echo(json.dumps(preview.as_dict(plan, rates), indent=2) if as_json else preview.describe(plan, rates))
         return
-    _submit(plan)
+    _submit(plan, save_diff)
     if as_json:
         click.echo(json.dumps(preview.as_dict(plan, rates), indent=2))
     actions = {"new": "submitted", "unfinished": "resubmitted, resumes from the last checkpoint"}
@@ -174,6 +181,7 @@ def sweep(
     seeds: int | None,
     rates: tuple[str, ...],
     collect: bool,
+    save_diff: bool,
     dry_run: bool,
     wait: bool,
     as_json: bool,
@@ -215,7 +223,7 @@ def sweep(
     if collect and not all(backend_of(planned.point.job).can_run_after for planned in plan.runs):
         raise ConfigError("--collect needs Slurm. Use --wait instead, then 'rsb-cluster collect SWEEP --publish'.")
     if not dry_run:
-        submissions = _submit(plan)
+        submissions = _submit(plan, save_diff)
         if collect and submissions:
             _collect_after(plan, submissions)
     if as_json:
@@ -239,7 +247,7 @@ def _plan(file: SweepFile, path: Path | None, request: Any, *, is_sweep: bool, d
     return plan
 
 
-def _submit(plan: Plan) -> list[Submission]:
+def _submit(plan: Plan, save_diff: bool) -> list[Submission]:
     from rsb_cluster.submission.data_location import make_missing_shards
     from rsb_cluster.submission.submit import submit as submit_plan
 
@@ -247,7 +255,7 @@ def _submit(plan: Plan) -> list[Submission]:
         log(f"made the shards in {url}")
     for note in plan.notes:
         log(f"note: {note}")
-    return submit_plan(plan)
+    return submit_plan(plan, with_diff=save_diff)
 
 
 def _collect_after(plan: Plan, submissions: list[Submission]) -> None:

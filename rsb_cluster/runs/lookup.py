@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rsb_cluster.errors import ConfigError, did_you_mean
 from rsb_cluster.runs import sweep
+from rsb_cluster.runs.provenance import DIFFS
 from rsb_cluster.runs.run import EVALUATIONS, READERS, Run
 from rsb_cluster.storage.store import Store
 
-_OTHER_FOLDERS = ("submissions", EVALUATIONS, sweep.FOLDER)
+_OTHER_FOLDERS = ("submissions", DIFFS, EVALUATIONS, sweep.FOLDER)
 
 
 def default_runs() -> str:

@@ -71,7 +71,7 @@ class Spec(Section):
     created: float = 0.0
 
     def brief(self) -> Spec:
-        """Return the spec with the uncommitted changes of the code replaced by a digest."""
+        """Return the spec with a brief description of the code (`provenance.brief_code`)."""
         return self.model_copy(update={"code": brief_code(self.code)})
 
 

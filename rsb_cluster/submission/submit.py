@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rsb_cluster import backends
 from rsb_cluster.errors import ConfigError, StorageError, SubmitError
-from rsb_cluster.runs.provenance import describe_code, describe_packages
+from rsb_cluster.runs.provenance import describe_code, describe_packages, save_diff
 from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission
 from rsb_cluster.runs.sweep import write_sweep
+from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import require_data
 from rsb_cluster.submission.plan import Array, Plan, PlannedRun
 from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
@@ -19,13 +20,20 @@ from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
 RECORD_RETRY_S = (0.5, 1.0, 2.0, 4.0)
 
 
-def submit(plan: Plan) -> list[Submission]:
+def submit(plan: Plan, *, with_diff: bool = False) -> list[Submission]:
     """Carry out a plan.
 
+    Args:
+        plan: The plan.
+        with_diff: Also save the uncommitted changes of the code, once beside the runs.
+
     Raises:
-        ConfigError: Another submit created one of the runs at the same time, with other inputs; nothing is queued.
+        ConfigError: Another submit created one of the runs at the same time, with other inputs, or there is no checkout
+            whose changes could be saved; nothing is queued.
         SubmitError: The scheduler refused an array; those before it are queued. Submit again for the rest.
     """
+    if with_diff:
+        save_diff(Store(plan.runs_url))
     create_runs([p for p in plan.runs if p.state == "new"])
     if plan.sweep is not None:
         write_sweep(plan.runs_url, plan.sweep)

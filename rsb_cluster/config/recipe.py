@@ -209,7 +209,7 @@ class Recipe(Section):
             raise ValueError("train.global_batch is smaller than augment.repeats")
         return self
 
-    def digest(self, seed: int, data_digest: str, init_digest: str = "") -> str:
+    def digest(self, seed: int, data_digest: str, init_digest: str = "", draws: int = 1) -> str:
         """Return a digest (8 hex digits) of everything that can change the result.
 
         Fields at their default are left out, so that a later version can add a field without changing the digest of
@@ -219,7 +219,9 @@ class Recipe(Section):
             seed: The run's seed.
             data_digest: Digest of the data.
             init_digest: SHA-256 of the initial weights; empty for random ones.
+            draws: Version of the order of samples and of all draws (``data.order.DRAWS``).
         """
         science = self.model_dump(exclude_defaults=True, exclude={"name": True, **ABOUT}, mode="json")
-        text = json.dumps([science, seed, data_digest, *([init_digest] if init_digest else [])], sort_keys=True)
+        rest = [*([init_digest] if init_digest else []), *([draws] if draws != 1 else [])]
+        text = json.dumps([science, seed, data_digest, *rest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

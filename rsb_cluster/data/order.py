@@ -29,6 +29,10 @@ from rsb_cluster.data.index import ShardIndex
 
 Ints = NDArray[np.int64]
 
+# The version of all that is drawn from a run's seed: the order of samples, augmentation, mixing, dropped paths. What
+# draws otherwise raises it. It is part of a run's spec, and of its id unless it is 1; a node refuses a higher one.
+DRAWS = 1
+
 
 def permutation(n: int, *key: int) -> Ints:
     """Return a permutation of ``range(n)`` that depends on the key alone.

@@ -69,6 +69,7 @@ class Spec(Section):
     code: dict[str, str] = Field({})
     packages: dict[str, str] = Field({})
     created: float = 0.0
+    draws: int = Field(1, description="version of the order of samples and of all draws (data.order.DRAWS)")
 
     def brief(self) -> Spec:
         """Return the spec with a brief description of the code (`provenance.brief_code`)."""

@@ -19,6 +19,7 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import Override
 from rsb_cluster.config.sweep_file import Point, SweepFile, expand
+from rsb_cluster.data.order import DRAWS
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs import sweep
@@ -288,7 +289,7 @@ def plan_runs(
         weights = initial[weights_key]
         is_known = location.is_found and (weights is not None or not recipe.init.weights)
         for seed in point.seeds:
-            digest = recipe.digest(seed, location.digest, weights.sha256 if weights else "")
+            digest = recipe.digest(seed, location.digest, weights.sha256 if weights else "", DRAWS)
             run = Run.at(runs_url, f"{recipe.name}-{recipe.model.name}-s{seed}-{digest if is_known else 'unknown'}")
             runs.append(PlannedRun(run, point, location, seed, virtual_ranks, weights))
     notes += [location.problem for location in locations.values() if location.problem]

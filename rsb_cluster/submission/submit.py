@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rsb_cluster import backends
+from rsb_cluster.data.order import DRAWS
 from rsb_cluster.errors import ConfigError, StorageError, SubmitError
 from rsb_cluster.runs.provenance import describe_code, describe_packages, save_diff
 from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission
@@ -67,6 +68,7 @@ def create_runs(runs: Sequence[PlannedRun]) -> None:
             code=code,
             packages=packages,
             created=created,
+            draws=DRAWS,
         )
         return "" if planned.run.create(planned.recipe, spec) else _conflict(planned, spec)
 

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import torch
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.schema import read_record
+from rsb_cluster.config.schema import newer_version, read_record
+from rsb_cluster.data.order import DRAWS
 from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
@@ -159,6 +160,8 @@ class _Attempt:
 
     def _train(self) -> Cause:
         spec, recipe = self._wait_for_storage(), self._run.recipe()
+        if spec.draws > DRAWS:
+            raise newer_version(self._run.store.locate("spec.json"), f"draws = {spec.draws}")
         spec = spec.model_copy(update={"data": self._data or spec.data})
         if self._run.result() is not None:
             log.info("this run has finished already; nothing to do")

@@ -224,6 +224,8 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
             changes: Changes = dict(differences(there.recipe, here.recipe))
             if other.virtual_ranks != group.virtual_ranks:
                 changes["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
+            if there.spec.draws != here.spec.draws:
+                changes["version of the draws"] = (there.spec.draws, here.spec.draws)
             before, after = (s.spec.init.sha256[:12] if s.spec.init else "" for s in (there, here))
             if before != after:
                 changes["initial weights"] = (before, after)

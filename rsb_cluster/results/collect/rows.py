@@ -218,11 +218,11 @@ class Reader:
 
     def _science(self, recipe_values: Any, spec: Spec, run: Run) -> Science:
         init = spec.init.sha256 if spec.init else ""
-        text = json.dumps([recipe_values, init], sort_keys=True)
+        text = json.dumps([recipe_values, init, spec.draws], sort_keys=True)
         if text not in self._recipes:
             recipe = read_record(Recipe, recipe_values, run.store.locate("recipe.json"))
             # The same seed and data for all: seeds, and copies of a data set, belong to one group.
-            self._recipes[text] = (recipe, recipe.digest(0, "", init))
+            self._recipes[text] = (recipe, recipe.digest(0, "", init, spec.draws))
         recipe, digest = self._recipes[text]
         brief = spec.brief()
         return self._changed(Science(recipe, brief, {}, digest), brief.modified)

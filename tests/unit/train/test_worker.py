@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.data.make import make_set
+from rsb_cluster.data.order import DRAWS
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
@@ -141,3 +142,19 @@ def test_an_attempt_that_does_not_find_its_data_says_how_to_name_them(tmp_path: 
     [attempt] = one.run.attempts()
     assert attempt.cause == "failed"
     assert f"{tmp_path}/gone/train" in attempt.message and "submit the run again with --data" in attempt.message
+
+
+def test_draws_of_a_newer_version_are_refused_before_any_data_are_read(tmp_path: Path, digits: Path) -> None:
+    """For good: this version would train with other samples, and another start of it would not help."""
+    [one] = plan_short("digits", digits, tmp_path / "runs", *SHORT)
+    create_runs([one])
+    assert one.run.spec().draws == DRAWS
+    newer = one.run.spec().model_copy(update={"draws": DRAWS + 1, "data": "/nowhere"})
+    one.run.store.write_json("spec.json", newer.model_dump(mode="json"))
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, job_id="test", restart=0, allocated=1)
+    with logging_to(one.run.store, ranks) as log_file:
+        assert worker._Attempt(one.run, one.point.job, ranks, StopFlag(), log_file).run() == "failed"
+    assert not one.run.attempts()
+    [report] = [name for name in one.run.store.files("attempts") if "start" in name]
+    message = one.run.store.read_json(report)["message"]
+    assert f"spec.json was written by a newer version of rsb-cluster: 'draws = {DRAWS + 1}' in it" in message

@@ -190,6 +190,13 @@ def test_runs_with_other_virtual_ranks_are_kept_apart(tmp_path: Path) -> None:
     assert groups[1].notes == ("unlike the group of the same name: virtual ranks 4 → 8",)
 
 
+def test_runs_with_draws_of_other_versions_are_kept_apart(tmp_path: Path) -> None:
+    runs = [finish(make_run(tmp_path, seed=v, spec={"draws": v}), 78.0) for v in (1, 2)]
+    groups = collect(runs).groups
+    assert [group.n for group in groups] == [1, 1]
+    assert groups[1].notes == ("unlike the group of the same name: version of the draws 1 → 2",)
+
+
 def test_a_resolution_that_the_paper_changes_for_a_model_is_no_modification(tmp_path: Path) -> None:
     px = ("augment.resolution=240", "eval.resolution=240")
     changes = {"augment.resolution": (224, 240), "eval.resolution": (224, 240)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, State, new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
 from rsb_cluster.node.processes import Process
 from rsb_cluster.node.task import Task
@@ -79,7 +80,7 @@ class Local(Backend):
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         }
-        command = [sys.executable, "-m", "rsb_cluster.node.local_controller", *map(str, task_folders)]
+        command = [*interpreter(), "-m", "rsb_cluster.node.local_controller", *map(str, task_folders)]
         if job.setup:
             command = ["bash", "-c", " && ".join([*job.setup, "exec " + shlex.join(command)])]
         with (folder / "controller.log").open("ab") as log:

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 from rsb_cluster.backends.base import Backend, Check, JobStatus, State, new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.task import Task
@@ -27,8 +27,6 @@ from rsb_cluster.runs.run import Submission
 
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 SCANCEL_S = 4.0  # time limit of scancel
-
-_COMMAND = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
 
 # Bash must survive the signals of a preemption, as it requeues the job. The trap is ':' and not '': ranks would inherit
 # ignored signals.
@@ -133,7 +131,8 @@ class Slurm(Backend):
         from submitit.slurm.slurm import _make_sbatch_string
 
         parameters = _parameters(job, folder, name) | ({"map_count": len(tasks)} if len(tasks) > 1 else {})
-        text: str = _make_sbatch_string(command=f"{_COMMAND} {shlex.quote(str(folder))}", folder=folder, **parameters)
+        command = f"{shlex.join(interpreter())} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        text: str = _make_sbatch_string(command=command, folder=folder, **parameters)
         return text
 
     def test_only(self, job: Job) -> str:
@@ -246,7 +245,7 @@ def _submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[st
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = submitit.SlurmExecutor(folder)
+    executor = submitit.SlurmExecutor(folder, python=shlex.join(interpreter()))
     executor.update_parameters(**_parameters(job, folder, name))
     try:
         jobs = executor.submit_array(list(tasks))

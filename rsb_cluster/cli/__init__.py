@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from rsb_cluster import __version__
 from rsb_cluster.cli import catalog, doctor, evaluate, export, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
+from rsb_cluster.interpreter import drop_empty_entries
 
 
 class ErrorGroup(click.Group):
@@ -36,6 +38,7 @@ def main() -> None:
     rsb-cluster sweep resnet-depths --dry-run           show a sweep of many runs as job arrays
     rsb-cluster collect                                 compare finished runs with the paper's numbers
     """
+    drop_empty_entries(os.environ)  # for all processes that are started from here
 
 
 for _command in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +12,7 @@ import click
 
 from rsb_cluster.cli.terminal import console, log, new_table, runs_url, set_option
 from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.interpreter import interpreter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -263,7 +263,7 @@ def _collect_after(plan: Plan, submissions: list[Submission]) -> None:
 
     assert plan.sweep is not None
     sweep_id = plan.sweep.sweep_id
-    command = [sys.executable, "-m", "rsb_cluster", "collect", sweep_id, "--publish", "--runs", plan.runs_url]
+    command = [*interpreter(), "-m", "rsb_cluster", "collect", sweep_id, "--publish", "--runs", plan.runs_url]
     array = plan.arrays[0]
     folder = array.folder.parent / "collect"
     job_id = backend_of(array.job).run_after(array.job, submissions, command, folder, f"collect-{sweep_id}")

@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import open_target
+from rsb_cluster.interpreter import interpreter
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
@@ -66,7 +66,7 @@ def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progr
 @contextmanager
 def _processes(task: dict[str, Any], count: int, environment: dict[str, str]) -> Iterator[Iterator[dict[str, Any]]]:
     """Start the processes and yield their messages until all have exited; kill the rest at the end."""
-    command = [sys.executable, "-m", "rsb_cluster.train.validation.evaluator"]
+    command = [*interpreter(), "-m", "rsb_cluster.train.validation.evaluator"]
     received: queue.Queue[dict[str, Any]] = queue.Queue()
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     started = [subprocess.Popen(command, env=environment, **pipe) for _ in range(count)]  # type: ignore[call-overload]

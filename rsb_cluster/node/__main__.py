@@ -22,6 +22,7 @@ from types import FrameType
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node import processes
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_RESTART, combine_exit_codes
 from rsb_cluster.node.node_spec import COPY_LOGS, SPEC_SHA256, SPEC_URL, NodeSpec, decode
@@ -54,7 +55,7 @@ def main(environment: Mapping[str, str]) -> int:
         signal.signal(number, forward)
     for local_rank in range(job.ranks_per_node):
         numbers = {"RSB_RANK": str(first_rank + local_rank), "RSB_LOCAL_RANK": str(local_rank)}
-        command = [sys.executable, "-u", "-m", "rsb_cluster.node.rank"]
+        command = [*interpreter(), "-u", "-m", "rsb_cluster.node.rank"]
         ranks.append(subprocess.Popen(command, env=shared | numbers, stdin=subprocess.PIPE))
     for rank in ranks:
         assert rank.stdin is not None

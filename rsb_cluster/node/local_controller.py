@@ -14,6 +14,7 @@ from types import FrameType
 
 from submitit.local.local import Controller
 
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node import processes, starts
 from rsb_cluster.node.exit_codes import CANCELLED, EXIT_RESTART, RUNNING, combine_exit_codes
 from rsb_cluster.node.processes import Process
@@ -25,7 +26,7 @@ class RestartingController(Controller):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.pid = str(Process.of(os.getpid()))  # the base class uses it as the job's id, in file names and for ranks
-        self.command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
+        self.command = [*interpreter(), "-u", "-m", "submitit.core._submit", str(folder)]
         # The base class forwards SIGTERM.
         signal.signal(signal.SIGUSR2, self._forward)
         signal.signal(signal.SIGINT, self._stop)

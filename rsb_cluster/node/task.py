@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster.interpreter import check_python_path
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART
 from rsb_cluster.node.ranks import Ranks
@@ -43,6 +44,7 @@ class Task:
         flag = StopFlag(limit_s=self.job["time_min"] * 60 - self.job["signal_delay_s"] - SIGNAL_SLACK_S)
         flag.install()
         try:
+            check_python_path()
             importlib.import_module(_WORKER).work(self.run_url, self.run_id, self.job, self.data, flag)
         except Exception as error:  # before the attempt: an attempt itself raises nothing
             self._exit(error)

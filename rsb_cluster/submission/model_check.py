@@ -19,6 +19,7 @@ from typing import Any
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.weights.resolve import WeightsFile
 
 # A new version of any of these invalidates the cache.
@@ -54,7 +55,7 @@ def _cache_key(recipe: Recipe, init: WeightsFile | None) -> str:
 
 
 def _build(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
-    command = [sys.executable, "-m", "rsb_cluster.train.preflight"]
+    command = [*interpreter(), "-m", "rsb_cluster.train.preflight"]
     text = json.dumps([[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in models])
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     try:

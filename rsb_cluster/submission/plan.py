@@ -21,6 +21,7 @@ from rsb_cluster.config.schema import Override
 from rsb_cluster.config.sweep_file import Point, SweepFile, expand
 from rsb_cluster.data.order import DRAWS
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
+from rsb_cluster.interpreter import check_python_path
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs import sweep
 from rsb_cluster.runs.gpu_hours import BudgetExceededError, check_budget
@@ -187,6 +188,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
         DataError: Shards are missing.
         StorageError: The folder of runs cannot be written.
     """
+    check_python_path()
     job_name = request.job or file.job or backends.default_job(request.nodes[1])
     if request.seeds:
         file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})

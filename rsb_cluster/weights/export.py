@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Literal
 import tomlkit
 
 from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.weights.model_card import write_card
@@ -92,7 +92,7 @@ def _atomic_folder(target: Store) -> Iterator[Path]:
 def _convert(found: WeightsFile, folder: Path) -> None:
     """Write the weights and their description in a subprocess, as this one must not import torch."""
     request = json.dumps({"found": asdict(found), "folder": str(folder)})
-    command = [sys.executable, "-m", "rsb_cluster.train.conversion.convert"]
+    command = [*interpreter(), "-m", "rsb_cluster.train.conversion.convert"]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     try:
         reply: dict[str, str] = json.loads(done.stdout.splitlines()[-1])

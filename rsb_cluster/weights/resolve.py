@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import CheckpointError, ConfigError, RsbError
+from rsb_cluster.interpreter import interpreter
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.run import Run
@@ -93,7 +93,7 @@ def fetch_from_hub(name: str) -> WeightsFile:
         ConfigError: There is no such name, or the hub cannot be reached.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "rsb_cluster.train.conversion.hub", name], capture_output=True, text=True, check=False
+        [*interpreter(), "-m", "rsb_cluster.train.conversion.hub", name], capture_output=True, text=True, check=False
     )
     try:
         reply: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

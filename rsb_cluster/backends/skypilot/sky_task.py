@@ -22,7 +22,7 @@ _RESTART_CODES = [EXIT_RESTART, 143]
 # with 0; the run's folder holds the reason.
 _RUN = f"""\
 code=0
-"{{python}}" -m rsb_cluster.node || code=$?
+"{{python}}" -P -m rsb_cluster.node || code=$?
 case "$code" in
   {EXIT_FAILED}|{EXIT_STOPPED}) echo "the run ended permanently, exit code $code; see its folder"; exit 0 ;;
 esac
@@ -149,7 +149,7 @@ def _setup(spec: NodeSpec, job: Job, venv: str) -> str:
             *spec.pins,
             "END",
             f"  {install} s3fs",
-            f'  "$venv/bin/python" -c {shlex.quote(_FETCH)} {shlex.quote(spec.code.url)} {spec.code.sha256} '
+            f'  "$venv/bin/python" -P -c {shlex.quote(_FETCH)} {shlex.quote(spec.code.url)} {spec.code.sha256} '
             f'"$venv/"{shlex.quote(wheel)}',
             f'  {install} "$venv/"{shlex.quote(wheel + extras)}',
             '  touch "$venv/ready"',

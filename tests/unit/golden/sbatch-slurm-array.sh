@@ -19,7 +19,7 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /shared/submissions/20260101-000000-a1-1/%A_%a_%t_log.out --wait=90 /venv/bin/python -u -m submitit.core._submit /shared/submissions/20260101-000000-a1-1
+srun --unbuffered --output /shared/submissions/20260101-000000-a1-1/%A_%a_%t_log.out --wait=90 /venv/bin/python -P -u -m submitit.core._submit /shared/submissions/20260101-000000-a1-1
 
 
 # teardown

@@ -44,7 +44,7 @@ def test_the_exit_code_says_whether_another_start_makes_sense(tmp_path, monkeypa
     lines = task("spot")["run"]
     python = tmp_path / re.search(r'"\$HOME/(.*)"', lines)[1]
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/bash\n[ "$*" = "-m rsb_cluster.node" ] && exit {code}\nexit 99\n')
+    python.write_text(f'#!/bin/bash\n[ "$*" = "-P -m rsb_cluster.node" ] && exit {code}\nexit 99\n')
     python.chmod(0o755)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert subprocess.run(["bash", "-c", lines], capture_output=True).returncode == heard
@@ -74,7 +74,7 @@ def node(tmp_path, monkeypatch):
     # Not a link to the program itself: it would not find the packages of this environment.
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/bash\n[ "$*" = "-m rsb_cluster.node" ] && touch "$HOME/started" && exit\n'
+        '#!/bin/bash\n[ "$*" = "-P -m rsb_cluster.node" ] && touch "$HOME/started" && exit\n'
         f'exec "{sys.executable}" "$@"\n'
     )
     python.chmod(0o755)

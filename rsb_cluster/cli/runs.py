@@ -57,6 +57,9 @@ def status(names: tuple[str, ...], runs: str, watching: bool, as_json: bool) -> 
     terminal.print(table(found, terminal.width))
     if len(found) > 1:
         log(summary(found))
+    for one in found:
+        for change in one.changes:
+            log(f"note: {one.run_id}: {change}")
 
 
 @click.command()

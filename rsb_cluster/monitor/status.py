@@ -12,7 +12,7 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import RsbError
 from rsb_cluster.node import starts
 from rsb_cluster.runs.metrics import MetricsRow, last_rows
-from rsb_cluster.runs.run import READERS, Attempt, Run, Submission
+from rsb_cluster.runs.run import READERS, Attempt, Run, Submission, environment_changes
 
 # Ordered by how much a run needs a user's attention.
 STATES = (
@@ -33,6 +33,7 @@ class Status:
         top1: Top-1 accuracy of the last evaluation, percent, or None.
         cause: Why the last ended attempt ended, with its message; of a broken run, what is wrong with its files; if
             there was no attempt, why the engine gave up the job.
+        changes: What changed in the environment between attempts.
         engine: The engine's own id and state of the job, where they say more than ``state``.
     """
 
@@ -50,6 +51,7 @@ class Status:
     cause: str = ""
     job_id: str = ""
     engine: str = ""
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def _read_folder(run: Run) -> Status | _Folder:
             top1=float(result["top1"]),
             cause=_exit_reason(attempts),
             job_id=submissions[-1].job_id if submissions else "",
+            changes=tuple(environment_changes(attempts)),
         )
     except RsbError as error:
         return Status(run.run_id, run.url, "broken", cause=str(error))
@@ -145,6 +148,7 @@ def _unfinished_status(folder: _Folder, jobs: Sequence[backends.JobStatus]) -> S
         or (jobs[-1].reason if jobs else ""),
         job_id=folder.submissions[-1].job_id if folder.submissions else "",
         engine=jobs[-1].engine if jobs else "",
+        changes=tuple(environment_changes(attempts)),
     )
 
 

@@ -20,6 +20,8 @@ PACKAGES = (
     "timm",
     "numpy",
     "pillow",
+    "simplejpeg",
+    "opencv-python-headless",
     "webdataset",
     "fsspec",
     "s3fs",

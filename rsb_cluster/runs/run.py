@@ -20,6 +20,7 @@ The folder ``<runs>/<run_id>/`` has:
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Attempt(Section):
     end_step: int = 0
     cause: Cause | Literal[""] = ""
     message: str = ""
+    environment: dict[str, str] = Field({}, description="versions and hardware, by name; empty: not recorded")
 
 
 class Heartbeat(Section):
@@ -298,6 +300,21 @@ class Run:
 
 def _attempt_name(number: int) -> str:
     return f"attempts/{number:04d}.json"
+
+
+def environment_changes(attempts: Sequence[Attempt]) -> list[str]:
+    """Return what changed between consecutive attempts: ``torch: 2.6.0 in attempt 3, 2.7.0 in attempt 4``.
+
+    Attempts of earlier versions, which recorded no environment, are left out.
+    """
+    recorded = [attempt for attempt in attempts if attempt.environment]
+    return [
+        f"{name}: {one.environment.get(name, 'none')} in attempt {one.number}, "
+        f"{other.environment.get(name, 'none')} in attempt {other.number}"
+        for one, other in itertools.pairwise(recorded)
+        for name in {**one.environment, **other.environment}
+        if one.environment.get(name) != other.environment.get(name)
+    ]
 
 
 def check_same(existing: Run, recipe: Recipe) -> None:

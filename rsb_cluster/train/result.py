@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rsb_cluster.runs.gpu_hours import cost, spans
-from rsb_cluster.runs.run import Run
+from rsb_cluster.runs.run import Run, environment_changes
 from rsb_cluster.train.trainer import Trainer
 
 
@@ -36,6 +36,7 @@ def write_result(run: Run, trainer: Trainer) -> None:
         "best_top1": trainer.progress.best_top1,
         "best_step": trainer.progress.best_step,
         "finished": time.time(),
+        "environment_changes": environment_changes(run.attempts()),
         # So a table of ten thousand runs reads only one file of each.
         "science": {"recipe": recipe.model_dump(mode="json"), "spec": spec.brief().model_dump(mode="json")},
     }

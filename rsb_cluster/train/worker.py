@@ -30,10 +30,11 @@ from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import gpu_hours, lease
 from rsb_cluster.runs.lease import Lease
-from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
+from rsb_cluster.runs.run import Attempt, Cause, Run, Spec, environment_changes
 from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.distributed import DeviceError, LostPeerError, ProcessGroup, is_lost_peer, is_nccl_error
+from rsb_cluster.train.environment import describe_environment
 from rsb_cluster.train.logfile import LogFile, logging_to
 from rsb_cluster.train.result import write_result
 from rsb_cluster.train.trackers import Trackers
@@ -179,8 +180,9 @@ class _Attempt:
             collective_s=self._job.collective_s,
             gpus=self._job.gpus_per_node,
         )
+        environment = describe_environment(group)
         if group.rank == 0:
-            self._lease = lease.acquire(self._run, self._draft(group))
+            self._lease = lease.acquire(self._run, self._draft(group, environment))
             starts.record(starts.CLAIMED, self._ranks)
         self._number = int(group.broadcast("attempt number", str(self._lease.record.number) if self._lease else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
@@ -190,6 +192,8 @@ class _Attempt:
         if self._job.notice and self._ranks.local_rank == 0:
             NoticeWatch(self._job.notice, self._flag, self._on_notice).start()
         if self._lease is not None:
+            for change in environment_changes([*self._lease.earlier, self._lease.record]):
+                log.warning("the environment has changed: %s", change)
             lease.check_history(self._lease, self._job)
             self._enforce_budget(self._lease)
             self._lease.keep_alive(self._current_step, self._flag.supersede)
@@ -236,7 +240,7 @@ class _Attempt:
                 log.warning("%s Retrying.", error)
                 time.sleep(5.0)
 
-    def _draft(self, group: ProcessGroup) -> Attempt:
+    def _draft(self, group: ProcessGroup, environment: dict[str, str]) -> Attempt:
         """Return the record of this attempt, without its number and start step."""
         return Attempt(
             number=0,
@@ -247,6 +251,7 @@ class _Attempt:
             gpus=self._ranks.allocated if group.device.type == "cuda" else 0,
             started=time.time(),
             start_step=0,
+            environment=environment,
         )
 
     def _enforce_budget(self, claimed: Lease) -> None:

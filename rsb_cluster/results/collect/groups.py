@@ -196,16 +196,19 @@ def _initial_weights(science: Science) -> tuple[str, ...]:
 
 def _differences(counted: Sequence[FinishedRun]) -> list[str]:
     """Return remarks on differences between the counted runs of a group, besides the seed."""
+    # Of which all know the version: earlier versions recorded fewer.
+    packages = set.intersection(*(set(row.science.spec.packages) for row in counted)) if counted else set()
     parts: dict[str, Callable[[FinishedRun], object]] = {
         "copies of the data (their indexes differ)": lambda row: (
             row.science.spec.train_digest,
             row.science.spec.val_digest,
         ),
         "versions of the code": lambda row: (row.science.code, row.science.spec.code.get("uncommitted")),
-        "sets of package versions": lambda row: tuple(sorted(row.science.spec.packages.items())),
+        "sets of package versions": lambda row: tuple(row.science.spec.packages[name] for name in packages),
     }
     numbers = {what: len({part(row) for row in counted}) for what, part in parts.items()}
     notes = [f"mixes {number} {what}" for what, number in numbers.items() if number > 1]
+    notes += [f"seed {row.science.spec.seed}: {c}" for row in counted for c in row.result.environment_changes]
     repeated = [str(seed) for seed, times in Counter(row.science.spec.seed for row in counted).items() if times > 1]
     if repeated:
         notes.append(f"not all seeds are independent: more than one run has seed {', '.join(repeated)}")

@@ -66,6 +66,7 @@ class Result(Accuracy):
     images_per_s: float
     goodput: float = Field(description="useful time / total time")
     finished: float = Field(description="unix time")
+    environment_changes: tuple[str, ...] = Field((), description="between attempts")
     ema: Accuracy | None = None
 
 
@@ -118,7 +119,7 @@ class FinishedRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything known about the run, as a flat mapping."""
-        values = self.result.model_dump(exclude={"modified", "ema"})
+        values = self.result.model_dump(exclude={"modified", "ema", "environment_changes"})
         for key in ("top1", "top5", "loss"):
             values[f"ema_{key}"] = getattr(self.result.ema, key) if self.result.ema else None
         values |= self.science.to_json() | {"run_id": self.run.run_id, "url": self.run.url}

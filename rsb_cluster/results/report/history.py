@@ -13,7 +13,7 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import RsbError
 from rsb_cluster.runs.gpu_hours import Span, spans
 from rsb_cluster.runs.metrics import MetricsRow, read_rows
-from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.runs.run import Run, Submission, environment_changes
 
 DIGITS = 5
 
@@ -29,6 +29,7 @@ class History:
         images_per_s: Median over the logged intervals; None if nothing was logged.
         waiting: Share of the time in which ranks waited for data, median.
         logs: Paths of logs in the run's folder.
+        changes: What changed in the environment between attempts.
         damage: The error if something could not be read; else empty.
     """
 
@@ -38,6 +39,7 @@ class History:
     images_per_s: float | None = None
     waiting: float | None = None
     logs: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     damage: str = ""
 
 
@@ -69,6 +71,7 @@ def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> Histor
         images_per_s=short(statistics.median(speeds)) if speeds else None,
         waiting=short(min(1.0, statistics.median(waits))) if waits else None,
         logs=tuple(logs),
+        changes=tuple(environment_changes([span.attempt for span in found])),
     )
 
 

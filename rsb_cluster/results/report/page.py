@@ -155,6 +155,7 @@ def _run(
         "loss": history.loss,
         "scores": history.top1,
         "logs": [[name.removeprefix("logs/"), f"{link}/{name}" if link else ""] for name in history.logs[:MAX_LOGS]],
+        "changes": "; ".join(history.changes),
         "damage": history.damage,
     }
 

@@ -263,7 +263,7 @@
     byId("details-title").textContent = run.id;
     const parts = [list([
       ["state", run.state], ["reason", run.reason], ["group", run.group === null ? null : groups[run.group].label], ["changed", run.modified],
-      ["top-1", run.top1], ["top-5", run.top5], [data.hours, run.hours], ["folder", run.url], ["damaged", run.damage],
+      ["top-1", run.top1], ["top-5", run.top5], [data.hours, run.hours], ["environment changed", run.changes], ["folder", run.url], ["damaged", run.damage],
     ])];
     if (run.spans.length) {
       const head = element("tr", "", ["attempt", "queued", "started (UTC)", "ran", "steps", "exit reason", "ranks", "hosts"].map((t) => element("th", t)));

@@ -12,7 +12,7 @@ from rsb_cluster.config import catalog
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import MissingError, NewerVersionError, StorageError
 from rsb_cluster.runs.lookup import find_runs, list_runs
-from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same
+from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same, environment_changes
 from tests.unit.runs.made import IDS, make
 
 
@@ -117,6 +117,19 @@ def test_the_data_are_where_the_last_submit_that_says_so_found_them(tmp_path):
 
 def attempt(number):
     return Attempt(number=number, job_id="7", world_size=2, hosts=("a", "b"), started=1.0, start_step=0)
+
+
+def test_what_changed_between_attempts_is_told():
+    def with_(number, **environment):
+        return attempt(number).model_copy(update={"environment": environment})
+
+    found = [attempt(1), with_(2, torch="2.6"), attempt(3), with_(4, torch="2.7", GPU="H100"), with_(5, torch="2.7")]
+    assert environment_changes(found) == [
+        "torch: 2.6 in attempt 2, 2.7 in attempt 4",
+        "GPU: none in attempt 2, H100 in attempt 4",
+        "GPU: H100 in attempt 4, none in attempt 5",
+    ]
+    assert environment_changes(found[:3]) == environment_changes([]) == []
 
 
 def test_failures_of_ranks_are_not_attempts(anywhere):

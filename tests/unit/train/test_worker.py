@@ -16,8 +16,11 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.order import DRAWS
 from rsb_cluster.data.sources import open_set
+from rsb_cluster.monitor.status import read_status
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
+from rsb_cluster.results.collect import collect
+from rsb_cluster.results.report.history import read_history
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.submit import create_runs
@@ -158,3 +161,23 @@ def test_draws_of_a_newer_version_are_refused_before_any_data_are_read(tmp_path:
     [report] = [name for name in one.run.store.files("attempts") if "start" in name]
     message = one.run.store.read_json(report)["message"]
     assert f"spec.json was written by a newer version of rsb-cluster: 'draws = {DRAWS + 1}' in it" in message
+
+
+def test_each_attempt_records_its_environment_and_a_change_is_told(tmp_path: Path, digits: Path) -> None:
+    [one] = plan_short("digits", digits, tmp_path / "runs", *SHORT)
+    create_runs([one])
+    assert train(one.run, one.point.job, StopAfter(5)) == -1
+    [first] = one.run.attempts()
+    recorded = first.environment
+    assert recorded["torch"] == torch.__version__ and recorded["timm"] == timm.__version__
+    assert {"version", "python", "torchvision", "numpy", "pillow", "simplejpeg"} <= recorded.keys()
+    one.run.write_attempt(first.model_copy(update={"environment": recorded | {"torch": "1.0"}}))
+    train(one.run, one.point.job)
+    change = f"torch: 1.0 in attempt 1, {torch.__version__} in attempt 2"
+    assert f"the environment has changed: {change}" in one.run.store.read_bytes("logs/0002-rank00000.log").decode()
+    result = one.run.result()
+    assert result is not None and result["environment_changes"] == [change]
+    assert read_status([one.run])[0].changes == (change,)
+    [group] = collect([one.run]).groups
+    assert f"seed 0: {change}" in group.notes
+    assert read_history(one.run, one.recipe, "finished", points=10).changes == (change,)

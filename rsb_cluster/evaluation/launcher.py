@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -14,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rsb_cluster.config.schema import read_record
-from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.errors import ConfigError
 from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import open_target
-from rsb_cluster.interpreter import interpreter
+from rsb_cluster.helper import Helper, Message
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
+
+_MODULE = "rsb_cluster.train.validation.evaluator"
 
 
 def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progress: Progress) -> Iterator[Evaluation]:
@@ -54,9 +54,6 @@ def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progr
         task["gpus"] = 0 if procs else gpus or None
         with _processes(task, count, environment) as messages:
             for message in messages:
-                if "error" in message:
-                    kind = ConfigError if message["exit_code"] == ConfigError.exit_code else RsbError
-                    raise kind(message["error"])
                 if "done" in message:
                     progress(message["done"], message["total"])
                 else:
@@ -64,40 +61,43 @@ def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progr
 
 
 @contextmanager
-def _processes(task: dict[str, Any], count: int, environment: dict[str, str]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Start the processes and yield their messages until all have exited; kill the rest at the end."""
-    command = [*interpreter(), "-m", "rsb_cluster.train.validation.evaluator"]
-    received: queue.Queue[dict[str, Any]] = queue.Queue()
-    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, env=environment, **pipe) for _ in range(count)]  # type: ignore[call-overload]
+def _processes(task: dict[str, Any], count: int, environment: dict[str, str]) -> Iterator[Iterator[Message]]:
+    """Start the processes and yield their messages until all have ended or one has failed; kill the rest."""
+    received: queue.Queue[Message | Exception | None] = queue.Queue()
 
-    def listen(rank: int, process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        with process.stdin:
-            process.stdin.write(json.dumps(task | {"rank": rank}))
-        for line in process.stdout:
-            received.put(json.loads(line))
-        received.put({"exited": rank, "code": process.wait()})
+    def listen(helper: Helper) -> None:
+        try:
+            for message in helper.messages():
+                received.put(message)
+            received.put(None)
+        except Exception as error:  # of any kind: who waits for the queue must hear of it
+            received.put(error)
 
-    def messages() -> Iterator[dict[str, Any]]:
+    def messages() -> Iterator[Message]:
         running = count
         while running:
             message = received.get()
-            if "exited" not in message:
-                yield message
-            elif code := message["code"]:
-                raise RsbError(f"process {message['exited']} of {count} exited with code {code}. See its output above.")
-            else:
+            if isinstance(message, Exception):
+                raise message
+            if message is None:
                 running -= 1
+            else:
+                yield message
 
-    threads = [threading.Thread(target=listen, args=item, daemon=True) for item in enumerate(started)]
-    for thread in threads:
-        thread.start()
+    helpers: list[Helper] = []
+    threads: list[threading.Thread] = []
     try:
+        for rank in range(count):
+            doing = "the evaluation" if count == 1 else f"process {rank} of {count} of the evaluation"
+            helpers.append(Helper(_MODULE, task | {"rank": rank}, doing=doing, env=environment, show=True))
+        threads = [threading.Thread(target=listen, args=(helper,), daemon=True) for helper in helpers]
+        for thread in threads:
+            thread.start()
         yield messages()
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        for helper in helpers:
+            helper.kill()
         for thread in threads:
             thread.join()
+        for helper in helpers:
+            helper.close()

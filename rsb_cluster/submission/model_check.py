@@ -9,17 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.interpreter import interpreter
+from rsb_cluster.helper import ask
 from rsb_cluster.weights.resolve import WeightsFile
 
 # A new version of any of these invalidates the cache.
@@ -55,16 +52,9 @@ def _cache_key(recipe: Recipe, init: WeightsFile | None) -> str:
 
 
 def _build(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
-    command = [*interpreter(), "-m", "rsb_cluster.train.preflight"]
-    text = json.dumps([[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in models])
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
-    try:
-        answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise RsbError(f"the process that checks the models failed:\n{done.stderr.strip()}") from error
-    if errors := [answer["error"] for answer in answers if "error" in answer]:
-        raise ConfigError("\n".join(dict.fromkeys(errors)))
-    return [int(answer["parameters"]) for answer in answers]
+    request = [[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in models]
+    answer = ask("rsb_cluster.train.preflight", request, doing="the check of the models")
+    return [int(count) for count in answer["parameters"]]
 
 
 def _cache_path() -> Path:

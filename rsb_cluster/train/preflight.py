@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
+from rsb_cluster.helper import Send, serve
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
 from rsb_cluster.train.conversion.state_dict import fit_weights, parse
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
@@ -18,7 +18,7 @@ from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
 from rsb_cluster.weights.resolve import WeightsFile
 
 
-def check(recipe: Recipe, init: WeightsFile | None = None) -> dict[str, int]:
+def check(recipe: Recipe, init: WeightsFile | None = None) -> int:
     """Build everything that a recipe names, the model on torch's meta device.
 
     Args:
@@ -59,20 +59,21 @@ def check(recipe: Recipe, init: WeightsFile | None = None) -> dict[str, int]:
         raise ConfigError(
             f"timm cannot read augment.rand_augment = '{recipe.augment.rand_augment}': {error!r}."
         ) from error
-    return {"parameters": sum(p.numel() for p in model.parameters())}
+    return sum(p.numel() for p in model.parameters())
 
 
-def main() -> None:
-    """Read pairs of a recipe and its initial weights as JSON from standard input; print a result for each as JSON."""
-    warnings.simplefilter("ignore")
-    answers: list[dict[str, object]] = []
-    for values, init in json.load(sys.stdin):
+def _work(models: Sequence[tuple[Any, Any]], send: Send) -> None:
+    """Check pairs of a recipe and its initial weights; all that is wrong is one error."""
+    answers, errors = [], []
+    for values, init in models:
         try:
-            answers.append(dict(check(read_record(Recipe, values, "recipe"), WeightsFile(**init) if init else None)))
+            answers.append(check(read_record(Recipe, values, "recipe"), WeightsFile(**init) if init else None))
         except RsbError as error:
-            answers.append({"error": str(error)})
-    sys.stdout.write(json.dumps(answers) + "\n")
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
+    send(parameters=answers)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_work)

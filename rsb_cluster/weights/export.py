@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -15,8 +13,8 @@ from typing import Literal
 
 import tomlkit
 
-from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.interpreter import interpreter
+from rsb_cluster.errors import ConfigError
+from rsb_cluster.helper import ask
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.weights.model_card import write_card
@@ -91,12 +89,5 @@ def _atomic_folder(target: Store) -> Iterator[Path]:
 
 def _convert(found: WeightsFile, folder: Path) -> None:
     """Write the weights and their description in a subprocess, as this one must not import torch."""
-    request = json.dumps({"found": asdict(found), "folder": str(folder)})
-    command = [*interpreter(), "-m", "rsb_cluster.train.conversion.convert"]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
-    try:
-        reply: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise RsbError(f"the export failed:\n{done.stderr.strip()}") from error
-    if "error" in reply:
-        raise RsbError(reply["error"])
+    request = {"found": asdict(found), "folder": str(folder)}
+    ask("rsb_cluster.train.conversion.convert", request, doing="the export")

@@ -14,16 +14,14 @@ All but the last are resolved without torch. `rsb_cluster.train.conversion.state
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.errors import CheckpointError, ConfigError, RsbError
-from rsb_cluster.interpreter import interpreter
+from rsb_cluster.errors import CheckpointError, ConfigError
+from rsb_cluster.helper import ask
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.run import Run
@@ -92,16 +90,7 @@ def fetch_from_hub(name: str) -> WeightsFile:
     Raises:
         ConfigError: There is no such name, or the hub cannot be reached.
     """
-    done = subprocess.run(
-        [*interpreter(), "-m", "rsb_cluster.train.conversion.hub", name], capture_output=True, text=True, check=False
-    )
-    try:
-        reply: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise RsbError(f"fetching '{name}' failed:\n{done.stderr.strip()}") from error
-    if "error" in reply:
-        raise ConfigError(reply["error"])
-    return WeightsFile(**reply)
+    return WeightsFile(**ask("rsb_cluster.train.conversion.hub", name, doing=f"fetching '{name}'"))
 
 
 def find_weights(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
-from rsb_cluster.errors import RsbError
+from rsb_cluster.helper import Send, serve
 from rsb_cluster.train.conversion.state_dict import Weights, read_weights
 from rsb_cluster.weights.resolve import CONFIG, FOLDER_FILES, WeightsFile
 
@@ -53,17 +52,9 @@ def _config(model: Any, weights: Weights) -> dict[str, Any]:
     return config
 
 
-def main() -> None:
-    """Read the weights' file and the target folder as JSON from standard input; print the error, if any, as JSON."""
-    warnings.simplefilter("ignore")
-    request = json.load(sys.stdin)
-    answer: dict[str, str] = {}
-    try:
-        write_timm_folder(Path(request["folder"]), read_weights(WeightsFile(**request["found"])))
-    except RsbError as error:
-        answer["error"] = str(error)
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _work(request: Mapping[str, Any], send: Send) -> None:
+    write_timm_folder(Path(request["folder"]), read_weights(WeightsFile(**request["found"])))
 
 
 if __name__ == "__main__":
-    main()
+    serve(_work)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from timm.models import get_pretrained_cfg, load_model_config_from_hf
 from timm.models._hub import download_cached_file, hf_split
 
-from rsb_cluster.errors import ConfigError, RsbError, did_you_mean
+from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.helper import serve
 from rsb_cluster.weights.resolve import FOLDER_FILES, PROCEDURES, WeightsFile
 
 
@@ -83,16 +82,5 @@ def _describe(source: str, path: Path, config: dict[str, Any]) -> WeightsFile:
     )
 
 
-def main() -> None:
-    """Fetch the weights of the name in the first argument; print their file, or the error, as JSON."""
-    warnings.simplefilter("ignore")
-    answer: dict[str, Any]
-    try:
-        answer = asdict(fetch(sys.argv[1]))
-    except RsbError as error:
-        answer = {"error": str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda name, send: send(**asdict(fetch(name))))

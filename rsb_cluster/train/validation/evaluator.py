@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import signal
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +24,10 @@ from rsb_cluster.errors import RsbError
 from rsb_cluster.evaluation import record
 from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import Target, check_classes, open_target
+from rsb_cluster.helper import Send, serve
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.provenance import brief_code, describe_code, describe_packages
 from rsb_cluster.runs.run import Cause
-from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.conversion.state_dict import Weights, load_weights
@@ -201,38 +198,29 @@ def _table(target: Target, predictions: Predictions) -> str:
 
 
 def main() -> None:
-    """Run one of the processes that `rsb_cluster.evaluation.launcher` starts.
-
-    Reads the request as JSON from standard input. Writes lines of JSON to standard output: the progress and the records
-    of rank 0, and the error of any rank.
-    """
+    """Run one of the processes that `rsb_cluster.evaluation.launcher` starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; the launcher reports it
-    warnings.simplefilter("ignore")
     logging.basicConfig(format="%(message)s")
-    message = json.load(sys.stdin)
-    rank, world_size = int(message["rank"]), int(message["world_size"])
-    torch.set_num_threads(int(message["threads"]))
-    ranks = Ranks(rank, rank, world_size, "evaluate", 0, world_size)
+    serve(_work)
 
-    def send(**line: Any) -> None:
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+
+def _work(task: Mapping[str, Any], send: Send) -> None:
+    """Evaluate as one of several processes; rank 0 sends its progress and the records."""
+    rank, world_size = int(task["rank"]), int(task["world_size"])
+    torch.set_num_threads(int(task["threads"]))
+    ranks = Ranks(rank, rank, world_size, "evaluate", 0, world_size)
 
     def progress(done: int, total: int) -> None:
         if rank == 0:
             send(done=done, total=total)
 
-    try:
-        request = validate(EvaluationRequest, message["request"], "the request")
-        group = ProcessGroup(ranks, Store(message["folder"]), wait_s=300, collective_s=600, gpus=message["gpus"])
-        for evaluation in evaluate_sources(request, group, progress=progress):
-            if rank == 0:
-                send(evaluation=evaluation.model_dump(mode="json"))
-        group.exit_together()
-        group.close()
-    except RsbError as error:
-        send(error=redact(str(error)), exit_code=error.exit_code)
-        sys.exit(error.exit_code)
+    request = validate(EvaluationRequest, task["request"], "the request")
+    group = ProcessGroup(ranks, Store(task["folder"]), wait_s=300, collective_s=600, gpus=task["gpus"])
+    for evaluation in evaluate_sources(request, group, progress=progress):
+        if rank == 0:
+            send(evaluation=evaluation.model_dump(mode="json"))
+    group.exit_together()
+    group.close()
 
 
 if __name__ == "__main__":

@@ -159,6 +159,27 @@ def read_classes(store: Store) -> tuple[str, ...]:
     return tuple(value)
 
 
+def check_class_names(name: str, classes: Sequence[str], other: str, others: Sequence[str]) -> None:
+    """Refuse lists of class names that give a number two names. An empty or shorter list contradicts nothing.
+
+    Args:
+        name: Whose classes they are, for the message.
+        classes: Names of the classes 0, 1, ...; empty if unknown.
+        other: Whose the others are: the folder of a split.
+        others: Likewise.
+
+    Raises:
+        ConfigError: The names of a class differ.
+    """
+    for number, (first, second) in enumerate(zip(classes, others, strict=False)):
+        if first != second:
+            raise ConfigError(
+                f"class {number} is '{first}' for {name} and '{second}' in {other}: the predictions would be misread. "
+                f"Make the shards of {other} again with the classes in the other's order; where only {CLASSES_NAME} is "
+                f"wrong, correct it and run 'rsb-cluster shards index {other}'."
+            )
+
+
 def _is_shard_index(store: Store) -> bool:
     """Whether the file of the index's name is an index of this package, damaged or not."""
     with store.open(INDEX_NAME) as file:

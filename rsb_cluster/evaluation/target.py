@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsb_cluster.data.datasets import DataSet, Metric, known_data_sets
-from rsb_cluster.data.index import INDEX_NAME, ShardIndex, load_index
+from rsb_cluster.data.index import INDEX_NAME, ShardIndex, check_class_names, load_index
 from rsb_cluster.data.labels import LabelSets, label_file_name, load_label_sets
 from rsb_cluster.data.part import source_of
 from rsb_cluster.data.scoring import BEST, check_metrics
@@ -117,9 +117,4 @@ def check_classes(name: str, num_classes: int, classes: tuple[str, ...], target:
             f"{name} has {num_classes} classes, {url} has {index.num_classes}. Evaluate weights that were trained, or "
             "fine-tuned, on this data set."
         )
-    for number, (of_weights, of_data) in enumerate(zip(classes, index.classes, strict=False)):
-        if of_weights != of_data:
-            raise ConfigError(
-                f"class {number} is '{of_weights}' in {name} and '{of_data}' in {url}: the predictions would be "
-                "misread. Make the shards again with the classes in the order of the training data."
-            )
+    check_class_names(name, classes, url, index.classes)

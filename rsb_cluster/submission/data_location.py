@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.data.index import INDEX_NAME, SHARD_SUFFIX, ShardIndex, load_index
+from rsb_cluster.data.index import INDEX_NAME, SHARD_SUFFIX, ShardIndex, check_class_names, load_index
 from rsb_cluster.data.make import SetPlan, plan_set
 from rsb_cluster.data.part import source_of
 from rsb_cluster.data.sources import SPLITS, open_set
@@ -48,7 +48,9 @@ class DataLocation:
         return f"{self.train.digest}+{self.val.digest}" if self.train and self.val else "unknown"
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse shards that do not match a recipe. Raises ConfigError."""
+        """Refuse shards that do not match a recipe, or each other. Raises ConfigError."""
+        if self.train is not None and self.val is not None:
+            check_class_names(f"{self.url}/train", self.train.classes, f"{self.url}/val", self.val.classes)
         for name, index, expected in (
             ("train", self.train, recipe.data.train_samples),
             ("val", self.val, recipe.data.val_samples),

@@ -1,5 +1,6 @@
 """Finding the shards of a recipe, and making those of a recipe that makes its own: last, and never over other files."""
 
+import json
 import shutil
 
 import pytest
@@ -204,6 +205,21 @@ def test_another_number_of_samples_is_refused_with_the_right_one(rsb, digits):
     assert said.endswith("If this is the right data, add --set data.train_samples=1438.\n")
     said = rsb.error("submit", "--recipe", "digits", "--data", str(digits), "--set", "data.num_classes=9")
     assert "has a sample of class 9, but the recipe has data.num_classes = 9. Use --set data.num_classes=10." in said
+
+
+def test_parts_with_contradictory_class_names_are_refused(rsb, digits):
+    swapped = rsb.cwd / "swapped"
+    shutil.copytree(digits, swapped)
+    names = ["0", "2", "1", *map(str, range(3, 10))]
+    (swapped / "val" / "classes.json").write_text(json.dumps(names))
+    build_index(Store(swapped / "val"))
+    for how in ((), ("--dry-run",)):
+        said = rsb.error("submit", "--recipe", "digits", "--job", "local", "--data", "swapped", *how)
+        assert f"class 1 is '1' for {swapped}/train and '2' in {swapped}/val: the predictions would be misread" in said
+        assert f"run 'rsb-cluster shards index {swapped}/val'" in said
+    (swapped / "val" / "classes.json").unlink()  # unnamed classes contradict nothing
+    build_index(Store(swapped / "val"))
+    assert find_data("digits", "swapped", load_job("local")[0]).check(load_recipe("digits").recipe) is None
 
 
 def test_a_set_without_its_validation_part_is_named(rsb, digits):

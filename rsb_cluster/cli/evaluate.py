@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from rsb_cluster.evaluation.record import Evaluation
 
 
+def _per_channel(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise click.BadParameter(f"{text!r} is not three numbers for red, green and blue, such as 0.485,0.456,0.406.")
+    return values
+
+
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--data", required=True, help="Data set: a folder, an s3:// URL, or the name of a folder in data/.")
@@ -26,6 +38,10 @@ if TYPE_CHECKING:
     type=click.Choice(["bicubic", "bilinear"]),
     help="Interpolation of the resize.  [default: the weights']",
 )
+@click.option(
+    "--mean", callback=_per_channel, metavar="R,G,B", help="Mean of the images, from 0 to 1.  [default: the weights']"
+)
+@click.option("--std", callback=_per_channel, metavar="R,G,B", help="Standard deviation.  [default: the weights']")
 @click.option(
     "--exact/--fast", default=None, help="Decode and resize with PIL, bit-identical to timm.  [default: fast]"
 )
@@ -51,6 +67,9 @@ def evaluate(
     rsb-cluster evaluate a1-resnet50-s0 --data s3://bucket/imagenet-1k --labels real --gpus 8
     rsb-cluster evaluate resnet50.a1_in1k --data imagenet-v2 --resolution 224 --crop 0.95
     rsb-cluster evaluate best.pth --model resnet50 --data data/imagenet-1k --exact
+
+    Mean and standard deviation are those of the run's recipe, of the folder's config.json or of a known data set, in
+    this order; else timm's for the model, with a warning. --mean and --std set others; the output says which were used.
     """
     from rsb_cluster.config.schema import validate
     from rsb_cluster.evaluation import launcher
@@ -63,10 +82,15 @@ def evaluate(
         for e in launcher.evaluate(request, procs=procs or 0, gpus=gpus or 0, progress=progress):
             evaluations.append(e)
             log(f"{e.weights}: evaluated {e.scored:,} of {e.samples:,} images at {e.images_per_s:,.0f} images/s")
+            log(f"  mean {_numbers(e.mean)}, std {_numbers(e.std)} ({e.normalization})")
     if as_json:
         click.echo(json.dumps([e.model_dump(mode="json") for e in evaluations], indent=2))
     else:
         console().print(_table(evaluations))
+
+
+def _numbers(values: tuple[float, ...] | None) -> str:
+    return ",".join(f"{value:.4g}" for value in values or ())
 
 
 def _table(evaluations: list[Evaluation]) -> Any:

@@ -34,6 +34,8 @@ class DataSet(BaseModel):
         classes: Number of classes.
         metric: The metric that is compared with published results.
         also: Other metrics that are reported.
+        mean: Mean of each channel (RGB) that networks for it expect, on a scale of 0 to 1; None if that varies.
+        std: Standard deviation of each channel, likewise.
         default_labels: The label sets for scoring (`rsb_cluster.data.labels`); empty for the index's labels.
         reader: The function that opens it, and its argument.
         files: The files required in ``--root``; empty if none.
@@ -50,6 +52,8 @@ class DataSet(BaseModel):
     classes: int
     metric: Metric
     also: tuple[Metric, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     default_labels: str = ""
     reader: str
     files: str = ""

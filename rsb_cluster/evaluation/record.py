@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -22,6 +22,8 @@ from rsb_cluster.runs.run import EVALUATIONS
 from rsb_cluster.storage.store import Store
 
 Amp = Literal["off", "fp16", "bf16"]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Std = Annotated[float, Field(gt=0, le=1)]
 
 
 class EvaluationRequest(Section):
@@ -34,6 +36,8 @@ class EvaluationRequest(Section):
         labels: Name of label sets; empty for the data set's default.
         metric: The metric that is compared with published results; empty for the data set's own.
         model: Architecture of a weights file.
+        mean: Mean of each channel (RGB) that the network expects, on a scale of 0 to 1; None: see `Evaluation`.
+        std: Standard deviation of each channel, likewise.
         exact: Decode and resize with PIL; None: as the weights' run does.
         ema: Evaluate the moving average of a run's weights.
         batch_size: Images in a forward pass of a process.
@@ -51,6 +55,8 @@ class EvaluationRequest(Section):
     resolution: int = 0
     crop: float = 0.0
     interpolation: Literal["", "bicubic", "bilinear"] = ""
+    mean: tuple[_Mean, _Mean, _Mean] | None = None
+    std: tuple[_Std, _Std, _Std] | None = None
     exact: bool | None = None
     amp: Amp | Literal[""] = ""
     ema: bool = False
@@ -77,6 +83,10 @@ class Evaluation(Section):
         procedure: The published procedure that trained the weights; empty if unknown.
         data_set: Name of the set, that of datasets.toml if it is known by name.
         labels: Name of the label sets; empty for the index's classes.
+        mean: Mean of each channel (RGB) that was subtracted, on a scale of 0 to 1; None in records of earlier versions.
+        std: Standard deviation of each channel, likewise.
+        normalization: Where mean and std come from.
+        overrides: What was used instead of what the weights, or timm's defaults for them, say.
         metric: The metric of ``values`` that is compared with published results.
         loss: Mean cross-entropy, nats; None with label sets.
         samples: Number of images of the split.
@@ -106,6 +116,10 @@ class Evaluation(Section):
     crop: float
     interpolation: str
     exact: bool
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    normalization: str = ""
+    overrides: dict[str, Any] = Field({})
     amp: Amp = "off"
     metric: Metric
     values: dict[Metric, float]
@@ -137,7 +151,8 @@ class Evaluation(Section):
             *("weights_digest", "data_digest", "part", "labels", "labels_digest", "metric"),
             *("resolution", "crop", "interpolation", "exact", "amp"),
         )
-        text = json.dumps([getattr(self, field) for field in fields])
+        values = [getattr(self, field) for field in fields]
+        text = json.dumps([*values, self.overrides] if self.overrides else values, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         parts = (self.data_set, self.part, self.labels, f"{self.resolution}px", digest)
         return "-".join(part for part in parts if part)

@@ -11,6 +11,7 @@ training runs (see the package), with the value of the metric in place of top-1.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -69,6 +70,7 @@ def evaluation_rows(found: Iterable[Evaluation], groups: Sequence[Group]) -> lis
             *(numbers[id(group)] if group else len(groups), "" if group else evaluation.owner),
             *(evaluation.data_set, evaluation.part, evaluation.labels, evaluation.data_digest),
             *(evaluation.resolution, evaluation.crop, evaluation.metric, evaluation.interpolation, evaluation.ema),
+            json.dumps(evaluation.overrides, sort_keys=True),
         )
         rows = lines.setdefault(key, {})
         before = rows.get(evaluation.owner)

@@ -44,6 +44,7 @@ class Weights:
         eval: The evaluation settings of the run's recipe, or of timm.
         mean: Mean of each channel (RGB) of the training images, on a scale of 0 to 1.
         std: Standard deviation of each channel, likewise.
+        said_by: What says ``mean`` and ``std``; what is absent is timm's default for the architecture.
         kwargs: Further arguments of ``timm.create_model``.
         classes: Names of the classes 0, 1, ...; empty if they are unknown.
         tag: timm's tag of pretrained weights, such as ``a1_in1k``.
@@ -58,6 +59,7 @@ class Weights:
     eval: Eval
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    said_by: Mapping[str, str] = field(default_factory=dict)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     tag: str = ""
@@ -246,6 +248,7 @@ def _from_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
         recipe.eval,
         recipe.data.mean,
         recipe.data.std,
+        dict.fromkeys(("mean", "std"), "the run's recipe"),
         kwargs=recipe.model.kwargs,
         classes=_class_names(run),
         run=run,
@@ -283,6 +286,7 @@ def _from_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tens
         Eval(resolution=data["input_size"][-1], crop=data["crop_pct"], interpolation=data["interpolation"]),
         tuple(data["mean"]),
         tuple(data["std"]),
+        {name: f"the settings of {found.source}" for name in ("mean", "std") if name in stated},
         kwargs=kwargs,
         classes=tuple(names.values() if isinstance(names, dict) else names),
         tag=str(stated.get("tag") or ""),

@@ -16,7 +16,7 @@ import numpy as np
 import timm
 import torch
 
-from rsb_cluster.config.recipe import Eval
+from rsb_cluster.config.recipe import Data, Eval
 from rsb_cluster.config.schema import validate
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scoring import UNDECODABLE, Scores, score_classes, score_sets
@@ -40,6 +40,8 @@ from rsb_cluster.train.validation.predictions import Predictions, gather_predict
 from rsb_cluster.train.validation.validate import predict_logits
 
 log = logging.getLogger(__name__)
+
+_CHANNELS = ("mean", "std")
 
 Progress = Callable[[int, int], None]  # (images done, images in all), of this process
 
@@ -68,6 +70,8 @@ def evaluate_sources(
         weights = load_weights(source, runs=request.runs, model=request.model, ema=request.ema)
         check_classes(weights.name, weights.num_classes, weights.classes, target)
         spec, amp = _input(request, weights)
+        own, weights = weights, _with_normalization(request, weights, target, warn=group.rank == 0)
+        overrides = {name: getattr(weights, name) for name in _CHANNELS if getattr(weights, name) != getattr(own, name)}
         started = time.monotonic()
         predictions = _predict(request, target, weights, spec, amp, group, progress, agree)
         seconds = time.monotonic() - started
@@ -91,6 +95,10 @@ def evaluate_sources(
             crop=spec.crop,
             interpolation=spec.interpolation,
             exact=spec.exact,
+            mean=weights.mean,
+            std=weights.std,
+            normalization=", ".join(f"{name}: {weights.said_by[name]}" for name in _CHANNELS),
+            overrides=overrides,
             amp=amp,
             metric=target.metrics[0],
             values=dict(scores.values) if scores.scored else {},
@@ -123,6 +131,40 @@ def _input(request: EvaluationRequest, weights: Weights) -> tuple[Eval, record.A
     if request.exact is not None:
         changes["exact"] = request.exact
     return validate(Eval, default | changes, "evaluate"), request.amp or (recipe.train.amp if recipe else "off")
+
+
+def _with_normalization(request: EvaluationRequest, weights: Weights, target: Target, *, warn: bool) -> Weights:
+    """Return weights with the mean and standard deviation to use, each with what says it.
+
+    In this order: the option, the weights' run or config.json, the data set's entry, timm's default for the
+    architecture. The last is a guess, with a warning. Where timm trains an architecture with other values than
+    ImageNet's (many transformers), an entry with ImageNet's says nothing about it.
+    """
+    used, said_by, guessed = {}, {}, []
+    for name in _CHANNELS:
+        asked, own, of_set = getattr(request, name), getattr(weights, name), getattr(target.known, name, None)
+        imagenets = Data.model_fields[name].default
+        if asked is not None:
+            used[name], said_by[name] = asked, f"--{name}"
+        elif name in weights.said_by:
+            used[name], said_by[name] = own, weights.said_by[name]
+        elif of_set is not None and (own == imagenets or of_set != imagenets):
+            used[name], said_by[name] = of_set, f"the data set {target.name}"
+        else:
+            used[name] = own
+            said_by[name] = "ImageNet's" if own == imagenets else f"timm's default for {weights.architecture}"
+            guessed.append(name)
+    if guessed and warn:
+        log.warning(
+            "%s: nothing says with which %s it was trained. Assumed: %s. If that is wrong, so is the result: use %s.",
+            weights.name,
+            " and ".join(guessed),
+            ", ".join(
+                f"{name} {','.join(f'{value:.4g}' for value in used[name])} ({said_by[name]})" for name in guessed
+            ),
+            " and ".join(f"--{name} R,G,B" for name in guessed),
+        )
+    return replace(weights, **used, said_by=said_by)
 
 
 def _predict(

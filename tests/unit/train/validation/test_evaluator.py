@@ -80,6 +80,60 @@ def test_weights_of_no_run_have_a_folder_of_their_own(
     assert found.owner.startswith("of-10.safetensors-")
 
 
+IMAGENET, DIGITS = (0.485, 0.456, 0.406), (0.305, 0.305, 0.305)  # means
+
+
+def test_mean_and_std_are_what_is_said_first(
+    tmp_path: Path, trained: Run, random_weights: dict[int, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The option, the run's recipe, config.json, the data set's entry; else ImageNet's, with a warning."""
+    make_set({"val": dataclasses.replace(few_digits()["val"], data_set="")}, Store(tmp_path / "data"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(random_weights[10], folder / "model.safetensors")
+    said = {"architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (folder / "config.json").write_text(json.dumps(said))
+    asked: dict[str, Any] = {"model": "test_resnet", "resolution": 24}
+
+    def found(source: Path | str, data: Path | str = tmp_path / "data", **more: Any) -> Evaluation:
+        caplog.clear()
+        return evaluate(tmp_path, source, data=data, **asked, **more)[0]
+
+    run = found(trained.url)
+    assert (run.mean, run.normalization) == (DIGITS, "mean: the run's recipe, std: the run's recipe")
+    assert caplog.messages == [] and run.overrides == {}
+    assert found(trained.url, mean=IMAGENET).loss != run.loss
+
+    torch.manual_seed(0)
+    plain_weights = tmp_path / "plain.pth"
+    torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), plain_weights)
+    asked["model"] = "resnet10t"
+    plain = found(plain_weights)
+    assert (plain.mean, plain.normalization) == (IMAGENET, "mean: ImageNet's, std: ImageNet's")
+    assert len(caplog.messages) == 1 and "use --mean R,G,B and --std R,G,B" in caplog.text
+    changed = found(plain_weights, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert (changed.mean, changed.std, caplog.messages) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), [])
+    assert changed.name != plain.name and changed.loss != plain.loss
+    same = found(plain_weights, mean=plain.mean, std=plain.std)
+    assert same.name == plain.name and "--mean" in same.normalization
+    found(plain_weights, mean=plain.mean)
+    assert "use --std R,G,B" in caplog.text and "--mean" not in caplog.text
+    of_set = found(plain_weights, data_of(trained))
+    assert (of_set.mean, of_set.normalization.split(", ")[0], caplog.messages) == (
+        DIGITS,
+        "mean: the data set digits",
+        [],
+    )
+    assert of_set.overrides["mean"] == DIGITS
+
+    asked["model"] = "test_resnet"  # timm's default is another than ImageNet's
+    assert found(random_weights[10]).mean == (0.5, 0.5, 0.5)
+    assert "timm's default for test_resnet" in caplog.text and "use --mean R,G,B" in caplog.text
+    of_folder = found(folder, data_of(trained))
+    assert of_folder.mean == (0.1, 0.2, 0.3) and "mean: the settings of" in of_folder.normalization
+    assert of_folder.std == (0.376, 0.376, 0.376) and list(of_folder.overrides) == ["std"]
+
+
 def test_real_labels_are_sets_and_images_without_are_skipped(
     tmp_path: Path, validation_images: Path, random_weights: dict[int, Path]
 ) -> None:

@@ -46,7 +46,9 @@ def _per_channel(context: click.Context, option: click.Parameter, text: str | No
     "--exact/--fast", default=None, help="Decode and resize with PIL, bit-identical to timm.  [default: fast]"
 )
 @click.option("--amp", type=click.Choice(["off", "fp16", "bf16"]), help="Precision.  [default: the run's, else off]")
-@click.option("--ema", is_flag=True, help="Evaluate the EMA weights of a run.")
+@click.option(
+    "--ema/--no-ema", default=None, help="Evaluate the EMA weights.  [default: not of a run; of a file that has them]"
+)
 @click.option("--model", default="", help="timm model name of a weight file.")
 @click.option("--procs", type=click.IntRange(1), help="Number of processes, on CPUs.")
 @click.option("--gpus", type=click.IntRange(1), help="Number of GPUs, one process each.  [default: one process]")
@@ -60,8 +62,9 @@ def evaluate(
 ) -> None:
     """Evaluate weights on shards. The results are stored beside the runs, and 'collect' shows them.
 
-    SOURCE is a run (id, beginning of an id, folder or URL), a checkpoint folder, a weight file (.safetensors, .pth), a
-    model folder in timm's format (config.json, model.safetensors), or a timm model name, whose weights are downloaded.
+    SOURCE is a run (id, beginning of an id, folder or URL), a checkpoint folder, a weight file (.safetensors, .pth,
+    .ckpt), a model folder in timm's format (config.json, model.safetensors), or a timm model name, whose weights are
+    downloaded.
 
     \b
     rsb-cluster evaluate a1-resnet50-s0 --data s3://bucket/imagenet-1k --labels real --gpus 8
@@ -82,6 +85,8 @@ def evaluate(
         for e in launcher.evaluate(request, procs=procs or 0, gpus=gpus or 0, progress=progress):
             evaluations.append(e)
             log(f"{e.weights}: evaluated {e.scored:,} of {e.samples:,} images at {e.images_per_s:,.0f} images/s")
+            if e.entry:
+                log(f"  taken from the file: {e.entry}")
             log(f"  mean {_numbers(e.mean)}, std {_numbers(e.std)} ({e.normalization})")
     if as_json:
         click.echo(json.dumps([e.model_dump(mode="json") for e in evaluations], indent=2))

@@ -39,7 +39,7 @@ class EvaluationRequest(Section):
         mean: Mean of each channel (RGB) that the network expects, on a scale of 0 to 1; None: see `Evaluation`.
         std: Standard deviation of each channel, likewise.
         exact: Decode and resize with PIL; None: as the weights' run does.
-        ema: Evaluate the moving average of a run's weights.
+        ema: Evaluate the moving average; None: a run's weights, and the average in a file that has one.
         batch_size: Images in a forward pass of a process.
         workers: Decoding threads of a process.
         predictions: Local file for the predictions; empty for none.
@@ -59,7 +59,7 @@ class EvaluationRequest(Section):
     std: tuple[_Std, _Std, _Std] | None = None
     exact: bool | None = None
     amp: Amp | Literal[""] = ""
-    ema: bool = False
+    ema: bool | None = None
     batch_size: int = 128
     workers: int = 0
     predictions: str = ""
@@ -80,6 +80,8 @@ class Evaluation(Section):
         weights_digest: SHA-256 of the weights.
         run_id: The run; empty for other weights.
         step: Optimizer steps of the run.
+        ema: Whether they are a moving average.
+        entry: The state dict that was taken from a file of several (``model_ema``); empty for others.
         procedure: The published procedure that trained the weights; empty if unknown.
         data_set: Name of the set, that of datasets.toml if it is known by name.
         labels: Name of the label sets; empty for the index's classes.
@@ -106,6 +108,7 @@ class Evaluation(Section):
     run_id: str = ""
     step: int = 0
     ema: bool = False
+    entry: str = ""
     data: str
     data_set: str
     part: str

@@ -4,7 +4,7 @@ A SOURCE is one of
 
 - a run: its id or a prefix of it, its folder or URL;
 - a checkpoint: ``<run>/checkpoints/step-00001200-a0001``;
-- a weights file: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``;
+- a weights file: ``.safetensors``, or torch's ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` (Lightning);
 - a folder in the format of timm and the Hugging Face Hub: ``config.json`` and ``model.safetensors``;
 - a timm name such as ``resnet50.a1_in1k``, or ``hf-hub:owner/model``: fetched from the hub.
 
@@ -27,7 +27,7 @@ from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
-FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
 CONFIG = "config.json"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm looks for them
 _MODEL, _EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint

@@ -125,6 +125,26 @@ def _open_folder(path: Path, split: str | None) -> dict[str, DataSource]:
         # One list of names for both: a class that val lacks must not shift the numbers of the others.
         classes = class_folders(parts["train"])
         return {name: image_folder(parts[name], classes=classes) for name in splits}
+    if split is not None and _has_folders(parts[split]):
+        return {split: image_folder(parts[split])}
+    splits_in = sorted(name for name in _NAMES_OF_SPLITS if _has_folders(path / name))
+    if splits_in:
+        raise ConfigError(
+            f"{path} holds folders of splits and not of classes: {', '.join(splits_in)}. Name one of them, "
+            f"{path / splits_in[-1]}, with --split train or --split val; or call them train and val."
+        )
     if split is None:
         raise ConfigError(f"{path} has no train/ and val/, so it is a single split. Add --split train or --split val.")
     return {split: image_folder(path)}
+
+
+# As data sets call them. A class may have such a name, too, but then its folder holds images.
+_NAMES_OF_SPLITS = ("dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation")
+
+
+def _has_folders(path: Path) -> bool:
+    """Whether a folder holds folders and no image next to them: it is a split, as a class holds images."""
+    if not path.is_dir():
+        return False
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    return any(map(Path.is_dir, entries)) and not any(extension_of(entry.name) in IMAGE_EXTENSIONS for entry in entries)

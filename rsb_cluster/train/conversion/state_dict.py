@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pickle import UnpicklingError
 from typing import Any, Literal
 
@@ -24,12 +25,14 @@ from rsb_cluster.errors import CheckpointError, ConfigError, RsbError, did_you_m
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.conversion.hub import fetch
+from rsb_cluster.weights.damage import cut_off, damage, is_safetensors
 from rsb_cluster.weights.resolve import WeightsFile, find_weights
 
 Head = Literal["auto", "replace"]
 
 # Keys of the weights in the checkpoints of training scripts, in timm's order.
-_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_EMA_KEYS = ("state_dict_ema", "model_ema")
+_KEYS = (*_EMA_KEYS, "state_dict", "model", "model_state_dict")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,8 @@ class Weights:
         kwargs: Further arguments of ``timm.create_model``.
         classes: Names of the classes 0, 1, ...; empty if they are unknown.
         tag: timm's tag of pretrained weights, such as ``a1_in1k``.
+        entries: The state dicts that the file holds by a name (``model_ema``), the one that is taken by default first.
+        entry: The one that was taken; empty for a file that is one.
         run: The run that trained the weights, if any.
         recipe: Its recipe.
     """
@@ -63,6 +68,8 @@ class Weights:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     tag: str = ""
+    entries: tuple[str, ...] = ()
+    entry: str = ""
     run: Run | None = None
     recipe: Recipe | None = None
 
@@ -75,6 +82,11 @@ class Weights:
     def url(self) -> str:
         """Source of the weights: a checkpoint, file or folder; a name if timm fetched them."""
         return self.found.source
+
+    @property
+    def is_ema(self) -> bool:
+        """Whether they are a moving average."""
+        return self.found.is_ema or self.entry in _EMA_KEYS
 
     @property
     def step(self) -> int:
@@ -132,12 +144,17 @@ def load_weights(
     return read_weights(find_weights(source, runs, which=which, ema=ema, fetch=fetch), model)
 
 
-def read_weights(found: WeightsFile, model: str = "") -> Weights:
+def read_weights(found: WeightsFile, model: str = "", ema: bool | None = None) -> Weights:
     """Read a file of weights and their configuration.
 
     Args:
         found: The file.
         model: The architecture, if the file does not name it.
+        ema: For a file of no run: whether to read the moving average in it; None: if it has one.
+
+    Raises:
+        ConfigError: The architecture is unknown, or the file has no such weights.
+        CheckpointError: The weights are damaged.
     """
     name = found.architecture or model
     if not name:
@@ -146,34 +163,79 @@ def read_weights(found: WeightsFile, model: str = "") -> Weights:
         )
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}")
-    tensors = parse(found.read(), found)
-    return _from_run(found, tensors) if found.run_url else _from_timm(found, name, tensors)
+    if found.run_url:
+        return _from_run(found, parse(found.read(), found))
+    state = _parse(found.read(), found, ema)
+    return replace(_from_timm(found, name, state.tensors), entries=state.entries, entry=state.entry)
 
 
 def parse(content: bytes, found: WeightsFile) -> dict[str, Tensor]:
-    """Return the tensors in a file of weights, by name.
+    """Return the tensors in a file of weights, by name; the moving average if it has one.
 
     Raises:
-        CheckpointError: The file has no state dict, or objects that are not tensors or plain values.
+        CheckpointError: The file has no state dict, or objects that are not tensors or plain values; or it holds NaN.
     """
+    return _parse(content, found, None).tensors
+
+
+@dataclass(frozen=True, eq=False)
+class _StateDict:
+    tensors: dict[str, Tensor]
+    entries: tuple[str, ...] = ()  # the state dicts of the file by name, in the order in which they are taken
+    entry: str = ""
+
+
+def _parse(content: bytes, found: WeightsFile, ema: bool | None) -> _StateDict:
     path = f"{found.url}/{found.file}"
+    if problem := damage(content):
+        raise CheckpointError(f"{path} {problem}")
     try:
-        if found.file.endswith(".safetensors"):
-            return safetensors.torch.load(content)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # a plain container in timm's own checkpoints
-            loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        first = str(error).strip().partition("\n")[0][:200]
+        if is_safetensors(content):
+            loaded: Any = safetensors.torch.load(content)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # a plain container in timm's own checkpoints
+                loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
         raise CheckpointError(
-            f"{path} cannot be read as weights without executing code in it: {first} "
+            f"{path} cannot be read as weights without executing code in it: {_first_line(error)} "
             "Save only the state dict, as .safetensors."
         ) from error
-    if isinstance(loaded, dict):
-        loaded = next((loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict)), loaded)
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        if isinstance(error, EOFError | IndexError | struct.error) or "unexpected EOF" in str(error):
+            raise CheckpointError(f"{path} {cut_off(content)}") from error
+        raise CheckpointError(f"{path} cannot be read as weights: {_first_line(error)} Use other weights.") from error
+    entries = tuple(key for key in _KEYS if isinstance(loaded.get(key), dict)) if isinstance(loaded, dict) else ()
+    chosen = entries if ema is None else tuple(key for key in entries if (key in _EMA_KEYS) == ema)
+    if ema is not None and not chosen and (ema or entries):
+        raise ConfigError(
+            f"{path} has {'no moving average of its weights' if ema else 'only a moving average of its weights'}: "
+            f"it holds {' and '.join(entries) or 'one state dict'}. Omit {'--ema' if ema else '--no-ema'}."
+        )
+    if chosen:
+        loaded = loaded[chosen[0]]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} has no state dict, which maps names to tensors.")
     tensors: dict[str, Tensor] = clean_state_dict(loaded)
-    return tensors
+    tensors.pop("n_averaged", None)  # of torch's AveragedModel
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise CheckpointError(f"{path}: the tensor '{name}' holds NaN: its training diverged. Use other weights.")
+    return _StateDict(tensors, entries, chosen[0] if chosen else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
+    """Remove the prefix that all names share (``model.`` in a Lightning module), if that gives names of the model."""
+    short = tensors
+    while not any(name in own for name in short):
+        prefixes = {name.partition(".")[0] for name in short}
+        short = {name.partition(".")[2]: tensor for name, tensor in short.items()}
+        if len(prefixes) != 1 or "" in short:
+            return tensors
+    return short
 
 
 def fit_weights(
@@ -192,6 +254,7 @@ def fit_weights(
         ConfigError: A tensor is missing, unknown, or of another shape.
     """
     own: dict[str, Tensor] = model.state_dict()
+    tensors = _without_prefix(tensors, own)
     try:
         converted = _convert(tensors, model, architecture)
     except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
@@ -270,6 +333,7 @@ def _from_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tens
     kwargs = dict(found.config.get("model_args") or {})
     with torch.device("meta"):
         blank = _create(architecture, kwargs)
+    tensors = _without_prefix(tensors, blank.state_dict())
     stated = {key: value for key, value in found.config.get("pretrained_cfg", {}).items() if value is not None}
     config = {**blank.pretrained_cfg, **stated}
     data = resolve_data_config(pretrained_cfg=config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,8 @@ from rsb_cluster.runs.provenance import brief_code, describe_code, describe_pack
 from rsb_cluster.runs.run import Cause
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.augment import Normalise
-from rsb_cluster.train.conversion.state_dict import Weights, load_weights
+from rsb_cluster.train.conversion.hub import fetch
+from rsb_cluster.train.conversion.state_dict import Weights, read_weights
 from rsb_cluster.train.distributed import ProcessGroup, lost_peer_errors
 from rsb_cluster.train.input.loader import ThreadedBatches
 from rsb_cluster.train.input.pixels.transforms import FastEval
@@ -38,6 +40,7 @@ from rsb_cluster.train.input.streams import EvalStream
 from rsb_cluster.train.model import AMP_DTYPE
 from rsb_cluster.train.validation.predictions import Predictions, gather_predictions
 from rsb_cluster.train.validation.validate import predict_logits
+from rsb_cluster.weights.resolve import find_weights
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +70,31 @@ def evaluate_sources(
     """
     target = open_target(request)
     for source in request.sources:
-        weights = load_weights(source, runs=request.runs, model=request.model, ema=request.ema)
+        found = find_weights(source, request.runs, ema=bool(request.ema), fetch=fetch)
+        weights = read_weights(found, request.model, request.ema)
         check_classes(weights.name, weights.num_classes, weights.classes, target)
         spec, amp = _input(request, weights)
+        if group.rank == 0 and len(weights.entries) > 1 and request.ema is None:
+            log.warning(
+                "%s holds %s: %s is evaluated. --ema and --no-ema choose.",
+                weights.name,
+                " and ".join(weights.entries),
+                weights.entry,
+            )
         own, weights = weights, _with_normalization(request, weights, target, warn=group.rank == 0)
-        overrides = {name: getattr(weights, name) for name in _CHANNELS if getattr(weights, name) != getattr(own, name)}
+        overrides: dict[str, Any] = {
+            name: getattr(weights, name) for name in _CHANNELS if getattr(weights, name) != getattr(own, name)
+        }
+        if weights.entries and weights.entry != weights.entries[0]:
+            overrides["entry"] = weights.entry
         started = time.monotonic()
         predictions = _predict(request, target, weights, spec, amp, group, progress, agree)
         seconds = time.monotonic() - started
+        if not math.isfinite(predictions.loss):
+            raise RsbError(
+                f"the outputs of {weights.name} are not finite, so its predictions mean nothing: its weights overflow, "
+                + ("in this precision. Use --amp off or bf16." if amp == "fp16" else "as of a training that diverged.")
+            )
         scores = _scores(target, predictions)
         evaluation = Evaluation(
             weights=weights.name,
@@ -84,7 +104,8 @@ def evaluate_sources(
             procedure=weights.found.procedure,
             run_id=weights.run.run_id if weights.run else "",
             step=weights.step,
-            ema=request.ema,
+            ema=weights.is_ema,
+            entry=weights.entry,
             data=target.store.url,
             data_set=target.name,
             part=target.part,

@@ -14,7 +14,7 @@ import torch
 from rsb_cluster.errors import CheckpointError, ConfigError, MissingError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.conversion.state_dict import fit_weights, load_weights, parse
+from rsb_cluster.train.conversion.state_dict import Weights, fit_weights, load_weights, parse, read_weights
 from rsb_cluster.weights.resolve import WeightsFile, find_weights
 from tests.equality import assert_bit_equal, final_state
 
@@ -87,6 +87,65 @@ def test_nothing_is_run_that_is_in_a_file(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             parse(found.read(), found)
     assert not (tmp_path / "owned").exists()
+
+
+def test_what_was_cut_off_or_holds_nan_is_named(tmp_path: Path) -> None:
+    old = tmp_path / "old.pth"
+    torch.save({"a.weight": torch.ones(9, 9)}, old, _use_new_zipfile_serialization=False)
+    for left in (30, -1):
+        (tmp_path / "cut.pth").write_bytes(old.read_bytes()[:left])
+        found = found_file(tmp_path / "cut.pth")
+        with pytest.raises(CheckpointError, match=r"cut.pth was cut off: it has \d+ bytes. Copy or download it again"):
+            parse(found.read(), found)
+    bad = torch.tensor([1.0, float("nan")])
+    torch.save({"a": torch.ones(2), "b": bad.half(), "c": bad, "n": torch.tensor(1)}, tmp_path / "nan.pth")
+    found = found_file(tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match=r"nan.pth: the tensor 'b' holds NaN"):
+        parse(found.read(), found)
+
+
+def test_a_files_name_need_not_say_its_format(tmp_path: Path) -> None:
+    state = {"a.weight": torch.ones(2)}
+    safetensors.torch.save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        found = found_file(tmp_path / name)
+        assert_bit_equal(parse(found.read(), found), state)
+
+
+def test_of_a_file_with_a_moving_average_either_is_read(tmp_path: Path) -> None:
+    plain, average = (timm.create_model("test_resnet", num_classes=7).state_dict() for _ in range(2))
+    wrapped = {f"module.{name}": value for name, value in average.items()} | {"n_averaged": torch.tensor(3)}
+    torch.save({"model": plain, "model_ema": wrapped, "epoch": 3}, tmp_path / "both.pth")
+    torch.save({"state_dict": plain}, tmp_path / "plain.pth")
+    torch.save({"state_dict_ema": average}, tmp_path / "average.pth")
+
+    def read(name: str, ema: bool | None) -> Weights:
+        return read_weights(found_file(tmp_path / name), "test_resnet", ema)
+
+    for ema, entry, state in ((None, "model_ema", average), (True, "model_ema", average), (False, "model", plain)):
+        weights = read("both.pth", ema)
+        assert (weights.entry, weights.entries, weights.is_ema) == (entry, ("model_ema", "model"), state is average)
+        assert_bit_equal(dict(weights.tensors), dict(state))
+    assert read("plain.pth", False).entry == "state_dict"
+    with pytest.raises(ConfigError, match=r"plain.pth has no moving average of its weights.*Omit --ema"):
+        read("plain.pth", True)
+    with pytest.raises(ConfigError, match=r"average.pth has only a moving average.*Omit --no-ema"):
+        read("average.pth", False)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "module.model."])
+def test_the_prefix_of_a_lightning_module_is_removed(tmp_path: Path, prefix: str) -> None:
+    model = timm.create_model("test_resnet", num_classes=7)
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.0", "loops": {}}, tmp_path / "w.ckpt")
+    found = found_file(tmp_path / "w.ckpt")
+    weights = read_weights(found, "test_resnet")
+    assert weights.num_classes == 7
+    assert_bit_equal(dict(weights.build().state_dict()), dict(model.state_dict()))
+    assert_bit_equal(
+        dict(fit_weights(model, parse(found.read(), found), "test_resnet", "w").tensors), model.state_dict()
+    )
 
 
 # --- fitting --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from rsb_cluster.data.index import load_index
 from rsb_cluster.data.labels import LabelFile, write_labels
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import DataSource, open_set
-from rsb_cluster.errors import ConfigError, DataError
+from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.evaluation.record import Evaluation, read_evaluations
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
@@ -132,6 +132,30 @@ def test_mean_and_std_are_what_is_said_first(
     of_folder = found(folder, data_of(trained))
     assert of_folder.mean == (0.1, 0.2, 0.3) and "mean: the settings of" in of_folder.normalization
     assert of_folder.std == (0.376, 0.376, 0.376) and list(of_folder.overrides) == ["std"]
+
+
+def test_which_weights_of_a_file_were_taken_is_said(
+    tmp_path: Path, trained: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    state, average = (timm.create_model("test_resnet", num_classes=10).state_dict() for _ in range(2))
+    torch.save({"model": state, "model_ema": average}, tmp_path / "both.pth")
+    asked: dict[str, Any] = {"data": data_of(trained), "model": "test_resnet", "resolution": 24}
+    (default,) = evaluate(tmp_path, tmp_path / "both.pth", **asked)
+    assert "both.pth holds model_ema and model: model_ema is evaluated. --ema and --no-ema choose." in caplog.messages
+    (chosen,) = evaluate(tmp_path, tmp_path / "both.pth", ema=True, **asked)
+    (plain,) = evaluate(tmp_path, tmp_path / "both.pth", ema=False, **asked)
+    assert [(one.entry, one.ema) for one in (default, chosen, plain)] == [
+        ("model_ema", True), ("model_ema", True), ("model", False),
+    ]  # fmt: skip
+    assert default.name == chosen.name != plain.name and default.loss == chosen.loss != plain.loss
+
+
+def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path, trained: Run) -> None:
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    safetensors.torch.save_file(state | {"fc.bias": torch.full((10,), float("inf"))}, tmp_path / "inf.safetensors")
+    with pytest.raises(RsbError, match=r"the outputs of inf.safetensors are not finite"):
+        evaluate(tmp_path, tmp_path / "inf.safetensors", data=data_of(trained), model="test_resnet", resolution=24)
 
 
 def test_real_labels_are_sets_and_images_without_are_skipped(

@@ -96,7 +96,7 @@ def _shared_options(command: F) -> F:
 @click.command()
 @click.option("--recipe", required=True, help="What to train: a name or a .toml file.")
 @click.option("--model", default="", help="Name of a timm model.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the run.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the run, below 2^32.  [default: 0]")
 @click.option("--seeds", type=click.IntRange(1), help="Number of runs, with seeds 0, 1, 2, ...")
 @click.option(
     "--images-per-s",

@@ -18,6 +18,8 @@ from pydantic_core import PydanticCustomError
 from rsb_cluster.errors import ConfigError, NewerVersionError, did_you_mean
 
 Count = Annotated[int, Field(gt=0)]
+SEEDS = 2**32  # numpy splits a larger seed into several of 32 bits, which are the draws of other seeds, too
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Override = tuple[str, Any]  # the path of a field, such as optimizer.lr, and its value
 
 

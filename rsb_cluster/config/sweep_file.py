@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from rsb_cluster.config.catalog import Resolved, find, load_job, load_recipe
 from rsb_cluster.config.job import Job
-from rsb_cluster.config.schema import Override, Section, parse_toml, validate
+from rsb_cluster.config.schema import SEEDS, Override, Section, Seed, parse_toml, validate
 from rsb_cluster.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ class Grid(Section):
 
     recipes: tuple[str, ...] = Field(min_length=1, description="names or .toml files")
     models: tuple[str, ...] = Field((), description="timm names; empty: each recipe's own")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="a list, or how many from 0")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="a list, or how many from 0")
     vary: dict[str, Any] = Field({}, description="lists of values, by recipe field")
 
     @field_validator("seeds", mode="before")
@@ -33,7 +33,7 @@ class Grid(Section):
     def _count(cls, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             return value
-        if value < 1:
+        if not 1 <= value <= SEEDS:
             raise ValueError(f"seeds = {value}: give a list of seeds, or how many")
         return tuple(range(value))
 

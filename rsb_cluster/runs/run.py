@@ -30,7 +30,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rsb_cluster.config.recipe import ABOUT, Recipe
-from rsb_cluster.config.schema import Section, read_record
+from rsb_cluster.config.schema import Section, Seed, read_record
 from rsb_cluster.errors import MissingError, StorageError
 from rsb_cluster.runs.provenance import brief_code
 from rsb_cluster.storage.store import Store
@@ -60,7 +60,7 @@ class Spec(Section):
     """What the first submit fixed, besides the recipe."""
 
     run_id: str
-    seed: int
+    seed: Seed
     virtual_ranks: int
     data: str = Field(description="folder that held train/ and val/ at the first submit")
     train_digest: str

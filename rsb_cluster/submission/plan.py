@@ -17,7 +17,7 @@ from pathlib import Path
 from rsb_cluster import backends
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.config.schema import Override
+from rsb_cluster.config.schema import SEEDS, Override
 from rsb_cluster.config.sweep_file import Point, SweepFile, expand
 from rsb_cluster.data.order import DRAWS
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
@@ -257,6 +257,10 @@ def parse_seeds(seed: int | None, count: int | None) -> tuple[int, ...]:
     """Return the seeds of ``--seed 3`` or ``--seeds 5`` (0 to 4)."""
     if seed is not None and count is not None:
         raise ConfigError("--seed is one seed, --seeds a number of seeds from 0: use one of them.")
+    if max(seed or 0, (count or 1) - 1) >= SEEDS:
+        raise ConfigError(
+            f"the seed {seed or count} is too large: seeds of {SEEDS} and more share draws with small ones."
+        )
     return tuple(range(count)) if count else (seed or 0,)
 
 

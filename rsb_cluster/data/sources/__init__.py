@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from rsb_cluster.data.datasets import DataSet, known_data_sets
+from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.data.sources.digits import digits
 from rsb_cluster.data.sources.folder import class_folders, image_folder
 from rsb_cluster.data.sources.illusions import indl
 from rsb_cluster.data.sources.imagenet import imagenet_1k, imagenet_v2
 from rsb_cluster.data.sources.lists import inat_2019, indl_folder, vizwiz
 from rsb_cluster.data.sources.parquet import is_parquet, parquet, parquet_splits
-from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample
+from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample, extension_of
 from rsb_cluster.errors import ConfigError, did_you_mean
 
 __all__ = ["SPLITS", "DataSource", "Sample", "open_set"]
@@ -127,11 +128,11 @@ def _open_folder(path: Path, split: str | None) -> dict[str, DataSource]:
         return {name: image_folder(parts[name], classes=classes) for name in splits}
     if split is not None and _has_folders(parts[split]):
         return {split: image_folder(parts[split])}
-    splits_in = sorted(name for name in _NAMES_OF_SPLITS if _has_folders(path / name))
-    if splits_in:
+    folders = class_folders(path)
+    if all(name in _NAMES_OF_SPLITS and _has_folders(path / name) for name in folders):
         raise ConfigError(
-            f"{path} holds folders of splits and not of classes: {', '.join(splits_in)}. Name one of them, "
-            f"{path / splits_in[-1]}, with --split train or --split val; or call them train and val."
+            f"the folders in {path} are splits and no classes: {', '.join(folders)}. Name one of them, such as "
+            f"{path / folders[-1]}, with --split train or --split val; or call them train and val."
         )
     if split is None:
         raise ConfigError(f"{path} has no train/ and val/, so it is a single split. Add --split train or --split val.")

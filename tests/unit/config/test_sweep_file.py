@@ -63,6 +63,8 @@ def test_the_command_line_comes_after_the_file():
         ({"grid": [{"recipes": []}]}, "x.toml: grid.0.recipes = []: tuple should have at least 1 item"),
         ({"grid": [{"recipes": ["a1"], "seeds": 0}]}, "x.toml: seeds = 0: give a list of seeds, or how many."),
         ({"grid": [{"recipes": ["a1"], "seeds": [-1]}]}, "x.toml: grid.0.seeds.0 = -1: "),
+        ({"grid": [{"recipes": ["a1"], "seeds": [2**32]}]}, "x.toml: grid.0.seeds.0 = 4294967296: input"),
+        ({"grid": [{"recipes": ["a1"], "seeds": 2**32 + 1}]}, "x.toml: seeds = 4294967297: give a list"),
         ({"grid": [{"recipes": ["a1"], "seeds": True}]}, "x.toml: grid.0.seeds = True: "),
         ({"grid": [{"recipe": ["a1"]}]}, "x.toml: unknown key 'grid.0.recipe'. Did you mean 'grid.recipes'?"),
         ({"grid": [{"recipes": ["a1"], "vary": {"optimizer": {"lr": 1}}}]},

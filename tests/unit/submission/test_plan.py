@@ -34,6 +34,13 @@ def test_seeds_are_one_or_counted():
         parse_seeds(0, 3)
 
 
+@pytest.mark.parametrize("seeds", [(2**32, None), (2**70, None), (None, 2**32 + 1)])
+def test_a_seed_that_would_share_draws_with_a_small_one_is_refused(seeds):
+    with pytest.raises(ConfigError, match="is too large: seeds of 4294967296 and more share draws with small ones"):
+        parse_seeds(*seeds)
+    assert parse_seeds(2**32 - 1, None) == (2**32 - 1,)
+
+
 def test_only_unfinished_runs_are_submitted_again(tmp_path, digits):
     runs = planned(tmp_path, digits)
     assert len({p.run.run_id for p in runs}) == 4 and [p.state for p in runs] == ["new"] * 4

@@ -6,6 +6,7 @@ from urllib.parse import unquote
 import pytest
 
 from rsb_cluster.data.make import make_shards
+from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.folder import image_folder
 from rsb_cluster.data.verify import stats
 from rsb_cluster.errors import ConfigError
@@ -101,3 +102,29 @@ def test_an_image_that_is_a_link_to_nothing_is_named_before_anything_is_written(
     (tmp_path / "in" / "cat" / "gone.png").symlink_to("nowhere")
     with pytest.raises(ConfigError, match=r"cannot read the image .*gone\.png: No such file"):
         image_folder(tmp_path / "in")
+
+
+def split_folders(path, *names):
+    for name in names:
+        for i, label in enumerate(("cat", "dog")):
+            formats.write(path / name / label / "0.jpg", formats.picture(i))
+    return str(path)
+
+
+def test_a_folder_of_one_split_is_that_split(tmp_path):
+    assert open_set(split_folders(tmp_path / "a", "val"), split="val")["val"].classes == ("cat", "dog")
+    assert open_set(split_folders(tmp_path / "b", "train", "valid"), split="train")["train"].classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("names", [("train",), ("train", "valid"), ("training", "test")])
+@pytest.mark.parametrize("split", [None, "val"])
+def test_splits_are_not_taken_for_classes(tmp_path, names, split):
+    with pytest.raises(ConfigError, match=r"are splits and no classes: .*with --split train or --split val"):
+        open_set(split_folders(tmp_path, *names), split=split)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("bus", "train"):
+        formats.write(tmp_path / name / "0.jpg", formats.picture(0))
+    for split in ("train", "val"):
+        assert open_set(str(tmp_path), split=split)[split].classes == ("bus", "train")

@@ -184,8 +184,8 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
         reports[part] = report
     if len(reports) > 1 and (shared := shared_images(*reports.values())):
         click.echo(f"images in both {' and '.join(reports)}: {shared:,}")
-    if any(report.problems for report in reports.values()):
-        raise RsbError("the shards have changed since they were indexed. Copy them again, or run 'shards index' again.")
+    if causes := set().union(*(report.causes for report in reports.values())):
+        raise RsbError("\n".join(sorted(causes)))
 
 
 @shards.command("stats")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,15 +20,26 @@ from rsb_cluster.storage.store import Store
 _READ_BYTES = 1 << 20
 _HASH_BYTES = 16
 
+CHANGED = "The shards have changed since they were indexed. Copy them again, or run 'shards index' again."
+UNDECODABLE = (
+    "There are images that cannot be decoded, in shards as they were indexed: the image files are damaged. Make the "
+    "shards again with whole ones or without them, or set data.max_bad_samples to train without."
+)
+REPEATED = (
+    "There are keys in more than one shard. If samples are there twice, remove one of the shards and index again. Else "
+    "number the keys through all shards: label sets and predictions are matched by key."
+)
+
 
 @dataclass
 class VerifyReport:
-    """The result of `verify`; without problems the data set is unchanged since it was indexed.
+    """The result of `verify`; without problems the data set is unchanged since it was indexed, and sound.
 
     Attributes:
         shards: Number of shards that were read.
         samples: Number of samples in these.
         problems: Sentences that name shard and key.
+        causes: The kinds of the problems: `CHANGED`, `UNDECODABLE`, `REPEATED`; each says what to do.
         notes: Remarks that are no problems: duplicate images, classes without an image.
         images: A hash of each image that was read, sorted, shape (samples, 2).
     """
@@ -36,8 +47,16 @@ class VerifyReport:
     shards: int = 0
     samples: int = 0
     problems: list[str] = field(default_factory=list)
+    causes: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     images: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint64))
+
+    def add(self, cause: str, problems: Iterable[str]) -> None:
+        """Add problems of one cause."""
+        before = len(self.problems)
+        self.problems += problems
+        if len(self.problems) > before:
+            self.causes.add(cause)
 
 
 @dataclass(frozen=True)
@@ -73,23 +92,22 @@ def verify(
     """
     index = load_index(store)
     existing = set(shard_names(store))
-    report = VerifyReport(problems=list(_repeated_keys(index)))
-    report.problems += [
-        f"{name} is not in the index. Remove it, or index the folder again."
-        for name in sorted(existing - set(index.shards))
-    ]
+    report = VerifyReport()
+    report.add(REPEATED, _repeated_keys(index))
+    unknown = sorted(existing - set(index.shards))
+    report.add(CHANGED, (f"{name} is not in the index. Remove it, or index the folder again." for name in unknown))
     shards = [_Shard.from_index(index, number) for number in range(len(index.shards))]
     read = [shard for shard in shards if shard.name in existing]
     checks = parallel_map(_check_shard, [store] * len(read), read, [decode] * len(read), workers=workers)
     hashes, numbers = [], []
     for number, shard in enumerate(shards):
         if shard.name not in existing:
-            report.problems.append(f"{shard.name} is missing. Copy it again.")
+            report.add(CHANGED, [f"{shard.name} is missing. Copy it again."])
         else:
-            problems, images = next(checks)
+            changes, bad, images = next(checks)
             report.shards += 1
             report.samples += len(shard.sizes)
-            report.problems += problems
+            report.add(CHANGED if changes else UNDECODABLE, [*bad, *changes])
             hashes.append(images)
             numbers.append(np.arange(*index.shard_start[number : number + 2]))
         if progress is not None:
@@ -165,9 +183,9 @@ class _Shard:
         )
 
 
-def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], bytes]:
-    """Return the problems of an existing shard, and the hashes of its images."""
-    problems, images = [], []
+def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], list[str], bytes]:
+    """Return how an existing shard has changed, its images that cannot be decoded, and the hashes of its images."""
+    changes, bad, images = [], [], []
     hashing, stream = hashing_reader(store.open(shard.name))
     with stream:
         for key, offset, size in zip(shard.keys, shard.offsets, shard.sizes, strict=True):
@@ -176,18 +194,18 @@ def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], 
             images.append(hashlib.blake2b(image, digest_size=_HASH_BYTES).digest())
             problem = _decode(image) if decode else ""
             if problem:
-                problems.append(f"{shard.name}: the image of sample '{key}' cannot be decoded: {problem}")
+                bad.append(f"{shard.name}: the image of sample '{key}' cannot be decoded: {problem}")
         while stream.read(_READ_BYTES):
             pass
     if hashing.num_bytes != shard.num_bytes:
-        problems.append(
+        changes.append(
             f"{shard.name} has {hashing.num_bytes} bytes, and had {shard.num_bytes} when it was indexed. Copy it again."
         )
     elif hashing.sha256 != shard.sha256:
-        problems.append(
+        changes.append(
             f"{shard.name} has changed since it was indexed: its SHA-256 is {hashing.sha256}. Copy it again."
         )
-    return problems, b"".join(images)
+    return changes, bad, b"".join(images)
 
 
 def _skip(stream: io.BufferedReader, offset: int) -> None:
@@ -210,15 +228,19 @@ def _decode(image: bytes) -> str:
 
 
 def _repeated_keys(index: ShardIndex) -> Iterator[str]:
-    """Yield a sentence for each key that occurs in two shards."""
+    """Yield a sentence for each two shards that have keys in common."""
     first: dict[bytes, int] = {}
-    starts = index.key_starts.tolist()
+    repeated: dict[tuple[str, str], list[int]] = {}
+    starts, shard = index.key_starts.tolist(), index.shard_of(np.arange(index.num_samples)).tolist()
     for sample in range(index.num_samples):
         key = index.key_bytes[starts[sample] : starts[sample + 1]]
         other = first.setdefault(key, sample)
         if other != sample:
-            here, there = (index.shards[int(index.shard_of(np.array(number)))] for number in (sample, other))
-            yield f"{here}: the key '{index.key(sample)}' is also in {there}. Are there duplicate samples in the set?"
+            repeated.setdefault((index.shards[shard[sample]], index.shards[shard[other]]), []).append(sample)
+    for (here, there), samples in repeated.items():
+        more = f", and {len(samples) - 1:,} more are" if len(samples) > 1 else ""
+        shown = index.key(samples[0])
+        yield f"{here}: the key '{shown}' is also in {there}{more}. Are there duplicate samples in the set?"
 
 
 def _duplicate_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDArray[np.int64]) -> Iterator[str]:

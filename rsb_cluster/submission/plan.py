@@ -249,6 +249,11 @@ def make_arrays(runs_url: str, runs: Sequence[ToSubmit], *, name: str) -> tuple[
         job = members[0].job
         job_name = members[0].run.run_id if len(runs) == 1 else name
         folder = _submissions_folder(job, runs_url) / (stamp if len(parts) == 1 else f"{stamp}-{number}")
+        if "%" in str(folder):
+            raise ConfigError(
+                f"the scripts and logs of jobs cannot be written to {folder}: to Slurm and submitit a '%' in a path "
+                "stands for the job's number (%j) and the like. Use other --runs, or --set job.submissions=FOLDER."
+            )
         arrays.append(Array(job, job_name, folder, tuple(m.run for m in members), tuple(m.data for m in members)))
     return tuple(arrays)
 

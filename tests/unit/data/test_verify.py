@@ -1,8 +1,6 @@
 """Each kind of damage is found and named, and an untouched set has no problems."""
 
 import hashlib
-import io
-import tarfile
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from rsb_cluster.data.index import INDEX_NAME, build_index, load_index
 from rsb_cluster.data.make import make_shards
 from rsb_cluster.data.sources import DataSource
 from rsb_cluster.data.sources.source import as_png
-from rsb_cluster.data.verify import DataSetStats, shared_images, stats, verify
+from rsb_cluster.data.verify import CHANGED, REPEATED, UNDECODABLE, DataSetStats, shared_images, stats, verify
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
 from tests.unit.tars import pair, tar_of
@@ -101,6 +99,7 @@ def test_a_flipped_bit_in_any_sample_is_found(store, sample):
     store.write_bytes(name, content)
     (problem,) = verify(store).problems
     assert problem.startswith(f"{name} has changed")
+    assert verify(store, decode=True).causes == {CHANGED}
     first, second = verify(store, decode=True).problems
     assert first.startswith(f"{name}: the image of sample '{index.key(sample)}' cannot be decoded")
     assert second == problem
@@ -120,6 +119,7 @@ def test_an_image_that_was_bad_from_the_start_is_found_by_decoding_only(tmp_path
     cut = images()[1][1][:300]
     store = made_of([*images(1), ("bad", cut, "png", 0), ("text", b"no image", "jpg", 1)], tmp_path)
     assert verify(store).problems == []
+    assert verify(store, decode=True).causes == {UNDECODABLE}
     text, bad = sorted(verify(store, decode=True).problems, key=lambda problem: "bad" in problem)
     assert "shard-000000.tar: the image of sample 'bad' cannot be decoded" in bad
     assert "'text' cannot be decoded" in text
@@ -128,21 +128,23 @@ def test_an_image_that_was_bad_from_the_start_is_found_by_decoding_only(tmp_path
 def test_a_key_in_two_shards_is_named_with_both(tmp_path):
     store = Store(tmp_path)
     for name in ("a", "b"):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for member, content in (
-                (f"own-{name}.png", b"x"),
-                (f"own-{name}.cls", b"0"),
-                ("both.png", b"x"),
-                ("both.cls", b"0"),
-            ):
-                info = tarfile.TarInfo(member)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        store.write_bytes(f"{name}.tar", buffer.getvalue())
+        store.write_bytes(f"{name}.tar", tar_of(pair(f"own-{name}", b"x", 0) + pair("both", b"x", 0)))
     build_index(store)
-    (problem,) = verify(store).problems
-    assert problem.startswith("b.tar: the key 'both' is also in a.tar")
+    report = verify(store)
+    (problem,) = report.problems
+    assert problem.startswith("b.tar: the key 'both' is also in a.tar. Are")
+    assert report.causes == {REPEATED}
+
+
+def test_shards_that_each_count_their_keys_are_named_once_each(tmp_path):
+    store = Store(tmp_path)
+    for name in "abc":
+        members = [member for i in range(40) for member in pair(f"{i:03d}", name.encode() + bytes([i]), 0)]
+        store.write_bytes(f"{name}.tar", tar_of(members))
+    build_index(store)
+    assert [problem.partition(". Are")[0] for problem in verify(store).problems] == [
+        f"{name}.tar: the key '000' is also in a.tar, and 39 more are" for name in "bc"
+    ]
 
 
 def test_without_an_index_nothing_is_verified(store):

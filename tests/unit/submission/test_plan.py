@@ -41,6 +41,13 @@ def test_a_seed_that_would_share_draws_with_a_small_one_is_refused(seeds):
     assert parse_seeds(2**32 - 1, None) == (2**32 - 1,)
 
 
+@pytest.mark.parametrize("job", ["slurm", "local"])
+def test_a_folder_with_a_percent_sign_is_refused(job):
+    run = Run.at("/runs %j", "x")
+    with pytest.raises(ConfigError, match=r"to /runs %j/submissions/.*x-\d+: .*--set job.submissions=FOLDER"):
+        make_arrays("/runs %j", [(run, load_job(job))], name="x")
+
+
 def test_only_unfinished_runs_are_submitted_again(tmp_path, digits):
     runs = planned(tmp_path, digits)
     assert len({p.run.run_id for p in runs}) == 4 and [p.state for p in runs] == ["new"] * 4

@@ -50,3 +50,10 @@ CROP_BILINEAR = 2
 
 EVAL_MOST = 2
 EVAL_MEAN = 0.01
+
+# Pillow 13 shrinks the rows of a high and narrow image first, torch its columns: another intermediate image is rounded,
+# and clipped where bicubic overshoots.
+EVAL_NARROW_MOST = 4
+EVAL_NARROW_MEAN = 0.2
+EVAL_NARROW_MOST_OF_PATTERN = 24  # of black and white squares
+EVAL_NARROW_MEAN_OF_PATTERN = 4.0

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.train.augment import EvalTransform, TrainTransform, seed_everything
@@ -55,6 +56,26 @@ def test_evaluation_gives_timms_image(side: int, crop: float, interpolation: str
         off = difference(fast(ours, data, 0, side), want)
         assert off.max() <= tolerances.EVAL_MOST
         assert off.mean() <= tolerances.EVAL_MEAN
+        assert np.array_equal(fast(exact, data, 0, side), want)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("side", "size"), [(32, (97, 301)), (32, (100, 1500)), (224, (300, 1000))])
+def test_evaluation_of_a_high_and_narrow_image_is_close_to_timms(
+    side: int, size: tuple[int, int], interpolation: str
+) -> None:
+    spec = a_recipe(eval__resolution=side, eval__interpolation=interpolation).eval
+    stock, ours, exact = EvalTransform(spec), FastEval(spec), FastEval(spec.model_copy(update={"exact": True}))
+    squares = np.random.default_rng(1).integers(0, 2, (size[1] // 3 + 1, size[0] // 3 + 1), dtype=np.uint8) * 255
+    pattern = Image.fromarray(np.kron(squares, np.ones((3, 3), np.uint8))).crop((0, 0, *size))
+    for image, most, mean in (
+        (photographs()[0].resize(size), tolerances.EVAL_NARROW_MOST, tolerances.EVAL_NARROW_MEAN),
+        (pattern, tolerances.EVAL_NARROW_MOST_OF_PATTERN, tolerances.EVAL_NARROW_MEAN_OF_PATTERN),
+    ):
+        data = encoded(image, "PNG")
+        want = by_timm(stock, data, 0)
+        off = difference(fast(ours, data, 0, side), want)
+        assert off.max() <= most and off.mean() <= mean
         assert np.array_equal(fast(exact, data, 0, side), want)
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, State, new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
 from rsb_cluster.node.processes import Process
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Submission
+from rsb_cluster.subprocesses.interpreter import interpreter
 
 
 class Local(Backend):

@@ -19,11 +19,11 @@ from typing import Any
 from rsb_cluster.backends.base import Backend, Check, JobStatus, State, new_submission
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Submission
+from rsb_cluster.subprocesses.interpreter import interpreter
 
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 SCANCEL_S = 4.0  # time limit of scancel

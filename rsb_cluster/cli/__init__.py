@@ -10,7 +10,7 @@ import click
 from rsb_cluster import __version__
 from rsb_cluster.cli import catalog, doctor, evaluate, export, results, runs, selftest, shards, submit
 from rsb_cluster.errors import RsbError
-from rsb_cluster.interpreter import drop_empty_entries
+from rsb_cluster.subprocesses.interpreter import drop_empty_entries
 
 
 class ErrorGroup(click.Group):

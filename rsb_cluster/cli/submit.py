@@ -12,7 +12,7 @@ import click
 
 from rsb_cluster.cli.terminal import console, log, new_table, runs_url, set_option
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.interpreter import interpreter
+from rsb_cluster.subprocesses.interpreter import interpreter
 
 if TYPE_CHECKING:
     from pathlib import Path

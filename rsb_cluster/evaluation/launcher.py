@@ -15,7 +15,7 @@ from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import open_target
-from rsb_cluster.helper import Helper, Message
+from rsb_cluster.subprocesses.helper import Helper, Message
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 

@@ -22,12 +22,12 @@ from types import FrameType
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
-from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node import processes
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_RESTART, combine_exit_codes
 from rsb_cluster.node.node_spec import COPY_LOGS, SPEC_SHA256, SPEC_URL, NodeSpec, decode
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
+from rsb_cluster.subprocesses.interpreter import interpreter
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 

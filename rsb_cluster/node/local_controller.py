@@ -14,10 +14,10 @@ from types import FrameType
 
 from submitit.local.local import Controller
 
-from rsb_cluster.interpreter import interpreter
 from rsb_cluster.node import processes, starts
 from rsb_cluster.node.exit_codes import CANCELLED, EXIT_RESTART, RUNNING, combine_exit_codes
 from rsb_cluster.node.processes import Process
+from rsb_cluster.subprocesses.interpreter import interpreter
 
 
 class RestartingController(Controller):

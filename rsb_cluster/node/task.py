@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rsb_cluster.errors import RsbError, StorageError
-from rsb_cluster.interpreter import check_python_path
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import SIGNAL_SLACK_S, StopFlag
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
+from rsb_cluster.subprocesses.interpreter import check_python_path
 
 # Imported by name, as the machine that submits must not load torch, and this folder must not depend on training.
 _WORKER = "rsb_cluster.train.worker"

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.helper import ask
+from rsb_cluster.subprocesses.helper import ask
 from rsb_cluster.weights.resolve import WeightsFile
 
 # A new version of any of these invalidates the cache.

@@ -21,7 +21,6 @@ from rsb_cluster.config.schema import SEEDS, Override
 from rsb_cluster.config.sweep_file import Point, SweepFile, expand
 from rsb_cluster.data.order import DRAWS
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
-from rsb_cluster.interpreter import check_python_path
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs import sweep
 from rsb_cluster.runs.gpu_hours import BudgetExceededError, check_budget
@@ -31,6 +30,7 @@ from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import DataLocation, find_data, require_data
 from rsb_cluster.submission.model_check import check_models
 from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
+from rsb_cluster.subprocesses.interpreter import check_python_path
 from rsb_cluster.weights.resolve import WeightsFile, initial_weights
 
 

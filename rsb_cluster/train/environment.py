@@ -16,15 +16,7 @@ _DRIVER = Path("/sys/module/nvidia/version")
 
 
 def describe_environment(group: ProcessGroup) -> dict[str, str]:
-    """Return the environment of an attempt on rank 0, an empty mapping on the others; every rank calls it.
-
-    The versions are those of rank 0's node; the models of GPUs are those of all ranks.
-    """
-    is_cuda = group.device.type == "cuda"
-    group.store.set(f"gpu/{group.rank}", torch.cuda.get_device_name(group.device) if is_cuda else "")
-    if group.rank:
-        return {}
-    models = sorted({group.store.get(f"gpu/{rank}").decode() for rank in range(group.world_size)})
+    """Return the environment of an attempt: the versions on this node, and the models of GPUs of all ranks."""
     code = describe_code()
     found = {name: code.get(name, "") for name in ("version", "commit", "uncommitted", "python")}
     found |= describe_packages() | {
@@ -33,7 +25,7 @@ def describe_environment(group: ProcessGroup) -> dict[str, str]:
         "cuDNN": str(torch.backends.cudnn.version() or "") if torch.version.cuda else "",
         "NCCL": _nccl() if torch.version.cuda else "",
         "driver": _driver(),
-        "GPU": ", ".join(filter(None, models)),
+        "GPU": ", ".join(sorted(group.gpu_models)),
         "container": _container(),
     }
     return {name: value for name, value in found.items() if value}

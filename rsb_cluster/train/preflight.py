@@ -10,7 +10,7 @@ import torch
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.helper import Send, serve
+from rsb_cluster.subprocesses.helper import Send, serve
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
 from rsb_cluster.train.conversion.state_dict import fit_weights, parse
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain

@@ -14,9 +14,9 @@ from typing import Literal
 import tomlkit
 
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.helper import ask
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
+from rsb_cluster.subprocesses.helper import ask
 from rsb_cluster.weights.model_card import write_card
 from rsb_cluster.weights.resolve import CONFIG, WeightsFile, find_weights
 

@@ -21,11 +21,11 @@ from typing import Any
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import CheckpointError, ConfigError
-from rsb_cluster.helper import ask
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
+from rsb_cluster.subprocesses.helper import ask
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
 CONFIG = "config.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors.torch
 
-from rsb_cluster.helper import Send, serve
+from rsb_cluster.subprocesses.helper import Send, serve
 from rsb_cluster.train.conversion.state_dict import Weights, read_weights
 from rsb_cluster.weights.resolve import CONFIG, FOLDER_FILES, WeightsFile
 

@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg, load_model_config_from_hf
 from timm.models._hub import download_cached_file, hf_split
 
 from rsb_cluster.errors import ConfigError, did_you_mean
-from rsb_cluster.helper import serve
+from rsb_cluster.subprocesses.helper import serve
 from rsb_cluster.weights.resolve import FOLDER_FILES, PROCEDURES, WeightsFile
 
 

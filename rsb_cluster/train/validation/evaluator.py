@@ -25,11 +25,11 @@ from rsb_cluster.errors import RsbError
 from rsb_cluster.evaluation import record
 from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
 from rsb_cluster.evaluation.target import Target, check_classes, open_target
-from rsb_cluster.helper import Send, serve
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.provenance import brief_code, describe_code, describe_packages
 from rsb_cluster.runs.run import Cause
 from rsb_cluster.storage.store import Store
+from rsb_cluster.subprocesses.helper import Send, serve
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.conversion.hub import fetch
 from rsb_cluster.train.conversion.state_dict import Weights, read_weights

@@ -45,7 +45,7 @@ def test_a_seed_that_would_share_draws_with_a_small_one_is_refused(seeds):
 def test_a_folder_with_a_percent_sign_is_refused(job):
     run = Run.at("/runs %j", "x")
     with pytest.raises(ConfigError, match=r"to /runs %j/submissions/.*x-\d+: .*--set job.submissions=FOLDER"):
-        make_arrays("/runs %j", [(run, load_job(job))], name="x")
+        make_arrays("/runs %j", some_members([run], [load_job(job)]), name="x")
 
 
 def test_only_unfinished_runs_are_submitted_again(tmp_path, digits):

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.helper import Helper, ask
+from rsb_cluster.subprocesses.helper import Helper, ask
 
 # Prints before and after it serves, as native libraries do when they are loaded and when a process ends.
 MODULE = """
 import atexit, os, signal, sys
 os.write(1, b'host:1:1 [0] NCCL INFO loaded\\n')
 from rsb_cluster.errors import ConfigError, RsbError
-from rsb_cluster.helper import serve
+from rsb_cluster.subprocesses.helper import serve
 
 def work(request, send):
     os.write(1, b'{"answer": "of a library"}\\n')

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.interpreter import check_python_path, drop_empty_entries, interpreter
+from rsb_cluster.subprocesses.interpreter import check_python_path, drop_empty_entries, interpreter
 from tests.command import ROOT
 
-SAY = "import json; from rsb_cluster.interpreter import interpreter; print(json.dumps(interpreter()))"
+SAY = "import json; from rsb_cluster.subprocesses.interpreter import interpreter; print(json.dumps(interpreter()))"
 
 
 def run(*command: str, cwd: Path, python_path: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from rsb_cluster.errors import ConfigError, RsbError
 from rsb_cluster.storage.redact import redact
+from rsb_cluster.subprocesses.interpreter import interpreter
 
 Message = dict[str, Any]
 Send = Callable[..., None]  # send(done=1, total=2): the fields of a message
@@ -47,7 +48,7 @@ class Helper:
         self._pipe = os.fdopen(receiving, encoding="utf-8", errors="replace")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(sending)],
+                [*interpreter(), "-m", module, str(sending)],
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=self._printed or 2,

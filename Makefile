@@ -23,9 +23,9 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What needs no server, in a few minutes.
+# The unit tests that need no server, in some four minutes on two cores.
 unit: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slurm and not s3 and not long"
+	$(BIN)/python -m pytest -m "not slurm and not s3 and not long" -n 2 --dist loadfile --no-loadscope-reorder tests/unit
 
 # Runs on the real SkyPilot, offline: spot machines of an EC2 that boots hosts here, and a Slurm by ssh. As root, on
 # Debian 12; 14 GB and some ten minutes to set up once, half an hour to run.

@@ -180,9 +180,8 @@ class _Attempt:
             collective_s=self._job.collective_s,
             gpus=self._job.gpus_per_node,
         )
-        environment = describe_environment(group)
         if group.rank == 0:
-            self._lease = lease.acquire(self._run, self._draft(group, environment))
+            self._lease = lease.acquire(self._run, self._draft(group))
             starts.record(starts.CLAIMED, self._ranks)
         self._number = int(group.broadcast("attempt number", str(self._lease.record.number) if self._lease else ""))
         self._log_file.name = f"logs/{self._number:04d}-rank{group.rank:05d}.log"
@@ -240,7 +239,7 @@ class _Attempt:
                 log.warning("%s Retrying.", error)
                 time.sleep(5.0)
 
-    def _draft(self, group: ProcessGroup, environment: dict[str, str]) -> Attempt:
+    def _draft(self, group: ProcessGroup) -> Attempt:
         """Return the record of this attempt, without its number and start step."""
         return Attempt(
             number=0,
@@ -251,7 +250,7 @@ class _Attempt:
             gpus=self._ranks.allocated if group.device.type == "cuda" else 0,
             started=time.time(),
             start_step=0,
-            environment=environment,
+            environment=describe_environment(group),
         )
 
     def _enforce_budget(self, claimed: Lease) -> None:

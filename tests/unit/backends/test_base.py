@@ -123,7 +123,8 @@ def test_a_fourth_back_end_is_a_class_and_a_line(tmp_path, digits, monkeypatch):
 def test_no_folder_but_backends_asks_for_the_name_of_one():
     """What a back end can do stands in its class."""
     package = Path(rsb_cluster.__file__).parent
-    asked = re.compile(r"""backend\s*(==|!=|in|not in)\s|["'](local|slurm|cloud)["']\s*(==|!=)""")
+    name = "['\"](local|slurm|cloud)['\"]"
+    asked = re.compile(rf"backend\s*(==|!=|in|not in)\s*[(\[{{]?{name}|{name}\s*(==|!=)")
     found = [
         f"{path.relative_to(package)}: {line.strip()}"
         for path in package.rglob("*.py")

@@ -208,7 +208,7 @@ def test_classes_that_are_not_those_of_the_data_are_refused(
         evaluate(tmp_path, random_weights[7], data=data_of(trained), model="test_resnet")
     swapped = dataclasses.replace(few_digits()["val"], classes=("1", "0", *map(str, range(2, 10))))
     make_set({"val": swapped}, Store(tmp_path / "swapped"))
-    with pytest.raises(ConfigError, match=r"class 0 is '0' in digits-test_resnet-.* and '1' in .*swapped"):
+    with pytest.raises(ConfigError, match=r"class 0 is '0' for digits-test_resnet-.* and '1' in .*swapped"):
         evaluate(tmp_path, trained.url, data=tmp_path / "swapped")
 
 

@@ -192,6 +192,6 @@ def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> float:
 def _final_state(run: Run) -> dict[str, str]:
     """Return the checksum of each part of the state in the last checkpoint."""
     store = run.store.child("checkpoints")
-    saved = checkpoint.listed(store, {a.number: a.start_step for a in run.attempts()})[-1]
+    saved = checkpoint.list_checkpoints(store, {a.number: a.start_step for a in run.attempts()})[-1]
     files = store.read_json(f"{saved.folder}/{checkpoint.MANIFEST}")["files"]
     return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}

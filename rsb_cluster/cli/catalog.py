@@ -60,7 +60,7 @@ def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json
         click.echo(resolved.recipe.model_dump_json(indent=2))
         return
     log(f"{resolved.path}")
-    notes = catalog.notes(resolved.path)
+    notes = catalog.value_comments(resolved.path)
     written = flatten(catalog.load_recipe(name).recipe)
     table = new_table("field", "value", "source")
     for key, value in flatten(resolved.recipe).items():

@@ -15,7 +15,7 @@ from rsb_cluster.errors import RsbError
 
 if TYPE_CHECKING:
     from rsb_cluster.data.index import ShardIndex
-    from rsb_cluster.data.part import Removal
+    from rsb_cluster.data.split_folder import Removal
 
 
 workers_option = click.option(
@@ -123,7 +123,7 @@ def shards_make(
             workers=workers,
             progress=progress,
         )
-    _confirm_removals(plan.going, yes)
+    _confirm_removals(plan.removals, yes)
     with progress_bar("making shards") as progress:
         made = plan.make(workers, progress)
     for name, index in made.items():
@@ -219,12 +219,15 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
 
 def _confirm_removals(removals: Sequence[Removal], yes: bool) -> None:
     """List the files that will be deleted; ask for confirmation if 'shards make' did not write all of them."""
-    from rsb_cluster.data.part import refuse_foreign, shown
+    from rsb_cluster.data.split_folder import abbreviate, refuse_foreign_files
 
     foreign = sum(len(part.foreign) for part in removals)
     for part in removals:
         if part.own:
-            log(f"{part.url}: will be deleted, written by 'shards make': {shown(part.own)} ({len(part.own):,} files)")
+            log(
+                f"{part.url}: will be deleted, written by 'shards make': {abbreviate(part.own)} "
+                f"({len(part.own):,} files)"
+            )
         if part.foreign:
             log(
                 f"{part.url}: will be deleted, not written by 'shards make': {', '.join(part.foreign)} "
@@ -232,7 +235,7 @@ def _confirm_removals(removals: Sequence[Removal], yes: bool) -> None:
             )
     if foreign and not yes:
         if not sys.stdin.isatty():
-            refuse_foreign(removals)
+            refuse_foreign_files(removals)
         click.confirm(f"Delete the {foreign:,} files that 'shards make' did not write?", abort=True, err=True)
 
 

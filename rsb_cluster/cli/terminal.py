@@ -99,7 +99,7 @@ def find_runs_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list
 
     matches = match_names(runs_url(runs), names)
     for match in matches:
-        if len(match.runs) == 1 or match.says_several or yes:
+        if len(match.runs) == 1 or match.is_explicit or yes:
             continue
         listed = [run.run_id for run in match.runs[:MAX_LISTED_RUNS]]
         if len(listed) < len(match.runs):

@@ -109,7 +109,7 @@ def load_job(name: str, *, overrides: Sequence[Override] = ()) -> tuple[Job, Pat
     return validate(Job, override(parse_toml(path), overrides), str(path)), path
 
 
-def notes(path: Path) -> dict[str, str]:
+def value_comments(path: Path) -> dict[str, str]:
     """Return the comment after each value of a TOML file, as ``{"optimizer.lr": "Table 2"}``."""
     import tomlkit
     from tomlkit.items import Item, Table

@@ -24,7 +24,7 @@ Procedure = Literal[
 ]  # fmt: skip
 
 # Fields that cannot change the result. Where the initial weights lie is one of them; what they contain is not.
-ABOUT: dict[str, Any] = {"description": True, "paper": True, "reconstruction": True, "init": {"weights"}}
+METADATA_FIELDS: dict[str, Any] = {"description": True, "paper": True, "reconstruction": True, "init": {"weights"}}
 
 
 class Model(Section):
@@ -221,7 +221,7 @@ class Recipe(Section):
             init_digest: SHA-256 of the initial weights; empty for random ones.
             draws: Version of the order of samples and of all draws (``data.order.DRAWS``).
         """
-        science = self.model_dump(exclude_defaults=True, exclude={"name": True, **ABOUT}, mode="json")
+        science = self.model_dump(exclude_defaults=True, exclude={"name": True, **METADATA_FIELDS}, mode="json")
         rest = [*([init_digest] if init_digest else []), *([draws] if draws != 1 else [])]
         text = json.dumps([science, seed, data_digest, *rest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

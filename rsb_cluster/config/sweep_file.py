@@ -100,24 +100,24 @@ def load_sweep(name: str) -> tuple[SweepFile, Path]:
 
 
 def expand(
-    file: SweepFile, *, job: str, for_recipes: Sequence[Override] = (), for_jobs: Sequence[Override] = ()
+    file: SweepFile, *, job: str, recipe_overrides: Sequence[Override] = (), job_overrides: Sequence[Override] = ()
 ) -> list[Point]:
     """Return the distinct points of a sweep, with their jobs.
 
     Args:
         file: The sweep.
         job: Name of the job.
-        for_recipes: Overrides of all recipes, such as ``("optimizer.lr", 4e-3)``; they win over those of the grid.
-        for_jobs: Overrides of all jobs, such as ``("nodes", 4)``; they win over those of the resources.
+        recipe_overrides: Overrides of all recipes, such as ``("optimizer.lr", 4e-3)``; they win over those of the grid.
+        job_overrides: Overrides of all jobs, such as ``("nodes", 4)``; they win over those of the resources.
     """
     jobs: dict[str, tuple[Job, Path]] = {}
     points: dict[str, Point] = {}
     for grid in file.grid:
         for name, model, varied in grid.combinations():
-            resolved = load_recipe(name, model=model or None, overrides=[*varied.items(), *for_recipes])
+            resolved = load_recipe(name, model=model or None, overrides=[*varied.items(), *recipe_overrides])
             recipe = resolved.recipe
             matching = (r.set for r in file.resources if r.matches(recipe.name, recipe.model.name))
-            resources = [*leaves(next(matching, {})).items(), *for_jobs]
+            resources = [*leaves(next(matching, {})).items(), *job_overrides]
             if (text := repr(resources)) not in jobs:
                 jobs[text] = load_job(job, overrides=resources)
             # Two grids may contain the same point, which then gets the seeds of both.

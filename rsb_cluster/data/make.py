@@ -3,7 +3,7 @@
 A split of a set is written in these steps:
 
 1. All splits are checked before anything is written. A folder with files that were not made here is refused (see
-   `rsb_cluster.data.part`).
+   `rsb_cluster.data.split_folder`).
 2. ``source.json``, the first file, records what the split is made from and how.
 3. Each shard is written atomically by one process. Its samples are determined before, so neither the number of
    processes nor their speed changes a byte.
@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rsb_cluster.data.index import INDEX_NAME, Progress, ShardIndex, read_classes
-from rsb_cluster.data.part import Removal, SplitFolder, refuse_foreign, shown
-from rsb_cluster.data.part_plan import Advance, Replace, SplitPlan
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.sources.source import SPLITS, DataSource
+from rsb_cluster.data.split_folder import Removal, SplitFolder, abbreviate, refuse_foreign_files
+from rsb_cluster.data.split_plan import Advance, Replace, SplitPlan
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 
@@ -37,9 +37,9 @@ class SetPlan:
     _parts: Mapping[str, SplitPlan]
 
     @property
-    def going(self) -> tuple[Removal, ...]:
+    def removals(self) -> tuple[Removal, ...]:
         """The files that `make` will delete, by split."""
-        return tuple(part.going for part in self._parts.values() if part.going is not None)
+        return tuple(part.removal for part in self._parts.values() if part.removal is not None)
 
     def make(self, workers: int | None = 1, progress: Progress | None = None) -> dict[str, ShardIndex]:
         """Write what is missing, and return the index of each split.
@@ -141,7 +141,7 @@ def make_set(
         workers=workers,
         progress=progress,
     )
-    refuse_foreign(plan.going)
+    refuse_foreign_files(plan.removals)
     return plan.make(workers, progress)
 
 
@@ -168,7 +168,7 @@ def make_shards(
     part = SplitPlan(source, store, shard_samples, recode)
     part.check(_replace(remake, overwrite), by_bytes, workers, _cumulative(progress, 0, len(source)))
     plan = SetPlan({"": part})
-    refuse_foreign(plan.going)
+    refuse_foreign_files(plan.removals)
     return plan.make(workers, progress)[""]
 
 
@@ -197,7 +197,7 @@ def _refuse_unrelated_files(sources: Mapping[str, DataSource], dest: Store) -> N
     unrelated = sorted(name for name in entries if name not in sources and (name not in parts or parts[name].entries))
     if unrelated:
         raise ConfigError(
-            f"{dest.url} is not empty: it holds {shown(unrelated)}. Choose a folder for the set alone, such as "
+            f"{dest.url} is not empty: it holds {abbreviate(unrelated)}. Choose a folder for the set alone, such as "
             f"{dest.url}/NAME."
         )
 

@@ -44,7 +44,7 @@ def permutation(n: int, *key: int) -> Ints:
     return np.argsort(raw, kind="stable").astype(np.int64)
 
 
-def seed_of(*key: int) -> int:
+def derive_seed(*key: int) -> int:
     """Return a 64-bit seed that depends on the key alone, for the random numbers of a sample or a micro-batch."""
     high, low = np.random.SeedSequence(key).generate_state(2)
     return int(high) << 32 | int(low)

@@ -20,7 +20,7 @@ from rsb_cluster.errors import ConfigError
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 UNDECODABLE = -1
-BEST = 5  # number of predictions kept of each image
+TOP_K = 5  # number of predictions kept of each image
 
 Classes = NDArray[np.int64]
 
@@ -67,7 +67,7 @@ def check_metrics(metrics: tuple[Metric, ...], num_classes: int) -> None:
             f"metric '{min(binary)}' is for two classes, and there are {num_classes}. "
             "Use mean_per_class or macro_precision."
         )
-    if "top5" in metrics and num_classes <= BEST:
+    if "top5" in metrics and num_classes <= TOP_K:
         raise ConfigError(f"metric 'top5' says nothing about {num_classes} classes. Use another --metric.")
 
 

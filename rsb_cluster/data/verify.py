@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from rsb_cluster.data.index import Progress, ShardIndex, load_index, shard_names
 from rsb_cluster.data.labels import label_files
-from rsb_cluster.data.part import source_of
 from rsb_cluster.data.pool import parallel_map
 from rsb_cluster.data.scan import hashing_reader
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.storage.store import Store
 
 _READ_BYTES = 1 << 20
@@ -140,7 +140,7 @@ def stats(store: Store) -> DataSetStats:
     counts = class_samples(index)
     parts = np.split(index.labels, index.shard_start[1:-1])
     return DataSetStats(
-        data_set=str(source_of(store).get("data_set", "")),
+        data_set=str(read_source_record(store).get("data_set", "")),
         label_sets=tuple(label_files(store.names()).values()),
         shards=len(index.shards),
         samples=index.num_samples,

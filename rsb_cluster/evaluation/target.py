@@ -12,8 +12,8 @@ from typing import Literal
 from rsb_cluster.data.datasets import DataSet, Metric, known_data_sets
 from rsb_cluster.data.index import INDEX_NAME, ShardIndex, check_class_names, load_index
 from rsb_cluster.data.labels import LabelSets, label_file_name, load_label_sets
-from rsb_cluster.data.part import source_of
-from rsb_cluster.data.scoring import BEST, check_metrics
+from rsb_cluster.data.scoring import TOP_K, check_metrics
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.errors import ConfigError, DataError, did_you_mean
 from rsb_cluster.evaluation.record import EvaluationRequest
 from rsb_cluster.storage.store import Store
@@ -53,7 +53,7 @@ def open_target(request: EvaluationRequest) -> Target:
     store, part = _part(request.data, request.part)
     index = load_index(store)
     *_, parent, folder = store.url.rstrip("/").rsplit("/", 2)
-    name = str(source_of(store).get("data_set") or (parent if folder == part else folder))
+    name = str(read_source_record(store).get("data_set") or (parent if folder == part else folder))
     known = known_data_sets().get(name)
     labels = request.labels or (known.default_labels if known else "")
     sets = load_label_sets(store, index, labels) if labels else None
@@ -92,7 +92,7 @@ def _metrics(
             raise ConfigError(f"--metric {asked} needs one true class per image, and these labels are sets. Omit it.")
         return ("label_set_top1",)
     own: Iterable[Metric] = (known.metric, *known.also) if known and known.metric != "label_set_top1" else ()
-    wide: Iterable[Metric] = ("top1", "top5") if num_classes > BEST else ("top1",)
+    wide: Iterable[Metric] = ("top1", "top5") if num_classes > TOP_K else ("top1",)
     metrics: tuple[Metric, ...] = tuple(dict.fromkeys((*((asked,) if asked else ()), *own, *wide)))
     check_metrics(metrics, num_classes)
     return metrics

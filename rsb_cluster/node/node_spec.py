@@ -46,14 +46,14 @@ class NodeSpec(Section):
     @property
     def path(self) -> str:
         """The path of the spec in the run's folder."""
-        return f"{folder_of(self.submission_id)}/spec.json"
+        return f"{submission_folder(self.submission_id)}/spec.json"
 
     def encode(self) -> bytes:
         """Return the file's content."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
 
 
-def folder_of(submission_id: str) -> str:
+def submission_folder(submission_id: str) -> str:
     """Return the folder of a cloud submission in its run's folder."""
     return f"submissions/{submission_id}"
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
-class Saved:
+class CheckpointId:
     """The identity of a checkpoint.
 
     Attributes:
@@ -45,10 +45,10 @@ class Saved:
         return f"step-{self.step:08d}-a{self.attempt:04d}"
 
     @staticmethod
-    def of(folder: str) -> Saved | None:
+    def of(folder: str) -> CheckpointId | None:
         """Return the identity of the checkpoint in a folder; None if the name is not that of a checkpoint's folder."""
         match = _FOLDER.fullmatch(folder)
-        return Saved(int(match[1]), int(match[2])) if match else None
+        return CheckpointId(int(match[1]), int(match[2])) if match else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Checkpoint:
         files: Content by file name.
     """
 
-    saved: Saved
+    saved: CheckpointId
     files: Mapping[str, bytes]
 
     @property
@@ -69,7 +69,9 @@ class Checkpoint:
         return self.saved.step
 
 
-def write(store: Store, saved: Saved, files: Mapping[str, Buffer], *, before_manifest: Callable[[], None]) -> None:
+def write(
+    store: Store, saved: CheckpointId, files: Mapping[str, Buffer], *, before_manifest: Callable[[], None]
+) -> None:
     """Write a checkpoint; it exists as soon as its manifest does.
 
     If the attempt has saved this step before, the new files get other names, so the old checkpoint stays valid until
@@ -93,7 +95,7 @@ def write(store: Store, saved: Saved, files: Mapping[str, Buffer], *, before_man
     store.write_json(f"{folder}/{MANIFEST}", {"step": saved.step, "attempt": saved.attempt, "files": entries})
 
 
-def listed(store: Store, starts: Mapping[int, int]) -> list[Saved]:
+def list_checkpoints(store: Store, starts: Mapping[int, int]) -> list[CheckpointId]:
     """Return all checkpoints that have a manifest and belong to the run's history, oldest first.
 
     Args:
@@ -101,15 +103,15 @@ def listed(store: Store, starts: Mapping[int, int]) -> list[Saved]:
         starts: The start step of each attempt, by its number; later checkpoints of earlier attempts are ignored.
     """
     manifests = (name.rpartition("/") for name in store.files())
-    complete = sorted(saved for folder, _, file in manifests if file == MANIFEST and (saved := Saved.of(folder)))
+    complete = sorted(saved for folder, _, file in manifests if file == MANIFEST and (saved := CheckpointId.of(folder)))
     return [saved for saved in complete if not _is_superseded(saved, starts)]
 
 
-def _is_superseded(saved: Saved, starts: Mapping[int, int]) -> bool:
+def _is_superseded(saved: CheckpointId, starts: Mapping[int, int]) -> bool:
     return any(number > saved.attempt and saved.step > start for number, start in starts.items())
 
 
-def read(store: Store, saved: Saved) -> Checkpoint:
+def read(store: Store, saved: CheckpointId) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
@@ -154,7 +156,7 @@ def read_latest(store: Store, starts: Mapping[int, int]) -> Checkpoint | None:
         CheckpointError: There are checkpoints, but all are damaged. Starting from scratch would silently discard
             work, so the user decides.
     """
-    candidates = listed(store, starts)
+    candidates = list_checkpoints(store, starts)
     for saved in reversed(candidates):
         try:
             return read(store, saved)
@@ -175,11 +177,11 @@ def prune(store: Store, starts: Mapping[int, int], *, keep: int, best_step: int)
 
     Incomplete folders that are older than these, and the folders of superseded attempts, are removed, too.
     """
-    complete = listed(store, starts)
+    complete = list_checkpoints(store, starts)
     kept = complete[-keep:]
     best = [saved for saved in complete if saved.step == best_step][-1:]
     for name in store.names():
-        saved = Saved.of(name)
+        saved = CheckpointId.of(name)
         if saved is None or not kept or saved in kept or saved in best:
             continue
         if saved < kept[0] or _is_superseded(saved, starts):
@@ -187,7 +189,7 @@ def prune(store: Store, starts: Mapping[int, int], *, keep: int, best_step: int)
             store.delete(name)
 
 
-def _quarantine(store: Store, saved: Saved) -> None:
+def _quarantine(store: Store, saved: CheckpointId) -> None:
     target = f"{DAMAGED}{saved.folder}"
     try:
         store.delete(target)

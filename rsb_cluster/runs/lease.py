@@ -181,7 +181,7 @@ def acquire(run: Run, draft: Attempt) -> Lease:
         if earlier:
             _wait_until_dead(run, earlier[-1], draft.job_id)
         starts = {attempt.number: attempt.start_step for attempt in earlier}
-        saved = checkpoint.listed(run.store.child("checkpoints"), starts)
+        saved = checkpoint.list_checkpoints(run.store.child("checkpoints"), starts)
         record = draft.model_copy(
             update={
                 "number": earlier[-1].number + 1 if earlier else 1,

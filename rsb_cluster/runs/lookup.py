@@ -42,12 +42,12 @@ class NameMatch:
     Attributes:
         name: The name.
         runs: The runs; at least one.
-        says_several: Whether the name is meant to match several runs: it is a glob or a sweep.
+        is_explicit: Whether the name is meant to match several runs: it is a glob or a sweep.
     """
 
     name: str
     runs: tuple[Run, ...]
-    says_several: bool = False
+    is_explicit: bool = False
 
 
 def find_runs(runs_url: str, names: Sequence[str], list_all: Callable[[str], list[Run]] = list_runs) -> list[Run]:
@@ -100,7 +100,7 @@ def match_names(
 def _match_id(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> NameMatch:
     """Return the runs that match a name that is not a path."""
     if name in sweeps:
-        return NameMatch(name, _members(runs_url, name), says_several=True)
+        return NameMatch(name, _members(runs_url, name), is_explicit=True)
     if exact := [run for run in known if run.run_id == name]:
         return NameMatch(name, tuple(exact))
     if is_glob := any(character in name for character in "*?["):
@@ -115,13 +115,13 @@ def _match_id(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> 
             f"{len(known)} runs are there; 'rsb-cluster status' lists them."
         )
     if not matching_sweeps:
-        return NameMatch(name, tuple(runs), says_several=is_glob)
+        return NameMatch(name, tuple(runs), is_explicit=is_glob)
     members = {run.url: run for sweep_id in matching_sweeps for run in _members(runs_url, sweep_id)}
     # 'cancel deit' must not end other runs of a sweep 'deit'.
     if len(matching_sweeps) > 1 or (runs and {run.url for run in runs} != members.keys() & {run.url for run in known}):
         also = f", and of the ids of {len(runs)} runs ('{name.rstrip('-')}-*' matches those)" if runs else ""
         raise ConfigError(f"'{name}' is ambiguous: a prefix of {' and '.join(matching_sweeps)}{also}. Use a whole id.")
-    return NameMatch(name, tuple(members.values()), says_several=True)
+    return NameMatch(name, tuple(members.values()), is_explicit=True)
 
 
 def _suggest(name: str, ids: list[str]) -> str:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rsb_cluster.config.recipe import ABOUT, Recipe
+from rsb_cluster.config.recipe import METADATA_FIELDS, Recipe
 from rsb_cluster.config.schema import Section, Seed, read_record
 from rsb_cluster.errors import MissingError, StorageError
 from rsb_cluster.runs.provenance import brief_code
@@ -168,7 +168,7 @@ class Run:
         """
         self.store.make_private()
         if not self.store.create_json("recipe.json", recipe.model_dump(mode="json")):
-            check_same(self, recipe)
+            check_same_recipe(self, recipe)
         return self.store.create_json("spec.json", spec.model_dump(mode="json"))
 
     def recipe(self) -> Recipe:
@@ -317,14 +317,14 @@ def environment_changes(attempts: Sequence[Attempt]) -> list[str]:
     ]
 
 
-def check_same(existing: Run, recipe: Recipe) -> None:
+def check_same_recipe(existing: Run, recipe: Recipe) -> None:
     """Refuse to mix two recipes in one folder (possible only if files were edited by hand).
 
     Raises:
         StorageError: The recipe in the run's folder is another one.
     """
     # The run id does not depend on the fields that only describe the recipe.
-    if existing.recipe().model_dump(exclude=ABOUT) != recipe.model_dump(exclude=ABOUT):
+    if existing.recipe().model_dump(exclude=METADATA_FIELDS) != recipe.model_dump(exclude=METADATA_FIELDS):
         raise StorageError(
             f"{existing.url}/recipe.json is not the recipe of its run id; it was edited. "
             "Move the folder away, or choose another --runs."

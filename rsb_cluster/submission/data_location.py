@@ -13,8 +13,8 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.data.index import INDEX_NAME, SHARD_SUFFIX, ShardIndex, check_class_names, load_index
 from rsb_cluster.data.make import SetPlan, plan_set
-from rsb_cluster.data.part import source_of
 from rsb_cluster.data.sources import SPLITS, open_set
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 
@@ -151,7 +151,7 @@ def _expected_indices(make: str) -> tuple[ShardIndex, ShardIndex]:
 
 def _is_incomplete(store: Store) -> bool:
     """Whether 'shards make' started a data set here and did not finish it."""
-    records = [source_of(store.child(part)) for part in SPLITS]
+    records = [read_source_record(store.child(part)) for part in SPLITS]
     return any(records) and not all(store.exists(f"{part}/{INDEX_NAME}") for part in SPLITS)
 
 

@@ -25,7 +25,7 @@ from rsb_cluster.node.task import Task
 from rsb_cluster.runs import sweep
 from rsb_cluster.runs.gpu_hours import BudgetExceededError, check_budget
 from rsb_cluster.runs.lookup import default_runs
-from rsb_cluster.runs.run import READERS, Run, Submission, check_same
+from rsb_cluster.runs.run import READERS, Run, Submission, check_same_recipe
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import DataLocation, find_data, require_data
 from rsb_cluster.submission.model_check import check_models
@@ -192,7 +192,7 @@ def plan(file: SweepFile, path: Path | None, request: Request, *, is_sweep: bool
     job_name = request.job or file.job or backends.default_job(request.nodes[1])
     if request.seeds:
         file = file.model_copy(update={"grid": tuple(g.model_copy(update={"seeds": request.seeds}) for g in file.grid)})
-    points = expand(file, job=job_name, for_recipes=request.recipe_overrides, for_jobs=request.job_overrides)
+    points = expand(file, job=job_name, recipe_overrides=request.recipe_overrides, job_overrides=request.job_overrides)
     first = points[0].job
     for job in {id(point.job): point.job for point in points}.values():
         backends.backend_of(job).check_job(job)
@@ -348,7 +348,7 @@ def _with_states(runs: Sequence[PlannedRun], runs_url: str) -> tuple[list[Planne
         run, point = planned.run, planned.point
         if not planned.data.is_found or run.run_id not in existing or not run.exists():
             return planned, []
-        check_same(run, planned.recipe)
+        check_same_recipe(run, planned.recipe)
         stored = run.spec().virtual_ranks
         kept = replace(planned, virtual_ranks=choose_virtual_ranks(planned.recipe, point.job, point.job_path, stored))
         if run.result() is not None:

@@ -17,7 +17,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from rsb_cluster.config.recipe import Eval, Recipe
-from rsb_cluster.data.order import seed_of
+from rsb_cluster.data.order import derive_seed
 
 
 def seed_everything(seed: int) -> None:
@@ -29,7 +29,7 @@ def seed_everything(seed: int) -> None:
 
 def seed_micro_batch(seed: int, step: int, virtual_rank: int) -> None:
     """Seed the global generators for one micro-batch of a run; the same on any process."""
-    seed_everything(seed_of(seed, step, virtual_rank, 3))
+    seed_everything(derive_seed(seed, step, virtual_rank, 3))
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:

@@ -14,7 +14,8 @@ from rsb_cluster.subprocesses.helper import Send, serve
 from rsb_cluster.train.augment import EvalTransform, TrainTransform
 from rsb_cluster.train.conversion.state_dict import fit_weights, parse
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
-from rsb_cluster.train.model import LearningRate, build_model, build_optimizer
+from rsb_cluster.train.model import build_model
+from rsb_cluster.train.optimizer import LearningRate, build_optimizer
 from rsb_cluster.weights.resolve import WeightsFile
 
 

@@ -123,7 +123,7 @@ class Saver:
     def _write(self, step: int, best_step: int, files: Mapping[str, memoryview]) -> None:
         start = time.monotonic()
         self.metrics.flush()
-        saved = checkpoint.Saved(step, self._lease.record.number)
+        saved = checkpoint.CheckpointId(step, self._lease.record.number)
         checkpoint.write(self._folder, saved, files, before_manifest=self._lease.check)
         self._saved_step = step
         try:

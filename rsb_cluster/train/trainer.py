@@ -26,7 +26,7 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.data.cache import ShardCache
 from rsb_cluster.data.index import load_index
-from rsb_cluster.data.order import seed_of
+from rsb_cluster.data.order import derive_seed
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import ConfigError, DataError, RsbError
 from rsb_cluster.node.stopping import StopFlag
@@ -43,7 +43,8 @@ from rsb_cluster.train.input.loader import Batch, ThreadedBatches, process_batch
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.input.streams import EvalStream, TrainStream
 from rsb_cluster.train.losses import criterion
-from rsb_cluster.train.model import AMP_DTYPE, LearningRate, build_model, build_optimizer
+from rsb_cluster.train.model import AMP_DTYPE, build_model
+from rsb_cluster.train.optimizer import LearningRate, build_optimizer
 from rsb_cluster.train.samples import SampleLog
 from rsb_cluster.train.saver import Saver, SaveTooSlowError
 from rsb_cluster.train.state import Progress, from_files
@@ -135,7 +136,7 @@ class Trainer:
             name = torch.cuda.get_device_name()
             raise ConfigError(f"train.amp = 'bf16': {name} does not support it. Use --set train.amp=fp16.")
         torch.backends.cudnn.benchmark = True
-        seed_everything(seed_of(self.spec.seed, 4))
+        seed_everything(derive_seed(self.spec.seed, 4))
         self.model = build_model(recipe).to(self.device)
         if recipe.train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -155,7 +156,7 @@ class Trainer:
         folder = run.store.child("checkpoints")
         found = checkpoint.read_latest(folder, lease.starts) if lease is not None else None
         name = self.group.broadcast("resume", found.saved.folder if found else "")
-        if saved := checkpoint.Saved.of(name):
+        if saved := checkpoint.CheckpointId.of(name):
             found = found or checkpoint.read(folder, saved)
             self.progress, states = from_files(found, self.device)
             if not self.progress.scores:

@@ -164,10 +164,10 @@ def initial_weights(recipe: Recipe, runs_url: str) -> WeightsFile | None:
     return found
 
 
-def checkpoints(run: Run) -> list[checkpoint.Saved]:
+def checkpoints(run: Run) -> list[checkpoint.CheckpointId]:
     """Return the checkpoints of a run's history, oldest first."""
     starts = {attempt.number: attempt.start_step for attempt in run.attempts()}
-    return checkpoint.listed(run.store.child("checkpoints"), starts)
+    return checkpoint.list_checkpoints(run.store.child("checkpoints"), starts)
 
 
 def _run_at(url: str) -> Run:
@@ -200,7 +200,7 @@ def _from_run(run: Run, which: str, ema: bool | None) -> WeightsFile:
     return _from_checkpoint(run.store.child("checkpoints", chosen.folder), ema)
 
 
-def _best_step(run: Run, last: checkpoint.Saved) -> int:
+def _best_step(run: Run, last: checkpoint.CheckpointId) -> int:
     folder = run.store.child("checkpoints", last.folder)
     file, _ = _files(folder)["progress.json"]
     return int(folder.read_json(file)["best_step"]) or last.step
@@ -219,7 +219,7 @@ def _files(store: Store) -> dict[str, tuple[str, str]]:
 
 def _from_checkpoint(store: Store, ema: bool | None) -> WeightsFile:
     run_url, _, folder = store.url.rpartition("/checkpoints/")
-    saved = checkpoint.Saved.of(folder)
+    saved = checkpoint.CheckpointId.of(folder)
     if not run_url or saved is None:
         raise ConfigError(
             f"{store.url} is not in the folder of a run, which has the recipe. Copy the whole run, and name that."

@@ -32,7 +32,8 @@ from rsb_cluster.data.sources import open_set
 from rsb_cluster.runs.lease import Lease
 from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.model import build_model, build_optimizer
+from rsb_cluster.train.model import build_model
+from rsb_cluster.train.optimizer import build_optimizer
 from rsb_cluster.train.saver import Saver
 from rsb_cluster.train.state import Progress
 from tests.command import RsbCluster

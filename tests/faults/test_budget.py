@@ -18,7 +18,7 @@ def test_it_saves_and_stops_is_not_restarted_and_resumes_with_more(
     stopped = lab.attempt()
     assert (stopped.cause, stopped.start_step, stopped.end_step) == ("stopped", 0, 1)
     assert "of 1e-07). Its state is saved; submit it again with a larger" in stopped.message
-    assert [saved.step for saved in checkpoint.listed(lab.checkpoints, {1: 0})] == [1]
+    assert [saved.step for saved in checkpoint.list_checkpoints(lab.checkpoints, {1: 0})] == [1]
     assert lab.start() == "stopped" and len(lab.run.attempts()) == 1, "its job has stopped it permanently"
     lab.resubmit()
     refused = lab.attempt()

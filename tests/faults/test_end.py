@@ -42,7 +42,7 @@ def nearly_done(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -> 
     with pytest.raises(Killed):
         # A question for each step, and one for each of 2 x 2 evaluations of the model and its average.
         lab.start(AtStep({LAST_SAVE + 5: kill}))
-    assert [saved.step for saved in checkpoint.listed(lab.checkpoints, {})][-1] == LAST_SAVE
+    assert [saved.step for saved in checkpoint.list_checkpoints(lab.checkpoints, {})][-1] == LAST_SAVE
     return Path(lab.store.url)
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_at_any_moment_of_its_end_ends_all_the_same(
 def test_a_checkpoint_of_the_last_step_without_scores_is_evaluated_again(lab: Lab, whole: Run) -> None:
     """As versions have left it that did not keep them."""
     assert lab.start() == "finished"
-    folder = lab.checkpoints.child(checkpoint.listed(lab.checkpoints, {})[-1].folder)
+    folder = lab.checkpoints.child(checkpoint.list_checkpoints(lab.checkpoints, {})[-1].folder)
     progress = folder.read_json("progress.json")
     del progress["scores"]
     content = json.dumps(progress).encode()

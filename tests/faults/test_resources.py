@@ -35,7 +35,9 @@ def test_a_disk_that_stays_full_ends_the_attempt_and_the_last_whole_checkpoint_i
     lab.attempt(AtStep({4: lambda: fill(small_disk)}))
     said = capfd.readouterr().err
     assert "crashed: cannot use" in said and "No space left on device. Free some space" in said.replace("'", "")
-    assert [saved.step for saved in checkpoint.listed(lab.checkpoints, {})] == [3], "none that is half written counts"
+    assert [saved.step for saved in checkpoint.list_checkpoints(lab.checkpoints, {})] == [3], (
+        "none that is half written counts"
+    )
     (small_disk / "filler").unlink()
     attempt = lab.attempt()
     assert (attempt.cause, attempt.start_step, attempt.end_step) == ("finished", 3, STEPS)

@@ -50,7 +50,7 @@ def test_a_save_that_is_due_at_the_end_of_an_epoch_is_made(tmp_path: Path, tiny_
     lab = Lab(tmp_path / "run", tiny_digits, "eval.every_epochs=3")
     lab.job = lab.job.model_copy(update={"checkpoint": CheckpointPolicy(every_steps=STEPS // 3, keep=9)})
     assert lab.attempt().cause == "finished"
-    saved = checkpoint.listed(lab.checkpoints, {})
+    saved = checkpoint.list_checkpoints(lab.checkpoints, {})
     assert [s.step for s in saved] == [STEPS // 3, 2 * STEPS // 3, STEPS]
     assert "model.safetensors" in lab.checkpoints.names(saved[-1].folder), "its first and only save"
 

@@ -22,10 +22,15 @@ SHORT = (
 
 def plan_short(recipe: str, data: Path, runs: Path, *assignments: str, seeds: int = 1) -> list[PlannedRun]:
     """Plan runs as submit does, but for the check of the model in a process of its own."""
-    for_jobs = [a.removeprefix("job.") for a in assignments if a.startswith("job.")]
-    for_recipes = [a for a in assignments if not a.startswith("job.")]
+    of_job = parse_overrides([a.removeprefix("job.") for a in assignments if a.startswith("job.")])
+    of_recipe = parse_overrides([a for a in assignments if not a.startswith("job.")])
     file = SweepFile(name="test", grid=(Grid(recipes=(recipe,), seeds=tuple(range(seeds))),))
-    points = expand(file, job="local", for_recipes=parse_overrides(for_recipes), for_jobs=parse_overrides(for_jobs))
+    points = expand(
+        file,
+        job="local",
+        recipe_overrides=of_recipe,
+        job_overrides=of_job,
+    )
     return plan_runs(points, str(runs), str(data), dry_run=False)[0]
 
 

@@ -17,14 +17,14 @@ def file(**values: object) -> SweepFile:
 DIGITS = {"recipes": ["digits"], "models": ["resnet10t", "test_resnet"], "seeds": 2}
 
 
-def planned(runs: Path, digits: Path, *for_jobs: str):
+def planned(runs: Path, digits: Path, *job_overrides: str):
     """Plan the runs of the grid `DIGITS`."""
-    return planned_with_notes(runs, digits, *for_jobs)[0]
+    return planned_with_notes(runs, digits, *job_overrides)[0]
 
 
-def planned_with_notes(runs: Path, digits: Path, *for_jobs: str):
+def planned_with_notes(runs: Path, digits: Path, *job_overrides: str):
     """The same, with what is said beside it."""
-    points = expand(file(grid=[DIGITS]), job="slurm-cpu", for_jobs=parse_overrides(for_jobs))
+    points = expand(file(grid=[DIGITS]), job="slurm-cpu", job_overrides=parse_overrides(job_overrides))
     return plan_runs(points, str(runs), str(digits), dry_run=False)
 
 

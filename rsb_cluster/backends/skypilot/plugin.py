@@ -25,7 +25,7 @@ from rsb_cluster.backends.skypilot.sky_task import as_yaml, sky_task
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.node.node_spec import NodeSpec, Wheel, folder_of
+from rsb_cluster.node.node_spec import NodeSpec, Wheel, submission_folder
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
 from rsb_cluster.storage.store import Store
@@ -193,7 +193,7 @@ def _write(spec: NodeSpec, code: wheel.BuiltWheel, task: dict[str, Any]) -> tupl
     if not run.store.exists(_code_path(code)):
         run.store.write_bytes(_code_path(code), code.content)
     run.store.write_bytes(spec.path, spec.encode())
-    folder = folder_of(spec.submission_id)
+    folder = submission_folder(spec.submission_id)
     run.store.write_bytes(f"{folder}/task.yaml", as_yaml(task).encode())
     job = read_record(Job, spec.job, "the submitted job")
     submission = new_submission(job, spec.submission_id, run.store.locate(folder), spec.data)

@@ -15,7 +15,7 @@ import numpy as np
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.data.ahead import ReadAhead
 from rsb_cluster.data.index import ShardIndex
-from rsb_cluster.data.order import EpochOrder, Ints, seed_of
+from rsb_cluster.data.order import EpochOrder, Ints, derive_seed
 from rsb_cluster.data.reader import ShardReader
 
 # epoch, group of virtual ranks, block of the group's stream
@@ -134,7 +134,7 @@ class TrainStream:
                 key=self._index.key(number),
                 image=images[number],
                 label=int(self._index.labels[number]),
-                seed=seed_of(self._seed, epoch, number, copy, 2),
+                seed=derive_seed(self._seed, epoch, number, copy, 2),
                 copy=copy,
             )
             for number, copy in zip(draw.samples.tolist(), draw.copies.tolist(), strict=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsb_cluster.data.scoring import BEST, UNDECODABLE, Classes
+from rsb_cluster.data.scoring import TOP_K, UNDECODABLE, Classes
 from rsb_cluster.errors import DataError
 from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.input.loader import Batch
@@ -54,7 +54,7 @@ def gather_predictions(
     """
     device = group.device
     classes = None if allowed is None else torch.from_numpy(allowed).to(device)
-    table = torch.zeros((total, BEST + 1), dtype=torch.int64, device=device)  # last column: occurrences of the image
+    table = torch.zeros((total, TOP_K + 1), dtype=torch.int64, device=device)  # last column: occurrences of the image
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # losses, undecodable images
     done = 0
     for batch, logits_BK in outputs:
@@ -62,19 +62,19 @@ def gather_predictions(
         losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none") * good_B
         sums += torch.stack([losses_B.double().sum(), (~good_B).double().sum()])
         allowed_BK = logits_BK if classes is None else logits_BK[:, classes]
-        best_B5 = allowed_BK.topk(min(BEST, allowed_BK.shape[1]), dim=1).indices
+        best_B5 = allowed_BK.topk(min(TOP_K, allowed_BK.shape[1]), dim=1).indices
         best_B5 = best_B5 if classes is None else classes[best_B5]
-        padded_B5 = F.pad(best_B5, (0, BEST - best_B5.shape[1]), value=UNDECODABLE)
-        table[samples_B, :BEST] = torch.where(good_B[:, None], padded_B5, UNDECODABLE)
-        table[samples_B, BEST] += 1
+        padded_B5 = F.pad(best_B5, (0, TOP_K - best_B5.shape[1]), value=UNDECODABLE)
+        table[samples_B, :TOP_K] = torch.where(good_B[:, None], padded_B5, UNDECODABLE)
+        table[samples_B, TOP_K] += 1
         done += len(samples_B)
         progress(done)
     summed = group.sum_(table).cpu().numpy()
     loss, bad = group.sum_(sums).tolist()
-    wrong = np.flatnonzero(summed[:, BEST] != 1)
+    wrong = np.flatnonzero(summed[:, TOP_K] != 1)
     if wrong.size:
         raise DataError(
             f"{wrong.size} images of the index were not evaluated exactly once, such as number {wrong[0]}. This is a "
             "bug in the distribution of samples; report it."
         )
-    return Predictions(summed[:, :BEST], loss / max(1, total - int(bad)), int(bad))
+    return Predictions(summed[:, :TOP_K], loss / max(1, total - int(bad)), int(bad))

@@ -142,7 +142,7 @@ def test_notes_are_the_comments_behind_values(tmp_path):
     path.write_text(
         '# top\na = 1 # one\nb = "#no" #two\nc = 2\n[t] # table\nd = {x = 1} # in "line"\n[t.u]\ne = [1]# é\n'
     )
-    assert catalog.notes(path) == {"a": "one", "b": "two", "c": "", "t.d": 'in "line"', "t.u.e": "é"}
+    assert catalog.value_comments(path) == {"a": "one", "b": "two", "c": "", "t.d": 'in "line"', "t.u.e": "é"}
 
 
 def test_a_procedure_from_other_weights_is_modified_unless_it_is_fine_tuning() -> None:

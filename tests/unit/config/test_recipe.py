@@ -97,7 +97,7 @@ def test_the_remainder_of_an_epoch_is_not_a_step(name, steps):
 
 @pytest.mark.parametrize("name", ["a1", "a2", "a3"])
 def test_what_table_2_leaves_open_is_chosen_and_said_to_be_open(name):
-    values, notes = flatten(load_recipe(name)), catalog.notes(RECIPES / f"{name}.toml")
+    values, notes = flatten(load_recipe(name)), catalog.value_comments(RECIPES / f"{name}.toml")
     assert {key: values[key] for key in OPEN_IN_TABLE_2} == OPEN_IN_TABLE_2
     assert values["loss.targets"] == "paper"
     said_open = {key for key, note in notes.items() if re.search(r"\bopen\b", note)}
@@ -176,7 +176,7 @@ def test_a_fine_tuning_recipe_is_of_a_data_set_that_shards_make_knows(name):
     ],
 )
 def test_a_reconstruction_keeps_what_is_public_and_says_that_the_rest_is_ours(name, base, public, top1):
-    recipe, notes = load_recipe(name), catalog.notes(RECIPES / f"{name}.toml")
+    recipe, notes = load_recipe(name), catalog.value_comments(RECIPES / f"{name}.toml")
     values, of_base = flatten(recipe), flatten(load_recipe(base))
     assert {key: values[key] for key in public} == public
     assert recipe.reconstruction
@@ -196,7 +196,7 @@ def test_only_what_is_not_public_is_a_reconstruction(name):
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_every_value_has_a_comment_with_its_source(name):
-    notes = catalog.notes(RECIPES / f"{name}.toml")
+    notes = catalog.value_comments(RECIPES / f"{name}.toml")
     bare = {key for key, note in notes.items() if len(note) < 5}
     assert bare == set()
     assert notes.keys() == set(_written(RECIPES / f"{name}.toml"))

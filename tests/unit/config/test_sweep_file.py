@@ -48,8 +48,8 @@ def test_the_command_line_comes_after_the_file():
     points = expand(
         load_sweep("resnet-depths")[0],
         job="slurm",
-        for_jobs=parse_overrides(["nodes=1"]),
-        for_recipes=parse_overrides(["optimizer.lr=1"]),
+        job_overrides=parse_overrides(["nodes=1"]),
+        recipe_overrides=parse_overrides(["optimizer.lr=1"]),
     )
     assert {point.job.nodes for point in points} == {1}
     assert {point.resolved.recipe.optimizer.lr for point in points} == {1}

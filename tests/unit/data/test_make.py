@@ -13,10 +13,10 @@ import pytest
 from rsb_cluster.data.index import INDEX_NAME, load_index
 from rsb_cluster.data.labels import LabelFile
 from rsb_cluster.data.make import make_set, make_shards
-from rsb_cluster.data.part import source_of
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.digits import digits
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.errors import ConfigError, DataError, RsbError, StorageError
 from rsb_cluster.storage.store import Store
 from tests.servers.daemons import processes_with
@@ -202,11 +202,11 @@ def test_no_samples_and_impossible_sizes_are_refused(tmp_path):
 def test_what_a_part_was_made_from_is_in_it_and_tells_no_path(tmp_path):
     sources = open_set("digits")
     make_set(sources, Store(tmp_path))
-    known = source_of(Store(tmp_path / "val"))
+    known = read_source_record(Store(tmp_path / "val"))
     assert known["data_set"] == "digits"
     assert (known["samples"], known["classes"], known["max_side"]) == (359, 10, None)
     assert str(tmp_path) not in (tmp_path / "val" / "source.json").read_text()
-    assert source_of(Store(tmp_path)) == {}
+    assert read_source_record(Store(tmp_path)) == {}
 
 
 def test_a_set_is_refused_before_any_part_is_written_and_gone_on_with_part_by_part(tmp_path):

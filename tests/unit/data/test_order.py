@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rsb_cluster.data.order import EpochOrder, _pieces, permutation, seed_of
+from rsb_cluster.data.order import EpochOrder, _pieces, derive_seed, permutation
 from tests.unit.tars import index_of
 
 Ints = NDArray[np.int64]
@@ -134,7 +134,7 @@ def test_epochs_seeds_and_blocks_differ() -> None:
 def test_the_order_is_the_one_of_earlier_versions() -> None:
     """A run may outlive an upgrade: these numbers must never change."""
     assert permutation(8, 0, 1).tolist() == [3, 7, 4, 2, 1, 6, 5, 0]
-    assert seed_of(1, 2, 3) == 16416179746454340671
+    assert derive_seed(1, 2, 3) == 16416179746454340671
     order = EpochOrder(
         index_of([5, 3, 7, 4]), seed=3, epoch=2, global_batch=6, virtual_ranks=2, repeats=1, block=4, piece=2
     )

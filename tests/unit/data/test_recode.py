@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from rsb_cluster.data.make import make_shards
-from rsb_cluster.data.part import source_of
 from rsb_cluster.data.recode import Recode
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.data.verify import verify
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
@@ -52,7 +52,7 @@ def test_larger_images_are_made_smaller_and_all_others_kept(tmp_path):
     }
     expected = Image.open(io.BytesIO(images["grey"])).resize((64, 64), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(opened["grey"], float) - np.asarray(expected, float)).mean() < 5
-    assert source_of(store)["max_side"] == 64
+    assert read_source_record(store)["max_side"] == 64
     assert verify(store, decode=True).problems == []
     with pytest.raises(DataError, match="the image 'bad' cannot be decoded"):
         make_shards(source_with([("bad", b"text", "jpg", 0)]), Store(tmp_path / "bad"), recode=Recode(64))

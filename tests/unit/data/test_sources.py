@@ -8,9 +8,9 @@ from PIL import Image
 
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.part import source_of
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.vision import data_set_names, torchvision_dataset
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.data.verify import stats, verify
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
@@ -35,7 +35,7 @@ def test_a_small_copy_comes_back_with_its_bytes_and_classes(tmp_path, name):
         assert found == images
         report = verify(dest.child(part), decode=True)
         assert (report.problems, report.samples) == ([], len(images))
-        assert source_of(dest.child(part))["data_set"] == stats(dest.child(part)).data_set == name
+        assert read_source_record(dest.child(part))["data_set"] == stats(dest.child(part)).data_set == name
         assert made[part].num_classes == len(sources[part].classes)
 
 

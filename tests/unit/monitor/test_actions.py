@@ -11,7 +11,7 @@ import pytest
 from rsb_cluster.backends.skypilot.backend import SkyPilot
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.monitor import actions
-from rsb_cluster.node.node_spec import folder_of
+from rsb_cluster.node.node_spec import submission_folder
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
 from tests.unit.bundled import load_job
@@ -44,7 +44,7 @@ def test_retry_takes_the_data_where_the_last_submit_found_them(sky, tmp_path):
     assert set(actions.retry([run], failed_only=False).submitted) == {run.run_id}
     first, second = run.submissions()
     assert first.job_id != second.job_id and first.data == second.data == "s3://bucket/moved"
-    spec = run.store.read_json(f"{folder_of(second.job_id)}/spec.json")
+    spec = run.store.read_json(f"{submission_folder(second.job_id)}/spec.json")
     assert spec["data"] == "s3://bucket/moved"
 
 

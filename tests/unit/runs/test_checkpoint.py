@@ -11,7 +11,7 @@ import pytest
 
 from rsb_cluster.errors import CheckpointError
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.checkpoint import Saved
+from rsb_cluster.runs.checkpoint import CheckpointId
 from rsb_cluster.runs.lease import SupersededError
 from rsb_cluster.storage.store import Store
 from tests.command import ROOT
@@ -24,7 +24,7 @@ def files_of(step):
 
 
 def put(store, step, files, attempt=1):
-    checkpoint.write(store, Saved(step, attempt), files, before_manifest=lambda: None)
+    checkpoint.write(store, CheckpointId(step, attempt), files, before_manifest=lambda: None)
 
 
 def write(store, *steps, attempt=1):
@@ -33,7 +33,7 @@ def write(store, *steps, attempt=1):
 
 
 def steps(store):
-    return [saved.step for saved in checkpoint.listed(store, {})]
+    return [saved.step for saved in checkpoint.list_checkpoints(store, {})]
 
 
 def latest(store):
@@ -45,7 +45,7 @@ def prune(store, keep):
 
 
 def path(step, name):
-    return f"{Saved(step, 1).folder}/{name}"
+    return f"{CheckpointId(step, 1).folder}/{name}"
 
 
 def test_it_is_read_as_it_was_written(anywhere):
@@ -55,8 +55,8 @@ def test_it_is_read_as_it_was_written(anywhere):
     put(anywhere, 100, {"model.pt": bytearray(b"x"), "view": memoryview(b"abc")})
     assert steps(anywhere) == [3, 20, 100]
     found = latest(anywhere)
-    assert found == checkpoint.Checkpoint(Saved(100, 1), {"model.pt": b"x", "view": b"abc"})
-    assert checkpoint.read(anywhere, Saved(3, 1)).files == files_of(3)
+    assert found == checkpoint.Checkpoint(CheckpointId(100, 1), {"model.pt": b"x", "view": b"abc"})
+    assert checkpoint.read(anywhere, CheckpointId(3, 1)).files == files_of(3)
 
 
 def test_numbers_are_numbers_and_not_text(anywhere):
@@ -132,7 +132,7 @@ def test_a_damaged_one_is_logged_and_quarantined_and_the_previous_one_is_used(an
     write(anywhere, 5, 9)
     DAMAGES[damage](anywhere)
     with pytest.raises(CheckpointError, match="step-00000009-a0001"):
-        checkpoint.read(anywhere, Saved(9, 1))
+        checkpoint.read(anywhere, CheckpointId(9, 1))
     with caplog.at_level(logging.WARNING):
         found = latest(anywhere)
     assert (found.step, found.files) == (5, files_of(5))
@@ -216,7 +216,7 @@ def test_a_step_that_is_saved_again_is_whole_at_any_time(anywhere):
         with pytest.raises(Killed):
             put(anywhere, 9, again)
         del anywhere.write_bytes
-        assert checkpoint.read(anywhere, Saved(9, 1)).files == files_of(9)
+        assert checkpoint.read(anywhere, CheckpointId(9, 1)).files == files_of(9)
     put(anywhere, 9, again)
     assert latest(anywhere).files == again
     put(anywhere, 9, files_of(9))
@@ -239,10 +239,14 @@ def test_what_an_attempt_saves_after_its_successor_started_is_ignored(anywhere):
     write(anywhere, 5, 10)
     starts = {1: 0, 2: 10}
     write(anywhere, 20, attempt=1)
-    assert checkpoint.read_latest(anywhere, starts).saved == Saved(10, 1)
+    assert checkpoint.read_latest(anywhere, starts).saved == CheckpointId(10, 1)
     write(anywhere, 15, attempt=2)
-    assert checkpoint.read_latest(anywhere, starts).saved == Saved(15, 2)
-    assert checkpoint.listed(anywhere, starts) == [Saved(5, 1), Saved(10, 1), Saved(15, 2)]
+    assert checkpoint.read_latest(anywhere, starts).saved == CheckpointId(15, 2)
+    assert checkpoint.list_checkpoints(anywhere, starts) == [
+        CheckpointId(5, 1),
+        CheckpointId(10, 1),
+        CheckpointId(15, 2),
+    ]
     checkpoint.prune(anywhere, starts, keep=2, best_step=0)
     assert anywhere.names() == ["step-00000010-a0001", "step-00000015-a0002"]
 
@@ -251,7 +255,7 @@ def test_two_attempts_that_save_one_step_do_not_share_a_folder(anywhere):
     write(anywhere, 9, attempt=1)
     put(anywhere, 9, {"model.pt": b"the second's"}, attempt=2)
     assert checkpoint.read_latest(anywhere, {1: 0, 2: 5}).files == {"model.pt": b"the second's"}
-    assert checkpoint.read(anywhere, Saved(9, 1)).files == files_of(9)
+    assert checkpoint.read(anywhere, CheckpointId(9, 1)).files == files_of(9)
 
 
 def test_an_attempt_that_is_superseded_writes_no_manifest(anywhere):
@@ -259,7 +263,7 @@ def test_an_attempt_that_is_superseded_writes_no_manifest(anywhere):
         raise SupersededError
 
     with pytest.raises(SupersededError):
-        checkpoint.write(anywhere, Saved(7, 1), files_of(7), before_manifest=superseded)
+        checkpoint.write(anywhere, CheckpointId(7, 1), files_of(7), before_manifest=superseded)
     assert steps(anywhere) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.runs import lease
-from rsb_cluster.runs.checkpoint import Saved, write
+from rsb_cluster.runs.checkpoint import CheckpointId, write
 from rsb_cluster.runs.lease import EndedError, HistoryError, LeaseHeldError, SupersededError
 from rsb_cluster.runs.run import Attempt, Heartbeat, Run
 
@@ -62,12 +62,12 @@ def fast(monkeypatch):
 def test_attempts_are_numbered_and_start_at_the_newest_checkpoint(run):
     first = lease.acquire(run, draft())
     assert (first.record.number, first.record.start_step, first.starts) == (1, 0, {})
-    write(run.store.child("checkpoints"), Saved(12, 1), {"x": b"x"}, before_manifest=first.check)
+    write(run.store.child("checkpoints"), CheckpointId(12, 1), {"x": b"x"}, before_manifest=first.check)
     end(run, first)
     second = lease.acquire(run, draft())
     assert (second.record.number, second.record.start_step, second.starts) == (2, 12, {1: 0})
     # What the first saved after the second began is not the run's.
-    write(run.store.child("checkpoints"), Saved(20, 1), {"x": b"x"}, before_manifest=lambda: None)
+    write(run.store.child("checkpoints"), CheckpointId(20, 1), {"x": b"x"}, before_manifest=lambda: None)
     assert lease.acquire(run, draft()).record.start_step == 12
 
 
@@ -162,7 +162,7 @@ def test_crashes_in_a_row_end_a_run_and_preemptions_do_not(tmp_path, causes, ref
 def test_crashes_between_which_there_was_progress_are_no_loop(tmp_path):
     run = Run.at(tmp_path, "run")
     checkpoints = run.store.child("checkpoints")
-    write(checkpoints, Saved(30, 1), {"x": b"x"}, before_manifest=lambda: None)
+    write(checkpoints, CheckpointId(30, 1), {"x": b"x"}, before_manifest=lambda: None)
     lease.check_history(history(run, "crashed", "crashed", steps=(0, 30)), JOB)
 
 

@@ -94,16 +94,16 @@ def test_a_beginning_ends_where_a_word_ends(runs):
 
 
 @pytest.mark.parametrize(
-    ("name", "says_several"),
+    ("name", "is_explicit"),
     [("a1", False), ("a1-resnet50", False), (IDS[0], False), ("a1-*", True), ("*", True), ("a1-resnet50-s[0]*", True)],
 )
-def test_a_glob_or_a_sweep_says_that_several_are_meant(runs, name, says_several):
+def test_a_glob_or_a_sweep_says_that_several_are_meant(runs, name, is_explicit):
     (named,) = match_names(str(runs), (name,))
-    assert (named.name, named.says_several) == (name, says_several)
+    assert (named.name, named.is_explicit) == (name, is_explicit)
     (by_path,) = match_names(str(runs), (f"{runs}/{IDS[0]}",))
-    assert not by_path.says_several
+    assert not by_path.is_explicit
     sweep = add_sweep(runs, "depths", *IDS)
-    assert [named.says_several for named in match_names(str(runs), ("depths", sweep.sweep_id))] == [True, True]
+    assert [named.is_explicit for named in match_names(str(runs), ("depths", sweep.sweep_id))] == [True, True]
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(runs):

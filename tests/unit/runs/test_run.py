@@ -12,7 +12,7 @@ from rsb_cluster.config import catalog
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import MissingError, NewerVersionError, StorageError
 from rsb_cluster.runs.lookup import find_runs, list_runs
-from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same, environment_changes
+from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same_recipe, environment_changes
 from tests.unit.runs.made import IDS, make
 
 
@@ -164,10 +164,10 @@ def test_a_file_of_a_newer_version_or_a_damaged_one_is_named(tmp_path, name):
 
 def test_another_science_in_a_runs_folder_is_refused(tmp_path):
     run, _ = make(tmp_path, IDS[0])
-    check_same(run, catalog.load_recipe("a1").recipe)
-    check_same(run, catalog.load_recipe("a1", overrides=parse_overrides(["description=other", "paper="])).recipe)
+    check_same_recipe(run, catalog.load_recipe("a1").recipe)
+    check_same_recipe(run, catalog.load_recipe("a1", overrides=parse_overrides(["description=other", "paper="])).recipe)
     with pytest.raises(StorageError, match=r"recipe\.json is not the recipe of its run id"):
-        check_same(run, catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe)
+        check_same_recipe(run, catalog.load_recipe("a1", overrides=parse_overrides(["optimizer.lr=1"])).recipe)
 
 
 def test_a_run_is_readable_by_its_owner_alone(tmp_path):

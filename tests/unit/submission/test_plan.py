@@ -197,7 +197,7 @@ def test_a_dry_run_without_the_weights_continues_with_a_note(tmp_path: Path, dig
     points = expand(
         SweepFile(name="test", grid=(Grid(recipes=("digits",)),)),
         job="local",
-        for_recipes=parse_overrides([from_(tmp_path / "no.pth")]),
+        recipe_overrides=parse_overrides([from_(tmp_path / "no.pth")]),
     )
     [one], notes = plan_runs(points, str(tmp_path), str(digits), dry_run=True)
     assert one.run.run_id.endswith("-unknown") and one.init is None

@@ -27,12 +27,12 @@ FILE = SweepFile(name="x", grid=(Grid(recipes=("digits",), models=("test_resnet"
 WAITS = ("setup=['sleep 60']",)
 
 
-def planned(runs: Path, data: Path, *for_jobs: str) -> list[PlannedRun]:
+def planned(runs: Path, data: Path, *job_overrides: str) -> list[PlannedRun]:
     points = expand(
         FILE,
         job="local",
-        for_jobs=parse_overrides((*WAITS, *for_jobs)),
-        for_recipes=parse_overrides(("train.virtual_ranks=0",)),
+        job_overrides=parse_overrides((*WAITS, *job_overrides)),
+        recipe_overrides=parse_overrides(("train.virtual_ranks=0",)),
     )
     return plan_runs(points, str(runs), str(data), dry_run=False)[0]
 

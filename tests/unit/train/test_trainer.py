@@ -16,7 +16,7 @@ from rsb_cluster.data.sources import open_set
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs import checkpoint, lease
-from rsb_cluster.runs.checkpoint import Saved
+from rsb_cluster.runs.checkpoint import CheckpointId
 from rsb_cluster.runs.metrics import MetricsRow
 from rsb_cluster.runs.run import Attempt, Cause, Run
 from rsb_cluster.storage.store import Store
@@ -156,7 +156,7 @@ def test_all_ranks_leave_after_the_same_step_where_the_one_that_saves_learns_fir
         with pytest.raises(DivergedError):
             lab.attempt()
     assert steps[0] == steps[1] > 1
-    saved = [s.step for s in checkpoint.listed(Run.at(tmp_path, "saves").store.child("checkpoints"), {})]
+    saved = [s.step for s in checkpoint.list_checkpoints(Run.at(tmp_path, "saves").store.child("checkpoints"), {})]
     assert saved and max(saved) < steps[0] - 1, "the step that diverged is in no checkpoint"
 
 
@@ -171,13 +171,13 @@ def test_a_damaged_checkpoint_is_quarantined_and_the_previous_one_used(tmp_path:
     unbroken.attempt()
     lab.attempt(StopAfter(5))
     lab.attempt(StopAfter(1 + EVALUATION + 4))
-    newest = tmp_path / "run" / "checkpoints" / Saved(STEPS + 4, 2).folder / "model.safetensors"
+    newest = tmp_path / "run" / "checkpoints" / CheckpointId(STEPS + 4, 2).folder / "model.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     assert lab.attempt() == "finished"
     assert lab.run.attempts()[-1].start_step == STEPS  # saved as the best so far
-    assert (tmp_path / "run" / "checkpoints" / f"damaged-{Saved(STEPS + 4, 2).folder}").is_dir()
+    assert (tmp_path / "run" / "checkpoints" / f"damaged-{CheckpointId(STEPS + 4, 2).folder}").is_dir()
     assert_bit_equal(lab.state(), unbroken.state())
     steps = [row["step"] for row in lab.rows() if row["kind"] == "train"]
     assert steps == list(range(1, 3 * STEPS + 1))

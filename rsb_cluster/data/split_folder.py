@@ -55,7 +55,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}{SHARD_SUFFIX}"
 
 
-def source_of(store: Store) -> dict[str, Any]:
+def read_source_record(store: Store) -> dict[str, Any]:
     """Return the record of what a split was made from: ``data_set``, ``samples``, ...; empty if there is none.
 
     Raises:
@@ -72,7 +72,7 @@ def source_of(store: Store) -> dict[str, Any]:
     return record.model_dump(exclude_unset=True)
 
 
-def shown(names: Iterable[str]) -> str:
+def abbreviate(names: Iterable[str]) -> str:
     """Return the first few names, and the number of the others."""
     listed = list(names)
     more = len(listed) - _SHOWN
@@ -94,9 +94,9 @@ class Removal:
     foreign: tuple[str, ...] = ()
 
 
-def refuse_foreign(going: Sequence[Removal]) -> None:
+def refuse_foreign_files(removals: Sequence[Removal]) -> None:
     """Raise ConfigError if a file would be deleted that was not made here."""
-    if found := [f"{shown(part.foreign)} in {part.url}" for part in going if part.foreign]:
+    if found := [f"{abbreviate(part.foreign)} in {part.url}" for part in removals if part.foreign]:
         raise ConfigError(
             f"--overwrite would delete files that were not made by this command: {'; '.join(found)}. "
             "Add --yes to delete them, or choose another folder."
@@ -121,7 +121,7 @@ class SplitFolder:
     def read(cls, store: Store) -> SplitFolder:
         """List a folder, which need not exist."""
         entries = store.entries()
-        return cls(store, entries, source_of(store) if entries.get(SOURCE_NAME) else {})
+        return cls(store, entries, read_source_record(store) if entries.get(SOURCE_NAME) else {})
 
     @property
     def files(self) -> list[str]:

@@ -5,8 +5,8 @@ import pytest
 from rsb_cluster.data.index import INDEX_NAME, build_index
 from rsb_cluster.data.labels import LabelFile, pack_labels, renew_labels
 from rsb_cluster.data.make import make_set, make_shards, plan_set
-from rsb_cluster.data.part import source_of
 from rsb_cluster.data.sources import open_set
+from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 from tests.unit import formats
@@ -109,9 +109,9 @@ def test_overwriting_says_what_goes_and_keeps_all_else(tmp_path):
         make_set({"train": some(3)}, Store(tmp_path), overwrite=True)
     plan = plan_set({"train": some(3)}, Store(tmp_path), overwrite=True)
     assert contents(tmp_path) == before
-    (going,) = plan.going
-    assert going.own == (INDEX_NAME, "shard-000000.tar", "shard-000001.tar")
-    assert going.foreign == ("classes.json", "own-0.tar", "shard-000007.tar")
+    (removal,) = plan.removals
+    assert removal.own == (INDEX_NAME, "shard-000000.tar", "shard-000001.tar")
+    assert removal.foreign == ("classes.json", "own-0.tar", "shard-000007.tar")
     plan.make()
     make_shards(some(3), Store(tmp_path / "fresh"))
     assert contents(tmp_path / "train") == contents(tmp_path / "fresh") | mine
@@ -167,6 +167,6 @@ def test_an_index_and_labels_of_others_are_not_replaced(tmp_path):
 )
 def test_a_source_json_that_is_not_ours_makes_no_folder_ours(tmp_path, record):
     put(tmp_path, **{"source.json": record, "shard-000000.tar": b"x"})
-    assert source_of(Store(tmp_path)) == {}
+    assert read_source_record(Store(tmp_path)) == {}
     with pytest.raises(ConfigError, match="were not made by this command"):
         make_shards(some(3), Store(tmp_path), remake=True)

@@ -14,12 +14,12 @@ import numpy as np
 
 from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, ShardIndex, load_index, write_index
 from rsb_cluster.data.labels import label_file_name, pack_labels
-from rsb_cluster.data.part import RECORD_FORMAT, SOURCE_NAME, Removal, SplitFolder, shard_name, shown
 from rsb_cluster.data.pool import parallel_map
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.data.shard import ImageChange, ShardContents, compare_shard, make_shard, read_sample
 from rsb_cluster.data.sources.source import DataSource
+from rsb_cluster.data.split_folder import RECORD_FORMAT, SOURCE_NAME, Removal, SplitFolder, abbreviate, shard_name
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store, as_json
 
@@ -41,7 +41,7 @@ class SplitPlan:
 
     Attributes:
         source: The samples.
-        going: The files to delete first; None if there are none.
+        removal: The files to delete first; None if there are none.
     """
 
     def __init__(self, source: DataSource, store: Store, shard_samples: int, recode: Recode | None) -> None:
@@ -50,7 +50,7 @@ class SplitPlan:
         if not len(source):
             raise ConfigError(f"there are no samples to write to {store.url}. Check the source.")
         self.source = source
-        self.going: Removal | None = None
+        self.removal: Removal | None = None
         self._store, self._recode, self._shard_samples = store, recode, shard_samples
         self._beside = {CLASSES_NAME: as_json(list(source.classes))} if source.classes else {}
         self._beside |= {label_file_name(name): pack_labels(content) for name, content in source.labels.items()}
@@ -72,7 +72,7 @@ class SplitPlan:
         if folder.entries and not folder.record and replace != "all":
             hint = f" To train on these shards, run: rsb-cluster shards index {folder.store.url}" if folder.tars else ""
             raise ConfigError(
-                f"{folder.store.url} holds {shown(sorted(folder.entries))}, which were not made by this command. "
+                f"{folder.store.url} holds {abbreviate(sorted(folder.entries))}, which were not made by this command. "
                 f"Choose another folder; or add --overwrite to 'shards make' to replace the shards in this one.{hint}"
             )
         if replace != "nothing" or folder.record.get("removing"):
@@ -90,8 +90,8 @@ class SplitPlan:
         if self._index is not None:
             return self._index
         store, source = self._store, self.source
-        if self.going is not None:
-            self._remove(self.going)
+        if self.removal is not None:
+            self._remove(self.removal)
         store.write_json(SOURCE_NAME, {**self._record, "shards": len(self._shards)})
         if self._folder.record:
             _remove_unfinished(store)
@@ -152,7 +152,7 @@ class SplitPlan:
             foreign = sorted(needed.intersection(folder.files).difference(own))
         removed = tuple(name for name in own if name != SOURCE_NAME)
         if removed or foreign:
-            self.going = Removal(folder.store.url, removed, tuple(foreign))
+            self.removal = Removal(folder.store.url, removed, tuple(foreign))
 
     def _check_record(self) -> None:
         """Refuse shards that were made with other settings, or from other images."""
@@ -168,7 +168,7 @@ class SplitPlan:
             changes += _packed_changes(before["packed"], now["packed"])
         if "beside" in differing:
             names = sorted({name for name, _ in before["beside"].items() ^ now["beside"].items()})
-            changes.append(f"the content of {shown(names)}")
+            changes.append(f"the content of {abbreviate(names)}")
         if changes:
             self._refuse(changes)
 
@@ -181,12 +181,12 @@ class SplitPlan:
         if self._sizes and not np.array_equal(np.asarray(self._sizes)[source.order()], index.image_sizes):
             self._refuse(self._image_changes() or ["the order of images"])
         if missing := [name for name in index.shards if not self._folder.entries.get(name)]:
-            self._refuse([f"shards that are missing: {shown(missing)}"])
+            self._refuse([f"shards that are missing: {abbreviate(missing)}"])
         if by_bytes:
             self._compare(list(self._shards), by_bytes, workers, advance)
             different = [name for name in self._shards if name not in self._kept]
             if different:
-                self._refuse([f"shards with other samples: {shown(different)}"])
+                self._refuse([f"shards with other samples: {abbreviate(different)}"])
         self._index = index
 
     def _find_kept_shards(self, by_bytes: bool, workers: int | None, advance: Advance) -> None:
@@ -208,7 +208,7 @@ class SplitPlan:
                 advance(len(found.scan.labels))
         if changes:
             what = "images with other content" if by_bytes else "images with another size"
-            self._refuse([f"{what}: {shown(map(self._describe, changes))}"])
+            self._refuse([f"{what}: {abbreviate(map(self._describe, changes))}"])
 
     def _refuse(self, changes: Sequence[str]) -> NoReturn:
         folder = self._folder
@@ -251,7 +251,7 @@ class SplitPlan:
             ],
             "images that are gone": [unquote(key) for key in stored if key not in now],
         }
-        return [f"{what}: {shown(names)}" for what, names in found.items() if names]
+        return [f"{what}: {abbreviate(names)}" for what, names in found.items() if names]
 
     def _stored_images(self) -> tuple[dict[str, int], bool]:
         """Return the sizes of the stored images by key, in bytes, and whether these are all images."""
@@ -271,13 +271,13 @@ class SplitPlan:
     def _describe(self, change: ImageChange) -> str:
         return f"{self.source.show(change.entry)} ({change.now:,} bytes, were {change.before:,})"
 
-    def _remove(self, going: Removal) -> None:
+    def _remove(self, removal: Removal) -> None:
         """Delete files in an order in which the rest is never mistaken for a complete data set."""
         record = self._folder.record
         if record:
             self._store.write_json(SOURCE_NAME, {**record, "removing": True})
         # The index first: without it the rest is no data set.
-        for name in sorted((*going.own, *going.foreign), key=lambda name: name != INDEX_NAME):
+        for name in sorted((*removal.own, *removal.foreign), key=lambda name: name != INDEX_NAME):
             self._store.delete_file(name)
 
 
@@ -316,7 +316,7 @@ def _packed_changes(before: Mapping[str, int], now: Mapping[str, int]) -> list[s
         "files that are new": sorted(now.keys() - before.keys()),
         "files that are gone": sorted(before.keys() - now.keys()),
     }
-    return [f"{what}: {shown(names)}" for what, names in found.items() if names]
+    return [f"{what}: {abbreviate(names)}" for what, names in found.items() if names]
 
 
 def _remove_unfinished(store: Store) -> None:

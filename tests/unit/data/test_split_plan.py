@@ -19,9 +19,9 @@ from tests.unit.samples import contents, some, source_with
 
 
 def test_shards_are_limited_in_bytes_and_hold_one_sample_at_least(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsb_cluster.data.part_plan._SHARD_BYTES", 3 * 1000)
+    monkeypatch.setattr("rsb_cluster.data.split_plan._SHARD_BYTES", 3 * 1000)
     assert make_shards(some(6, size=900), Store(tmp_path)).shard_start.tolist() == [0, 3, 6]
-    monkeypatch.setattr("rsb_cluster.data.part_plan._SHARD_BYTES", 1)
+    monkeypatch.setattr("rsb_cluster.data.split_plan._SHARD_BYTES", 1)
     assert make_shards(some(3), Store(tmp_path / "small")).shard_start.tolist() == [0, 1, 2, 3]
 
 

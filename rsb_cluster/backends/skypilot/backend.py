@@ -63,7 +63,7 @@ class SkyPilot(Backend):
 
     def doctor_checks(self) -> Mapping[str, Check]:
         """Check SkyPilot, what the nodes will get, and the network."""
-        from rsb_cluster.backends.skypilot.checks import CHECKS
+        from rsb_cluster.backends.skypilot.doctor_checks import CHECKS
 
         return CHECKS
 

@@ -23,7 +23,7 @@ def test_doctor_finds_no_problem_on_this_machine(tmp_path, digits):
 
 
 def test_doctor_finds_what_a_cloud_run_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsb_cluster.backends.skypilot.checks._answers", lambda url: False)
+    monkeypatch.setattr("rsb_cluster.backends.skypilot.doctor_checks._answers", lambda url: False)
     monkeypatch.setattr(
         engine, "check_installed", lambda: (_ for _ in ()).throw(SubmitError("it is not here. Get it."))
     )

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # A rank that made progress so lately is not waiting for its peers, seconds.
 WAITING_S = 5.0
+# A watchdog that sleeps for so long was suspended with its whole process, seconds.
+SUSPENDED_S = 10.0
 
 _NO_ANSWER = "does not answer (killed, stopped, or its node is unreachable)"
 
@@ -111,16 +113,17 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Watch until closed."""
-        last = time.monotonic()
+        last = asleep = time.monotonic()
         # The ranks do not all ask at one moment.
         while not self._closed.wait(INTERVAL_S * random.uniform(0.9, 1.1)):
             now = time.monotonic()
-            ran_s, last = now - last, now
-            if ran_s > max(10.0, 3 * INTERVAL_S):
+            # Only what it overslept: to wait for an answer of rank 0, which may be gone, is to run.
+            suspended_s = now - asleep if now - asleep > SUSPENDED_S else 0.0
+            if suspended_s:
                 # Not only the main thread but the whole process was stopped, such as by a suspending scheduler.
-                log.warning("this process did not run for %.0f s\n%s", ran_s, format_stacks())
+                log.warning("this process did not run for %.0f s\n%s", suspended_s, format_stacks())
                 self._at = max(self._at, now - INTERVAL_S)
-                ran_s = INTERVAL_S
+            ran_s, last = now - last - suspended_s, now
             self._send_heartbeat()
             waiting_s = now - self._at
             if self._end_if_peers_are_lost(waiting_s, ran_s):
@@ -128,6 +131,7 @@ class Watchdog(threading.Thread):
             if self._stalled_s and self._phase != "saving" and waiting_s > self._stalled_s:
                 self._end("stuck", *self._find_cause_of_stall(waiting_s))
                 return
+            asleep = time.monotonic()
 
     def reaches_rank_0(self) -> bool:
         """Whether rank 0, which hosts the common store, answers."""

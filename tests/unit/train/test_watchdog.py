@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from rsb_cluster.train import watchdog
+from rsb_cluster.train import heartbeats, watchdog
 from rsb_cluster.train.watchdog import StalledRank, Watchdog
+from tests.servers.daemons import GUARD_S
 
 PROGRAM = """
 import json, os, signal, sys, threading, time
@@ -214,3 +216,30 @@ def test_a_rank_that_still_starts_has_more_time(ranks):
         assert not ranks.look(0), "200 s, of the 600 that a step may take"
     ranks.dogs[0].progress(6, "computing")
     assert ranks.look(0) and ranks.left == [(0, "lost peer", [1, 2])]
+
+
+@pytest.mark.parametrize(("stalled_s", "peer_timeout_s", "cause"), [(3, 0, "stuck"), (600, 2, "lost peer")])
+def test_a_rank_that_cannot_reach_rank_0_waits_for_its_answers_and_ends_all_the_same(
+    monkeypatch, stalled_s, peer_timeout_s, cause
+):
+    """As one that is cut off from the network: its requests have no end; to wait for them is not to be suspended."""
+    for name, value in {"INTERVAL_S": 0.1, "WAITING_S": 0.2, "SUSPENDED_S": 0.5}.items():
+        monkeypatch.setattr(watchdog, name, value)
+    monkeypatch.setattr(heartbeats, "ANSWER_TIMEOUT_S", 0.6)
+    store, cut_off, ended = OneStore(), threading.Event(), threading.Event()
+    group: Any = SimpleNamespace(rank=1, world_size=2, hosts=("n1", "n2"), host="n2", connect=lambda: store)
+    said: list[tuple[str, list[int]]] = []
+    dog = Watchdog(
+        group,
+        stalled_s=stalled_s,
+        peer_timeout_s=peer_timeout_s,
+        report=lambda cause, suspects: said.append((cause, [suspect.rank for suspect in suspects])),
+        exit_rank=lambda cause: ended.set(),
+    )
+    for name in ("set", "get", "check"):
+        monkeypatch.setattr(store, name, lambda *_: cut_off.wait())
+    dog.progress(4, "computing")
+    dog.progress(5, "computing")
+    dog.start()
+    assert ended.wait(GUARD_S) and said == [(cause, [0])]
+    cut_off.set()

@@ -24,14 +24,24 @@ def rsb(tmp_path: Path, slurm: SlurmCluster) -> RsbCluster:
     return RsbCluster(tmp_path, slurm.env)
 
 
+NO_TORCH = """
+import sys
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ImportError("libcudart.so.13: cannot open shared object file")
+sys.meta_path.insert(0, Broken())
+"""
+
+
 def test_starts_that_fail_before_training_are_delayed_and_then_fail(
     rsb: RsbCluster, slurm: SlurmCluster, digits: Path
 ) -> None:
     """Torch cannot be imported. To save time, the test records some of the starts itself."""
     (rsb.cwd / "broken").mkdir()
-    (rsb.cwd / "broken" / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
-    shadow = f'export PYTHONPATH="{rsb.cwd}/broken:$PYTHONPATH"'
-    run_id = rsb("submit", *DIGITS, "--data", str(digits), "--set", f"job.setup={json.dumps([shadow])}").strip()
+    (rsb.cwd / "broken" / "sitecustomize.py").write_text(NO_TORCH)
+    broken = f'export PYTHONPATH="{rsb.cwd}/broken:$PYTHONPATH"'
+    run_id = rsb("submit", *DIGITS, "--data", str(digits), "--set", f"job.setup={json.dumps([broken])}").strip()
     run = Run.at(rsb.cwd / "runs", run_id)
     (submission,) = run.submissions()
     job, counted = submission.job_id, Path(submission.folder) / f"{submission.job_id}_starts"

@@ -278,7 +278,7 @@ while True:
     step += 1
     files = {f"part-{n}": bytes([step % 256]) * (100_000 + step) for n in range(3)}
     for content in (files, files | {"part-1": b"again"}):
-        checkpoint.write(store, checkpoint.Saved(step, 1), content, before_manifest=lambda: None)
+        checkpoint.write(store, checkpoint.CheckpointId(step, 1), content, before_manifest=lambda: None)
     checkpoint.prune(store, {}, keep=2, best_step=0)
     print(step, flush=True)
 """

@@ -11,7 +11,7 @@ from tests.command import ROOT
 PROGRAM = """
 import os, sys
 from rsb_cluster.errors import RsbError
-from rsb_cluster.storage.store import store
+from rsb_cluster.storage import store
 from rsb_cluster.storage.store import Store
 if "ATTEMPTS" in os.environ:
     store.S3_CLIENT["retries"] = {"total_max_attempts": int(os.environ["ATTEMPTS"])}

@@ -2,6 +2,7 @@
 
     RsbError                 exit 1   operational: try again, or ask the administrator
       SubmitError                     the scheduler refused, or could not be reached
+        RefusedError                  ... it has certainly not taken the job
       StorageError                    a URL could not be read or written
         MissingError                  ... because it does not exist
         AccessError                   ... because permission is missing or credentials have expired
@@ -25,6 +26,10 @@ class RsbError(Exception):
 
 class SubmitError(RsbError):
     """The scheduler refused the job, or could not be reached."""
+
+
+class RefusedError(SubmitError):
+    """The scheduler refused the job, and has certainly not queued it."""
 
 
 class StorageError(RsbError):
@@ -61,3 +66,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return ``1 run`` or ``2 runs``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def is_text(name: str) -> bool:
+    """Whether a name of a file, or an argument, can be written as UTF-8; other bytes are surrogates in Python."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)

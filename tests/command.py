@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ class RsbCluster:
     Args:
         cwd: Where it runs, and where its ``runs`` and ``data`` folders are by default.
         env: Added to this process's environment.
+        prefix: A command that runs it, such as one that becomes another user.
     """
 
-    def __init__(self, cwd: Path, env: dict[str, str]) -> None:
-        self.cwd = cwd
+    def __init__(self, cwd: Path, env: dict[str, str], prefix: Sequence[str] = ()) -> None:
+        self.cwd, self.prefix = cwd, prefix
         self.env = os.environ | {"PYTHONPATH": str(ROOT)} | env
 
     def change_trainer(self, code: str) -> None:
@@ -71,11 +73,15 @@ class RsbCluster:
 
     def run(self, *args: str, code: int = 0, timeout: float = GUARD_S) -> subprocess.CompletedProcess[str]:
         """Run it, check its exit code, and return all that it said."""
-        command = [sys.executable, "-m", "rsb_cluster", *args]
-        done = subprocess.run(command, cwd=self.cwd, env=self.env, capture_output=True, text=True, timeout=timeout)
+        done = self.python("-m", "rsb_cluster", *args, timeout=timeout)
         if done.returncode != code:
             raise CommandError(f"{' '.join(args)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}{self.logs()}")
         return done
+
+    def python(self, *args: str, timeout: float = GUARD_S) -> subprocess.CompletedProcess[str]:
+        """Run Python with some arguments as the command is run."""
+        command = [*self.prefix, sys.executable, *args]
+        return subprocess.run(command, cwd=self.cwd, env=self.env, capture_output=True, text=True, timeout=timeout)
 
     def json(self, *args: str, **options: Any) -> Any:
         """Run it and read its output as JSON."""

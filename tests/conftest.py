@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -20,9 +21,16 @@ from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.vision import DEBIAN_FASHION_MNIST
 from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
+from tests.servers.daemons import GUARD_S, poll
 from tests.servers.hosts import SlurmHosts
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
+from tests.users import Colleague, make_office
+
+# What is compared in these is told apart as in a test. Here, as other folders import them as well.
+pytest.register_assert_rewrite(
+    "tests.unit.results.collect.made", "tests.unit.train.input.part", "tests.unit.train.input.pixels.images"
+)
 
 # Examples are the same in every run, and a slow machine is no failure.
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
@@ -36,7 +44,7 @@ GROUPS = {
     "trainings": (
         "faults/test_node.py", "integration/test_cloud_run.py", "integration/test_local.py",
         "integration/test_selftest.py", "integration/test_slurm.py", "integration/test_slurm_s3.py",
-        "integration/test_sweep.py",
+        "integration/test_sweep.py", "integration/test_tutorial.py",
     ),
     "chains": ("faults/test_cloud_slurm.py", "faults/test_hosts.py", "faults/test_local.py", "faults/test_storm.py"),
 }  # fmt: skip
@@ -79,6 +87,7 @@ def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         _strip_environment(monkeypatch)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 
 
@@ -86,6 +95,17 @@ def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what an earlier test left in the environment from the next one."""
     _strip_environment(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _clean_log() -> Iterator[None]:
+    """Keep what a command or a worker does to the package's logger from the next test."""
+    logger = logging.getLogger("rsb_cluster")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    logger.handlers = handlers.copy()
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 def skip_without(server: str, missing: list[str]) -> None:
@@ -96,6 +116,27 @@ def skip_without(server: str, missing: list[str]) -> None:
     if server in os.environ.get("RSB_REQUIRE", "").replace(",", " ").split():
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def needs_root() -> None:
+    """Skip where file systems cannot be mounted; the servers need root as well."""
+    skip_without("slurm", [] if os.geteuid() == 0 else ["root rights"])
+
+
+@pytest.fixture
+def no_memory(needs_root: None) -> Iterator[Path]:
+    """A control group whose processes get no memory but what they have."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    group = (v1 if v1.exists() else v1.parent) / f"rsb-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if v1.exists() else "memory.max")).write_text(str(1 << 14))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    yield group
+    assert poll(lambda: not (group / "cgroup.procs").read_text(), GUARD_S), "the kernel has killed what was in it"
+    group.rmdir()
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +209,27 @@ def fashion_mnist(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Pa
     folder = tmp_path_factory.mktemp("fashion-mnist")
     make_set(open_set("FashionMNIST", root=fashion), Store(folder))
     return folder
+
+
+@pytest.fixture
+def office() -> Iterator[Path]:
+    """A folder with the runs that two users share."""
+    skip_without("users", Colleague.unavailable())
+    folder = make_office()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ann(office: Path) -> Colleague:
+    """One of the two."""
+    return Colleague("bin", office)
+
+
+@pytest.fixture
+def bob(office: Path) -> Colleague:
+    """The other, with the umask of sites where each user has a group of that name."""
+    return Colleague("games", office, umask=0o002)
 
 
 @pytest.fixture

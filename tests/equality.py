@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -10,10 +9,14 @@ import torch
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.metrics import MetricsRow, read_rows
 from rsb_cluster.runs.run import Run
+from rsb_cluster.runs.sample_log import MicroBatch, micro_batches
 from rsb_cluster.train.state import from_files
 
 # What two runs of the same mathematics may differ in: the clock, and who did it.
-CLOCK = ("time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt")
+CLOCK = (
+    "time", "images_per_s", "data_wait_s", "bytes_read", "read_amplification", "attempt", "step_s_p50", "step_s_p99",
+    "slowest_rank", "slowest_host", "slowest_by", "gpu_memory_bytes", "gpu_utilization", "gpu_power_w", "gpu_energy_j",
+)  # fmt: skip
 
 
 def rows_of(run: Run) -> list[MetricsRow]:
@@ -25,19 +28,15 @@ def final_state(run: Run) -> dict[str, Any]:
     starts = {attempt.number: attempt.start_step for attempt in run.attempts()}
     found = checkpoint.read_latest(run.store.child("checkpoints"), starts)
     assert found is not None
-    return from_files(found, torch.device("cpu"))[1]
+    return from_files(found)[1]
 
 
-def samples_of(run: Run) -> dict[tuple[int, int], tuple[tuple[int, ...], int, int]]:
-    """What each micro-batch held that became part of the run: samples, and checksums of pixels and class shares."""
-    kept: dict[tuple[int, int], tuple[tuple[int, ...], int, int]] = {}
+def samples_of(run: Run) -> dict[tuple[int, int], MicroBatch]:
+    """What each micro-batch held that became part of the run."""
+    kept: dict[tuple[int, int], MicroBatch] = {}
     for attempt in run.attempts():
         kept = {key: held for key, held in kept.items() if key[0] < attempt.start_step}
-        for name in run.store.files("samples"):
-            if name.startswith(f"samples/{attempt.number:04d}-"):
-                for line in run.store.read_bytes(name).decode().splitlines():
-                    row = json.loads(line)
-                    kept[row["step"], row["virtual_rank"]] = (tuple(row["samples"]), row["pixels"], row["shares"])
+        kept |= micro_batches(run, attempt.number)
     return kept
 
 

@@ -103,6 +103,8 @@ def _metrics(
             "kind": "train", "step": step, "epoch": epoch, "time": START + step,
             "loss": 0.0018 + 0.0055 * math.exp(-5 * done) + draw.gauss(0, 2e-5),
             "images_per_s": speed * draw.gauss(1, 0.02), "data_wait_s": waiting * recipe.train.global_batch / speed,
+            "step_s_p50": recipe.train.global_batch / speed, "step_s_p99": 1.25 * recipe.train.global_batch / speed,
+            "slowest_rank": 3, "slowest_host": "node-07", "slowest_by": 0.12, "gpu_energy_j": 3.6e6,
         }  # fmt: skip
         score = {"kind": "eval", "step": step, "epoch": epoch, "time": START + step}
         score["top1"] = top1 * (1 - 0.75 * math.exp(-4 * done) - 0.12 * (1 - done)) + draw.gauss(0, 1.2 * (1 - done))

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core iproute2
-  ceph-mon ceph-osd ceph-mgr radosgw ceph-common curl dataset-fashion-mnist chromium fonts-dejavu-core)
+  ceph-mon ceph-osd ceph-mgr radosgw ceph-common openssl curl dataset-fashion-mnist chromium fonts-dejavu-core)
 
 fail() {
   printf 'tests/setup.sh: %s\n' "$*" >&2

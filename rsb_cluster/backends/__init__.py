@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, Price, State
-from rsb_cluster.backends.local import Local
+from rsb_cluster.backends.local import Local, has_gpu
 from rsb_cluster.backends.skypilot.backend import SkyPilot
-from rsb_cluster.backends.slurm import Slurm
+from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.config.job import Job
+from rsb_cluster.config.settings import setting
 from rsb_cluster.errors import ConfigError, RsbError, did_you_mean
 from rsb_cluster.runs.run import Submission
 
 __all__ = [
-    "BACKENDS", "Backend", "Check", "Finding", "JobStatus", "Price", "State", "backend_of", "cancel",
-    "default_job", "preempt", "query", "states",
+    "BACKENDS", "Backend", "Check", "Finding", "JobStatus", "Price", "State", "at_site", "backend_of", "cancel",
+    "cancel_queued", "default_job", "look", "preempt", "states",
 ]  # fmt: skip
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Local(), Slurm(), SkyPilot())}
@@ -44,18 +45,57 @@ def backend_of(job: Job | Submission) -> Backend:
 
 
 def default_job(nodes: int) -> str:
-    """Return the name of the default job: ``slurm`` where Slurm is needed or installed, else ``local``."""
-    return "slurm" if nodes > 1 or shutil.which("sbatch") else "local"
+    """Return the name of the default job.
+
+    It is the user's setting; ``slurm`` where Slurm is needed or installed; else this machine, on its GPU if it has one.
+    """
+    if chosen := setting("job"):
+        return chosen
+    if nodes > 1 or shutil.which("sbatch"):
+        return "slurm"
+    return "local-gpu" if has_gpu() else "local"
 
 
-def query(submissions: Sequence[Submission]) -> list[JobStatus]:
-    """Return the job status of each submission; one query per back end."""
-    return _per_backend(submissions, lambda backend, group: backend.query(group))
+def at_site(job: Job) -> Job:
+    """Return a job with the user's account and partition, where it takes such and names none."""
+    if not backend_of(job).has_partitions:
+        return job
+    chosen = {name: value for name in ("account", "partition") if name not in job.slurm and (value := setting(name))}
+    return job.model_copy(update={"slurm": {**chosen, **job.slurm}}) if chosen else job
+
+
+def look(submissions: Sequence[Submission]) -> list[JobStatus]:
+    """Return the job status of each submission, for display: what cannot be asked is unknown.
+
+    It may be half a minute old, and a back end that is not installed here, or does not answer, hides no other's.
+    """
+
+    def look_at(backend: Backend, group: Sequence[Submission]) -> list[JobStatus]:
+        try:
+            return backend.query(group, fresh=False)
+        except RsbError as error:
+            is_temporary = bool(backend.why_unreachable())
+            return [JobStatus("unknown", reason=str(error), is_temporary=is_temporary)] * len(group)
+
+    return _per_backend(submissions, look_at)
 
 
 def states(submissions: Sequence[Submission]) -> list[State]:
-    """Return the state of each submission."""
-    return [status.state for status in query(submissions)]
+    """Return the state of each submission as it is now, for a decision.
+
+    Raises:
+        SubmitError: A back end does not answer.
+    """
+    return [status.state for status in _per_backend(submissions, lambda backend, group: backend.query(group))]
+
+
+def cancel_queued(submissions: Sequence[Submission]) -> list[str]:
+    """Cancel jobs that are queued, and leave alone those that have started meanwhile.
+
+    Returns:
+        For each submission why it could not be cancelled; empty if it was, or had already ended.
+    """
+    return _per_backend(submissions, lambda backend, group: backend.cancel_queued(group))
 
 
 def cancel(submissions: Sequence[Submission]) -> list[str]:

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from rsb_cluster.config.job import Job
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, MissingError, SubmitError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.storage.store import Store
 
-State = Literal["queued", "running", "gone"]
+State = Literal["queued", "running", "unknown", "gone"]
+
+# Why a job of a state is not cancelled as a queued one.
+_STARTED: dict[State, str] = {
+    "running": "it has started meanwhile", "unknown": "whether it has started is unknown", "gone": "", "queued": "",
+}  # fmt: skip
+STARTED = _STARTED["running"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,20 @@ class JobStatus:
     """The status of a submission's job, as its back end reports it.
 
     Attributes:
-        state: Queued, running or gone.
+        state: Queued, running or gone; unknown if that cannot be found out from this machine, or not now.
         engine: The engine's own id and state, if they say more: ``sky 12 RECOVERING``.
-        reason: Why the engine gave up the job, if it says so.
+        reason: What the job waits for, where to ask, or why the engine gave it up, if that is known.
+        problem: What keeps the job from starting, again and again, and the command that shows more.
+        is_temporary: Whether the engine may answer when it is asked again.
+        is_cancelled: Whether somebody cancelled a job that is gone; None if the engine no longer knows how it ended.
     """
 
     state: State
     engine: str = ""
     reason: str = ""
+    problem: str = ""
+    is_temporary: bool = False
+    is_cancelled: bool | None = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,7 @@ class Backend(ABC):
         script_title: Heading of ``script`` in a dry run.
         needs_object_store: Whether its nodes share no folder with this machine.
         can_run_after: Whether ``run_after`` is implemented.
+        has_partitions: Whether its jobs have a partition, an account and a QOS.
         has_prices: Whether its nodes are paid for by the hour.
         price_hint: What to do if the price of a node is unknown.
     """
@@ -84,6 +98,7 @@ class Backend(ABC):
     script_title: ClassVar[str] = "script"
     needs_object_store: ClassVar[bool] = False
     can_run_after: ClassVar[bool] = False
+    has_partitions: ClassVar[bool] = False
     has_prices: ClassVar[bool] = False
     price_hint: ClassVar[str] = ""
 
@@ -104,6 +119,22 @@ class Backend(ABC):
     def shares_files(self, job: Job) -> bool:
         """Whether the nodes of a job may see a folder of this machine."""
         return not self.needs_object_store
+
+    def notes(self, job: Job) -> list[str]:
+        """Return what a user should know about a job before it is submitted."""
+        return []
+
+    def memory_bytes(self, job: Job) -> int:
+        """Return the memory that a job has on each node, as far as that is known before; 0 if it is not."""
+        return int(job.mem_gb * 2**30)
+
+    def why_refused(self, job: Job) -> str:
+        """Return why the engine would refuse a job, for a dry run; empty if it would not, or cannot be asked."""
+        return ""
+
+    def why_unreachable(self) -> str:
+        """Return why the engine does not answer at present; empty if it does, or cannot be asked so."""
+        return ""
 
     def exclude_hosts(self, job: Job, hosts: Sequence[str]) -> Job:
         """Return a copy of the job that excludes hosts.
@@ -153,8 +184,16 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
-        """Return the job status of each; one query for all. Raises SubmitError if the engine does not answer."""
+    def query(self, submissions: Sequence[Submission], *, fresh: bool = True) -> list[JobStatus]:
+        """Return the job status of each; one query for all.
+
+        Args:
+            submissions: The submissions.
+            fresh: Ask the engine now, as something will be decided; else a recent answer may be used again.
+
+        Raises:
+            SubmitError: The engine does not answer.
+        """
 
     @abstractmethod
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:
@@ -166,6 +205,20 @@ class Backend(ABC):
         Raises:
             SubmitError: No job was cancelled, as the engine does not answer.
         """
+
+    def cancel_queued(self, submissions: Sequence[Submission]) -> list[str]:
+        """Cancel jobs that are queued, and leave alone those that have started meanwhile, as far as that is seen.
+
+        Returns:
+            For each submission why it could not be cancelled; empty if it was, or had already ended.
+
+        Raises:
+            SubmitError: No job was cancelled, as the engine does not answer.
+        """
+        states = [status.state for status in self.query(submissions)]
+        queued = [submission for submission, state in zip(submissions, states, strict=True) if state == "queued"]
+        problems = iter(self.cancel(queued) if queued else ())
+        return [next(problems) if state == "queued" else _STARTED[state] for state in states]
 
     @abstractmethod
     def preempt(self, submissions: Sequence[Submission]) -> None:
@@ -180,18 +233,24 @@ class Backend(ABC):
         return False
 
     def has_ended(self, run: Run, submission: Submission) -> bool:
-        """Whether a job's logs are complete, as far as that can be known quickly."""
-        return self.query([submission])[0].state == "gone"
+        """Whether a job's logs are complete, or will not be seen from here, as far as that can be known quickly."""
+        try:
+            return self.query([submission], fresh=False)[0].state in ("gone", "unknown")
+        except SubmitError:  # the engine does not answer; somebody who follows a log waits for it
+            return False
 
     def read_log(self, run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
         """Return a rank's log from a byte offset, all attempts of the job in a row; None if there is none."""
-        path = Path(submission.folder) / f"{submission.job_id}_{rank}_log.out"  # as submitit names it
         try:
-            with path.open("rb") as file:
+            with Store(submission.folder).open(f"{submission.job_id}_{rank}_log.out") as file:  # as submitit names it
                 file.seek(start)
                 return file.read()
-        except FileNotFoundError:
+        except MissingError:
             return None
+
+    def describe_wait(self, submission: Submission) -> str:
+        """Return what a job without a log waits for, as its engine says; may be empty, and takes seconds."""
+        return ""
 
     def log_hint(self, submission: Submission) -> str:
         """Return a sentence on where else the output of a job's nodes may be found; may be empty."""
@@ -213,6 +272,13 @@ class Backend(ABC):
             SubmitError: The engine refused the job.
         """
         raise NotImplementedError(f"back end {self.name} cannot run a command after jobs")
+
+
+def refuse_fields(job: Job, *fields: str) -> None:
+    """Refuse a job that sets fields which its back end does not have. Raises ConfigError."""
+    for field in fields:
+        if value := getattr(job, field):
+            raise ConfigError(f"job '{job.name}': {field} = {value!r}: back end {job.backend} has no such field.")
 
 
 def new_submission(job: Job, job_id: str, folder: str | Path, data: str) -> Submission:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import shlex
@@ -14,14 +13,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rsb_cluster.backends.base import Backend, Check, Finding, JobStatus, State, new_submission
+from rsb_cluster.backends.base import (
+    STARTED,
+    Backend,
+    Check,
+    Finding,
+    JobStatus,
+    State,
+    new_submission,
+    refuse_fields,
+)
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, SubmitError
-from rsb_cluster.node.exit_codes import CANCELLED, RUNNING
+from rsb_cluster.node.exit_codes import CANCELLED, RUNNING, WAITING
+from rsb_cluster.node.gpu_locks import visible_gpus
+from rsb_cluster.node.local_queue import QueueSpec
 from rsb_cluster.node.processes import Process
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Submission
+from rsb_cluster.runs.sharing import make_submission_folder
 from rsb_cluster.subprocesses.interpreter import interpreter
+
+GPUS = Path("/proc/driver/nvidia/gpus")  # one folder for each, made by NVIDIA's driver
 
 
 class Local(Backend):
@@ -30,7 +43,8 @@ class Local(Backend):
     name = "local"
 
     def check_job(self, job: Job) -> None:
-        """Refuse more than one node."""
+        """Refuse more than one node, and what only Slurm has."""
+        refuse_fields(job, "gpu_type", "python")
         if job.nodes > 1:
             raise ConfigError(
                 f"job '{job.name}': nodes = {job.nodes}: the local back end is only this machine. Use a slurm job."
@@ -38,6 +52,10 @@ class Local(Backend):
 
     def check_available(self, job: Job) -> None:
         """Accept every job: nothing needs to be installed."""
+
+    def memory_bytes(self, job: Job) -> int:
+        """Return this machine's memory."""
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def doctor_checks(self) -> Mapping[str, Check]:
         """Check the number of GPUs."""
@@ -59,12 +77,12 @@ class Local(Backend):
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
         """Start the process that runs the tasks one after the other, with a new folder for logs.
 
-        The job id is the process's name, which the process itself passes to the ranks (``local_controller``).
+        The job id is the process's name, which the process itself passes to the ranks (``local_queue``).
         """
         from submitit.core.utils import DelayedSubmission, JobPaths
 
         gpus = _gpus(job)
-        folder.mkdir(mode=0o700, parents=True)
+        make_submission_folder(folder, job)
         task_folders = [folder / str(i) for i in range(len(tasks))]
         for task_folder in task_folders:
             task_folder.mkdir()
@@ -79,11 +97,14 @@ class Local(Backend):
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            # CUDA's own order is by speed, which is not that of nvidia-smi and of the locks.
+            "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         }
-        command = [*interpreter(), "-m", "rsb_cluster.node.local_controller", *map(str, task_folders)]
-        if job.setup:
-            command = ["bash", "-c", " && ".join([*job.setup, "exec " + shlex.join(command)])]
-        with (folder / "controller.log").open("ab") as log:
+        QueueSpec(run_ids=tuple(task.run_id for task in tasks), gpus=tuple(gpus), setup=job.setup).write(folder)
+        queue = [*interpreter(), "-m", "rsb_cluster.node.local_queue", str(folder)]
+        # A SIGINT that cancels some of its jobs must not end it, not even while Python starts.
+        command = ["sh", "-c", "trap '' INT; exec " + shlex.join(queue)]
+        with (folder / "queue.log").open("ab") as log:
             # A session of its own: it outlives this terminal, and Ctrl-C does not reach it directly.
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -99,8 +120,8 @@ class Local(Backend):
         """Whether a job runs on this machine: then it behaves like a program in the foreground."""
         return not _is_elsewhere(submission)
 
-    def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
-        """Return job states. On another machine only files tell: a job of a dead machine may still count as running."""
+    def query(self, submissions: Sequence[Submission], *, fresh: bool = True) -> list[JobStatus]:
+        """Return job states. Of a job on another machine only files tell, and it may be dead: ask there."""
         return [_status(submission) for submission in submissions]
 
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:
@@ -111,6 +132,21 @@ class Local(Backend):
             Path(submission.folder, CANCELLED).touch()
         for submission in reachable:
             _send_signal(submission, signal.SIGINT)
+        return problems
+
+    def cancel_queued(self, submissions: Sequence[Submission]) -> list[str]:
+        """Cancel jobs that wait in their queue; a controller that has just been started reads the same file."""
+        problems = []
+        for submission in submissions:
+            state, cancelled = _state(submission), Path(submission.folder, CANCELLED)
+            if state != "queued":
+                problems.append("" if state == "gone" else STARTED)
+                continue
+            cancelled.touch()
+            is_running = Path(submission.folder, RUNNING).exists()
+            if is_running:
+                cancelled.unlink()
+            problems.append(STARTED if is_running else "")
         return problems
 
     def preempt(self, submissions: Sequence[Submission]) -> None:
@@ -132,6 +168,11 @@ class Local(Backend):
         return f"touch {files}; kill -INT {' '.join(str(pid) for pid in dict.fromkeys(map(_pid, submissions)))}"
 
 
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that this shell may use; nothing is loaded to find out."""
+    return any(GPUS.glob("*")) and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+
+
 def _check_gpus(job: Job) -> Finding | str:
     if not job.gpus_per_node:
         return "none requested"
@@ -145,44 +186,52 @@ def _check_gpus(job: Job) -> Finding | str:
 
 def _gpus(job: Job) -> list[str]:
     """Return the GPUs of a job as CUDA device ids: the first of those that this shell may use."""
-    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if variable is None:
-        return [str(i) for i in range(job.gpus_per_node)]
-    # CUDA reads numbers, "GPU-..." and "MIG-..." up to the first entry that is none of these, such as -1.
-    entries = (entry.strip() for entry in variable.split(","))
-    visible = list(itertools.takewhile(lambda entry: re.fullmatch(r"\d+|(GPU|MIG)-.+", entry), entries))
-    if len(visible) < job.gpus_per_node:
-        raise ConfigError(
-            f"job '{job.name}': gpus_per_node = {job.gpus_per_node}, but with CUDA_VISIBLE_DEVICES='{variable}' this "
-            f"shell may use {len(visible) or 'none'}. Use --gpus-per-node {len(visible)}, or change the variable."
-        )
-    return visible[: job.gpus_per_node]
+    what = f"job '{job.name}': gpus_per_node = {job.gpus_per_node}"
+    return visible_gpus(job.gpus_per_node, what, "--gpus-per-node")
 
 
 def _status(submission: Submission) -> JobStatus:
-    if not _is_elsewhere(submission):
-        return JobStatus(_state(submission) if _is_alive(submission) else "gone")
     state = _state(submission)
-    return JobStatus(state, engine="" if state == "gone" else f"on {_host(submission)}")
+    waits_for = _waits_for(submission) if state == "queued" else ""
+    if not _is_elsewhere(submission):
+        is_here = state != "unknown" and _is_alive(submission)
+        return JobStatus(state, reason=waits_for) if is_here else JobStatus("gone")
+    if state == "gone":
+        return JobStatus("gone")
+    where = f"runs on {_host(submission)}; ask there"
+    return JobStatus(state, engine=f"on {_host(submission)}", reason=f"{waits_for}; {where}" if waits_for else where)
 
 
 def _state(submission: Submission) -> State:
-    """Return the state of a job from its files, for a live queue; ``gone`` if this machine does not see the folder."""
+    """Return the state of a job from its files, for a live queue; ``unknown`` if this machine does not see them."""
     folder = Path(submission.folder)
-    if (folder / RUNNING).exists():
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except PermissionError:  # another user's, who does not share it: only the process tells
+        return "unknown" if _is_elsewhere(submission) else "running"
+    except OSError:
+        return "unknown"
+    if RUNNING in names:
         return "running"
-    was_started = list(folder.glob(f"{submission.job_id}_*_log.out")) or (folder / CANCELLED).exists()
-    return "gone" if was_started or not folder.is_dir() else "queued"
+    is_log = re.compile(rf"{re.escape(submission.job_id)}_\d+_log\.out").fullmatch
+    return "gone" if CANCELLED in names or any(map(is_log, names)) else "queued"
+
+
+def _waits_for(submission: Submission) -> str:
+    try:
+        return Path(submission.folder).with_name(WAITING).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _why_unreachable(submission: Submission) -> str:
-    """Return why a running job cannot be signalled, or ""; a queued job is cancelled by a file, on any machine."""
-    if not _is_elsewhere(submission) or _state(submission) != "running":
+    """Return why a job cannot be signalled, or ""; a queued job is cancelled by a file, on any machine."""
+    if not _is_elsewhere(submission) or (state := _state(submission)) not in ("running", "unknown"):
         return ""
-    host = _host(submission)
+    host, first = _host(submission), f"remove {Path(submission.folder, RUNNING)} first"
     return (
         f"job {submission.job_id} runs on {host} and cannot be signalled from this machine. Run the command on {host}; "
-        f"if that machine no longer exists, remove {Path(submission.folder, RUNNING)} first."
+        f"if that machine no longer exists, {first if state == 'running' else 'submit the run again'}."
     )
 
 
@@ -190,7 +239,10 @@ def _send_signal(submission: Submission, number: signal.Signals) -> None:
     """Send a signal to a job if it is running on this machine."""
     if _is_alive(submission) and _state(submission) == "running":
         with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(_pid(submission), number)
+            try:
+                os.kill(_pid(submission), number)
+            except PermissionError as error:
+                raise SubmitError(f"job {submission.job_id} is another user's, who must do it.") from error
 
 
 def _host(submission: Submission) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rsb_cluster.backends import Finding, backend_of, default_job
+from rsb_cluster.backends import Finding, at_site, backend_of, default_job
 from rsb_cluster.config import catalog
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import Override
 from rsb_cluster.errors import RsbError, StorageError
-from rsb_cluster.runs.lookup import default_runs
-from rsb_cluster.storage.s3 import endpoint_url
+from rsb_cluster.runs.lookup import runs_folder
+from rsb_cluster.storage.location import is_s3
+from rsb_cluster.storage.s3_settings import endpoint_url
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import find_data
 
@@ -34,10 +34,11 @@ def run_checks(
         ConfigError: The job does not exist or is invalid.
     """
     job, path = catalog.load_job(job_name or default_job(1), overrides=overrides)
+    job = at_site(job)
     backend = backend_of(job)
     backend.check_job(job)
     yield Finding("job", f"{path}: {job.shape}, back end {job.backend}")
-    store = Store(runs or job.runs or os.environ.get("RSB_RUNS") or default_runs())
+    store = Store(runs_folder(runs, job.runs))
     yield _run_check(f"runs in {store.url}", lambda: _check_store(store, job))
     if data:
         yield _run_check("data", lambda: _check_data(data, job))
@@ -57,7 +58,7 @@ def _run_check(what: str, check: Callable[[], Finding | str]) -> Finding:
 
 def _check_store(store: Store, job: Job) -> Finding | str:
     what = f"runs in {store.url}"
-    if backend_of(job).needs_object_store and not store.url.startswith(("s3://", "s3a://")):
+    if backend_of(job).needs_object_store and not is_s3(store.url):
         return Finding(what, "cloud machines cannot reach this folder", "Use --runs s3://bucket/runs.")
     name = f"probe-{uuid.uuid4().hex}"
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.terminal import console, log, new_table, set_option
 from rsb_cluster.errors import ConfigError
 
@@ -39,9 +41,14 @@ def recipes_list() -> None:
 
 
 @recipes.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.recipes)
 @set_option("KEY=VALUE", "Override a field, as in submit.")
-@click.option("--model", default="", help="Name of a timm model, as in submit.  [default: the recipe's]")
+@click.option(
+    "--model",
+    default="",
+    shell_complete=complete.models,
+    help="Name of a timm model, as in submit.  [default: the recipe's]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved recipe as JSON.")
 def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json: bool) -> None:
     """Show a recipe's values with their sources. Values that the paper leaves open are marked.
@@ -62,10 +69,13 @@ def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json
     log(f"{resolved.path}")
     notes = catalog.value_comments(resolved.path)
     written = flatten(catalog.load_recipe(name).recipe)
+    of_model = flatten(catalog.load_recipe(name, model=resolved.recipe.model.name).recipe)
     table = new_table("field", "value", "source")
     for key, value in flatten(resolved.recipe).items():
         note = Text(notes.get(key, ""))
-        if written[key] != value:
+        if written[key] != value == of_model[key] and key != "model.name":
+            note = Text(f"Table 3, for {resolved.recipe.model.name}; in the file {written[key]!r}")
+        elif written[key] != value:
             note = Text.assemble(("modified", "yellow"), f", in the file {written[key]!r}")
         elif is_open := re.search(r"\bopen\b", note.plain):
             before, after = note.plain[: is_open.start()], note.plain[is_open.end() :]
@@ -75,8 +85,8 @@ def recipes_show(name: str, overrides: tuple[Override, ...], model: str, as_json
 
 
 @recipes.command("diff")
-@click.argument("left")
-@click.argument("right")
+@click.argument("left", shell_complete=complete.recipes)
+@click.argument("right", shell_complete=complete.recipes)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def recipes_diff(left: str, right: str, as_json: bool) -> None:
     """Print the fields in which two recipes differ.
@@ -102,11 +112,41 @@ def recipes_diff(left: str, right: str, as_json: bool) -> None:
 
 
 @recipes.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.recipes)
 @click.argument("dest", type=click.Path(path_type=Path))
-def recipes_copy(name: str, dest: Path) -> None:
-    """Copy a recipe to a file or folder, to edit it."""
-    _copy("recipes", name, dest)
+@click.option(
+    "--data",
+    default="",
+    metavar="FOLDER",
+    shell_complete=complete.folders,
+    help="Fill in what these shards decide: classes, images, name.",
+)
+@click.option("--stats", is_flag=True, help="With --data: also the mean and std of the training images.")
+def recipes_copy(name: str, dest: Path, data: str, stats: bool) -> None:
+    """Copy a recipe to a file or folder, to edit it.
+
+    With --data, the copy has the number of classes and of images of the shards in that folder, and a batch that they
+    can fill; a comment at each says what it was.
+
+    \b
+    rsb-cluster recipes copy a3 mine.toml
+    rsb-cluster recipes copy a3 photos.toml --data data/photos --stats
+    """
+    if not data:
+        if stats:
+            raise click.UsageError("--stats needs --data.")
+        _copy("recipes", name, dest)
+        return
+    from rsb_cluster.config import catalog
+    from rsb_cluster.submission.recipe_copy import recipe_for_data
+
+    target = _new_file(catalog.find("recipes", name), dest)
+    text, resolved, changes = recipe_for_data(name, data, target.stem, stats=stats)
+    _write(target, text.encode())
+    log(f"copied {resolved.path} to {target}, with")
+    for key, value in changes.items():
+        log(f"  {key} = {json.dumps(value)}")
+    log(f"train on it: {shlex.join(['rsb-cluster', 'submit', '--recipe', _as_path(target), '--data', data])}")
 
 
 @jobs.command("list")
@@ -116,21 +156,47 @@ def jobs_list() -> None:
 
 
 @jobs.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.jobs)
+@set_option("KEY=VALUE", "Override a field; in 'submit' this is --set job.KEY=VALUE.")
+@click.option("--file", "as_file", is_flag=True, help="Print the file with its comments instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved job as JSON.")
-def jobs_show(name: str, as_json: bool) -> None:
-    """Show a job file with its comments."""
-    from rsb_cluster.backends import backend_of
-    from rsb_cluster.config import catalog
+def jobs_show(name: str, overrides: tuple[Override, ...], as_file: bool, as_json: bool) -> None:
+    """Show every field of a job: its value, what sets it, and its meaning.
 
-    job, path = catalog.load_job(name)
+    \b
+    rsb-cluster jobs show slurm
+    rsb-cluster jobs show ./here.toml --set nodes=4 --json
+    """
+    from rich.text import Text
+
+    from rsb_cluster.backends import at_site, backend_of
+    from rsb_cluster.config import catalog
+    from rsb_cluster.config.job import Job
+    from rsb_cluster.config.schema import descriptions, flatten, parse_toml, read_text
+    from rsb_cluster.config.sweep_file import leaves
+
+    written, path = catalog.load_job(name, overrides=[(key.removeprefix("job."), value) for key, value in overrides])
+    job = at_site(written)
     backend_of(job).check_job(job)
     log(str(path))
-    click.echo(job.model_dump_json(indent=2) if as_json else path.read_text().rstrip())
+    if as_json or as_file:
+        click.echo(job.model_dump_json(indent=2) if as_json else read_text(path).rstrip())
+        return
+    in_file, said = leaves(parse_toml(path)), descriptions(Job)
+    given = {key.removeprefix("job.").partition(".")[0] for key, _ in overrides}
+    table = new_table("field", "value", "from", "meaning")
+    for key, value in flatten(job).items():
+        is_in_file = any(k == key or k.startswith(f"{key}.") for k in in_file)
+        default = Job.model_fields[key].get_default() if key in Job.model_fields else None
+        source = "--set" if key.partition(".")[0] in given else "file" if is_in_file else "default"
+        if source == "default" and key in Job.model_fields and value != default:
+            source = "settings"  # 'config show' says which
+        table.add_row(key, *map(Text, (json.dumps(value, ensure_ascii=False), source, said.get(key, ""))))
+    console().print(table)
 
 
 @jobs.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.jobs)
 @click.argument("dest", type=click.Path(path_type=Path))
 def jobs_copy(name: str, dest: Path) -> None:
     """Copy a job file to a file or folder, to edit it."""
@@ -144,18 +210,19 @@ def sweeps_list() -> None:
 
 
 @sweeps.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sweeps)
 def sweeps_show(name: str) -> None:
     """Show a sweep file with its comments. 'sweep NAME --dry-run' shows its runs."""
     from rsb_cluster.config import sweep_file
+    from rsb_cluster.config.schema import read_text
 
     _, path = sweep_file.load_sweep(name)
     log(str(path))
-    click.echo(path.read_text().rstrip())
+    click.echo(read_text(path).rstrip())
 
 
 @sweeps.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sweeps)
 @click.argument("dest", type=click.Path(path_type=Path))
 def sweeps_copy(name: str, dest: Path) -> None:
     """Copy a sweep file to a file or folder, to edit it."""
@@ -179,16 +246,29 @@ def _list(kind: Kind) -> None:
 
 
 def _copy(kind: Kind, name: str, dest: Path) -> None:
-    import shutil
-
     from rsb_cluster.config import catalog
 
     path = catalog.find(kind, name)
+    target = _new_file(path, dest)
+    _write(target, path.read_bytes())
+    log(f"copied {path} to {target}")
+
+
+def _new_file(path: Path, dest: Path) -> Path:
+    """Return where a copy of a file goes: a file, or a folder."""
     target = dest / path.name if dest.is_dir() else dest
     if target.exists() or target.is_symlink():
         raise ConfigError(f"{target} exists already. Choose another destination.")
+    return target
+
+
+def _write(target: Path, content: bytes) -> None:
     try:
-        shutil.copyfile(path, target)
+        target.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}.") from error
-    log(f"copied {path} to {target}")
+
+
+def _as_path(target: Path) -> str:
+    """Return a file's path so that it is not taken for a name."""
+    return str(target) if target.suffix == ".toml" or "/" in str(target) else f"./{target}"

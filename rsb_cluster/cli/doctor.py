@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.terminal import console, new_table, runs_option, set_option
 from rsb_cluster.errors import RsbError
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
+@click.option(
+    "--job",
+    default="",
+    shell_complete=complete.jobs,
+    help="Where to train: a name or a .toml file.  [default: slurm where it is installed, else local]",
+)
 @runs_option
 @click.option("--data", default="", help="Also check this data set: a folder or s3:// URL with train/ and val/.")
 @set_option("job.KEY=VALUE", "Override a field of the job.")

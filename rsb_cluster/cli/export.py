@@ -19,7 +19,9 @@ from rsb_cluster.cli.terminal import find_run, log, runs_option
     help="timm: a folder that timm loads; hf: with a model card.",
 )
 @click.option("--checkpoint", default="last", show_default=True, metavar="last|best|STEP", help="Checkpoint to export.")
-@click.option("--ema/--no-ema", default=None, help="Export the EMA weights.  [default: if the run has them]")
+@click.option(
+    "--ema/--no-ema", default=None, help="Export the moving average of the weights.  [default: if the run has one]"
+)
 @runs_option
 def export(run: str, dest: str, to: Literal["timm", "hf"], checkpoint: str, ema: bool | None, runs: str) -> None:
     """Export a run's weights in timm's format. DEST is a new folder or s3:// URL.

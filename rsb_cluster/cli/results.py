@@ -22,9 +22,10 @@ from rsb_cluster.errors import ConfigError
     show_default=True,
     help="Output format.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; as --format json.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.  [default: standard output]")
 @click.option("--publish", is_flag=True, help="Write collect.json and report.html next to each SWEEP.")
-def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None, publish: bool) -> None:
+def collect(names: tuple[str, ...], runs: str, format_: Any, as_json: bool, output: Path | None, publish: bool) -> None:
     """Print a table of results. For each model: mean ± std of the final top-1 over seeds, and the paper's number.
 
     A second table shows the results of 'evaluate': other labels, other data sets, and weights from elsewhere.
@@ -32,6 +33,9 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, output: Path | None
     from rsb_cluster.results.collect import collect as collect_runs
     from rsb_cluster.results.collect import render
 
+    if as_json and format_ not in ("table", "json"):
+        raise click.UsageError(f"--json and --format {format_} contradict each other. Use one of them.")
+    format_ = "json" if as_json else format_
     if publish:
         _publish(names, runs)
         return
@@ -63,14 +67,17 @@ def report(names: tuple[str, ...], runs: str, output: Path | None, title: str) -
     from rsb_cluster.results.report import report as render_report
 
     output = output or default_output()
-    collected = collect_runs(*find_runs_and_sweeps(names, runs))
+    collected = collect_runs(*find_runs_and_sweeps(names, runs), weights_in="" if names else runs_url(runs))
     _write(output, render_report(collected, title=title or ", ".join(names) or "All runs", output=output))
 
 
 def _write(output: Path, text: str) -> None:
+    if not output.parent.is_dir():
+        raise ConfigError(
+            f"cannot write {output}: there is no folder {output.parent}. Make it, or name another with -o."
+        )
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        output.write_text(text, encoding="utf-8", errors="replace")  # an argument may be no UTF-8
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}. Name another file with -o.") from error
     log(f"wrote {output}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.terminal import console, log, new_table, set_option
 from rsb_cluster.errors import RsbError
 
@@ -20,7 +21,9 @@ def selftest() -> None:
 
 
 @selftest.command("resume")
-@click.option("--job", default="", help="Where to train: a name or a .toml file.  [default: slurm, else local]")
+@click.option(
+    "--job", default="", shell_complete=complete.jobs, help="Where to train: a name or a .toml file.  [default: local]"
+)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -28,21 +31,26 @@ def selftest() -> None:
     show_default=True,
     help="New or empty folder, on a file system that all nodes share.",
 )
+@click.option(
+    "--gpus", type=click.IntRange(0), default=0, help="GPUs per node, with deterministic kernels.  [default: on CPUs]"
+)
 @set_option("job.KEY=VALUE", "Override a field of the job.")
 @click.option("--timeout", default=60.0, show_default=True, help="Time limit in minutes, including queueing.")
-def selftest_resume(job: str, folder: Path, overrides: tuple[Override, ...], timeout: float) -> None:
+def selftest_resume(job: str, folder: Path, gpus: int, overrides: tuple[Override, ...], timeout: float) -> None:
     """Test that a preempted run resumes exactly.
 
     A small run is preempted twice and compared with an uninterrupted one. It takes minutes on CPUs.
+    On GPUs it trains with train.deterministic. On one host the weights must be equal bit by bit.
 
     \b
     rsb-cluster selftest resume
+    rsb-cluster selftest resume --gpus 1
     rsb-cluster selftest resume --job slurm --set job.nodes=2 --set job.slurm.partition=short
     """
     from rsb_cluster.checks.selftest import new_folder, resume
 
     path = new_folder(folder)
-    outcomes = resume(path, job=job, overrides=overrides, log=log, timeout_s=timeout * 60)
+    outcomes = resume(path, job=job, gpus=gpus, overrides=overrides, log=log, timeout_s=timeout * 60)
     table = new_table("", "compared", "result")
     for outcome in outcomes:
         table.add_row("ok" if outcome.passed else "WRONG", outcome.what, outcome.found)

@@ -1,21 +1,19 @@
-"""The commands that make, index, verify and describe shards."""
+"""The commands that index, verify and describe shards; `shards make` has a module of its own."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.terminal import console, log, new_table, progress_bar
-from rsb_cluster.errors import RsbError
+from rsb_cluster.errors import RsbError, plural
 
 if TYPE_CHECKING:
     from rsb_cluster.data.index import ShardIndex
-    from rsb_cluster.data.split_folder import Removal
 
 
 workers_option = click.option(
@@ -46,109 +44,104 @@ def shards_list(as_json: bool) -> None:
     console().print(table)
 
 
-@shards.command("make")
-@click.argument("source")
-@click.argument("dest")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the files of a data set known by name.")
-@click.option("--split", type=click.Choice(["train", "val"]), help="Make only this part.")
-@click.option("--shard-samples", default=1000, show_default=True, help="Samples per shard, at most.")
+@shards.command("index")
+@click.argument("folder", shell_complete=complete.folders)
 @click.option(
-    "--max-side",
-    type=int,
-    metavar="PIXELS",
-    help="Downscale larger images to this longer side, as JPEG.",
+    "--image-key",
+    "image_keys",
+    multiple=True,
+    metavar="EXTENSION",
+    help="The image of a sample that has several files of images, such as jpg or input.png. If given more than once, "
+    "the first that the sample has.",
 )
-@click.option("--quality", type=int, help="JPEG quality of downscaled images.  [default: 95]")
-@click.option("--any-count", is_flag=True, help="Accept a known data set with an unexpected number of images.")
 @click.option(
-    "--hash", "by_bytes", is_flag=True, help="Compare existing shards with the source by content, not only by size."
+    "--labels",
+    "labels_file",
+    type=click.Path(path_type=Path),
+    metavar="TABLE",
+    help="A .csv, .tsv or .parquet with the class of each image, in place of those in the shards.",
 )
-@click.option("--remake", is_flag=True, help="Replace shards in DEST that 'shards make' wrote.")
-@click.option("--overwrite", is_flag=True, help="Replace all .tar files in DEST/train and DEST/val.")
-@click.option("--yes", is_flag=True, help="With --overwrite: do not ask before files of others are deleted.")
+@click.option("--key-column", default="", metavar="NAME", help="With --labels: the column of keys, URLs or paths.")
+@click.option("--label-column", default="", metavar="NAME", help="With --labels: the column of classes.")
+@click.option(
+    "-o", "--output", default="", metavar="FOLDER", help="Folder of the index.  [default: that of the shards]"
+)
+@click.option("--any-count", is_flag=True, help="Accept a folder that lacks some shards of its own list.")
 @workers_option
-def shards_make(
-    source: str,
-    dest: str,
-    root: Path | None,
-    split: str | None,
-    shard_samples: int,
-    max_side: int | None,
-    quality: int | None,
+def shards_index(
+    folder: str,
+    image_keys: tuple[str, ...],
+    labels_file: Path | None,
+    key_column: str,
+    label_column: str,
+    output: str,
     any_count: bool,
-    by_bytes: bool,
-    remake: bool,
-    overwrite: bool,
-    yes: bool,
     workers: int | None,
 ) -> None:
-    """Make shards and their index.
+    """Index existing .tar files. FOLDER is one part of a data set (…/train or …/val), or a whole set.
 
-    SOURCE is the name of a data set ('shards list'), a folder of images (train/ and val/ with a folder per class), a
-    folder of parquet files, or the name of a torchvision data set that is on disk. DEST is a folder or s3:// URL, and
-    will hold train/ and val/. Samples are shuffled, and image files are stored unchanged.
+    In a whole set the shards of train and val are told apart by timm's _info.json, by words in their names
+    (imagenet1k-train-0000.tar), or by their folders. The indices are written to train/ and val/ below FOLDER, or below
+    -o FOLDER; they name the folder of the shards, which are neither moved nor written to.
 
-    If the command was killed, run it again to resume. If images were added or removed or have another size since, it
-    refuses and asks for --remake.
-
-    Files that this command did not write are deleted only with --overwrite: it lists them and asks for confirmation
-    (or takes --yes).
+    Files that belong to no sample are left out and counted: hidden ones, those of systems and tools, names without a
+    dot. A sample with two images, or with a link in place of a file, is refused, and the message names it.
 
     \b
-    rsb-cluster shards make imagenet-1k s3://bucket/imagenet-1k --root /data/ilsvrc
-    rsb-cluster shards make ./my-images data/my-images --max-side 512
-    rsb-cluster shards make ./hub/beans data/beans
+    rsb-cluster shards index s3://bucket/theirs/train
+    rsb-cluster shards index s3://public/imagenet-1k-wds -o data/imagenet-1k
+    rsb-cluster shards index ./img2dataset/train --labels labels.csv
     """
-    from rsb_cluster.data.make import plan_set
-    from rsb_cluster.data.recode import QUALITY, Recode
-    from rsb_cluster.data.sources import open_set
+    from rsb_cluster.data.published import find_parts, index_set
+    from rsb_cluster.data.sources import read_labels
     from rsb_cluster.storage.store import Store
 
-    if quality is not None and max_side is None:
-        raise click.UsageError("--quality needs --max-side: without it, images are stored unchanged.")
-    if yes and not overwrite:
-        raise click.UsageError("--yes needs --overwrite.")
-    if remake + overwrite + by_bytes > 1:
-        raise click.UsageError("--hash, --remake and --overwrite exclude one another: use one of them.")
-    data_set = open_set(source, root=root, split=split, any_count=any_count)
-    with progress_bar("reading existing shards") as progress:
-        plan = plan_set(
-            data_set,
-            Store(dest),
-            shard_samples=shard_samples,
-            recode=Recode(max_side, QUALITY if quality is None else quality) if max_side is not None else None,
-            remake=remake,
-            overwrite=overwrite,
-            by_bytes=by_bytes,
-            workers=workers,
-            progress=progress,
-        )
-    _confirm_removals(plan.removals, yes)
-    with progress_bar("making shards") as progress:
-        made = plan.make(workers, progress)
-    for name, index in made.items():
-        click.echo(f"{name}: {_samples_in(index)}")
-
-
-@shards.command("index")
-@click.argument("folder")
-@workers_option
-def shards_index(folder: str, workers: int | None) -> None:
-    """Index existing .tar files. FOLDER is one part of a data set (…/train or …/val)."""
-    from rsb_cluster.data.index import build_index
-    from rsb_cluster.storage.store import Store
-
+    if (key_column or label_column) and labels_file is None:
+        raise click.UsageError("--key-column and --label-column need --labels.")
+    table = read_labels(labels_file, key_column, label_column) if labels_file is not None else None
+    found = find_parts(Store(folder), any_count=any_count)
+    for note in found.notes:
+        log(f"{folder}: {note}")
+    said: list[str] = []
     with progress_bar("indexing") as progress:
-        index = build_index(Store(folder), workers=workers, progress=progress)
-    click.echo(_samples_in(index))
+        made = index_set(
+            found,
+            Store(output) if output else None,
+            workers=workers,
+            image_keys=image_keys,
+            table=table,
+            progress=progress,
+            say=said.append,
+        )
+    for note in said:
+        log(note)
+    for part, index in made.items():
+        click.echo(f"{part}: {samples_in(index)}" if part else samples_in(index))
+
+
+@shards.command("info")
+@click.argument("folder", shell_complete=complete.folders)
+def shards_info(folder: str) -> None:
+    """Write timm's _info.json for indexed shards.
+
+    With it timm reads them, as a data set 'wds/'. FOLDER is a whole set, or one part.
+    """
+    from rsb_cluster.data.published import INFO_NAME, write_info
+    from rsb_cluster.storage.store import Store
+
+    store = Store(folder)
+    write_info(store)
+    click.echo(store.locate(INFO_NAME))
 
 
 @shards.command("labels")
 @click.argument("name", type=click.Choice(["real"]))
-@click.argument("folder")
+@click.argument("folder", shell_complete=complete.folders)
 @click.option("--from", "file", type=click.Path(path_type=Path), help="The authors' real.json.  [default: timm's copy]")
 def shards_labels(name: str, folder: str, file: Path | None) -> None:
-    """Add ReaL labels to existing shards. FOLDER holds the ImageNet validation set.
+    """Add ReaL labels to existing shards of ImageNet's validation set, in FOLDER.
+
+    They are the reassessed labels of Beyer et al. (2020), of which an image may have several.
 
     'shards make imagenet-1k' adds them itself. Images are matched by the number in the key (ILSVRC2012_val_00000001).
     """
@@ -157,6 +150,7 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
     from rsb_cluster.storage.store import Store
 
     store = Store(folder)
+    store.check_not_read_only("labels")
     index = load_index(store)
     found = real_labels((index.key(i) for i in range(index.num_samples)), file)
     renew_labels(store, name, found)
@@ -164,7 +158,7 @@ def shards_labels(name: str, folder: str, file: Path | None) -> None:
 
 
 @shards.command("verify")
-@click.argument("folder")
+@click.argument("folder", shell_complete=complete.folders)
 @click.option("--decode", is_flag=True, help="Also decode every image.")
 @workers_option
 def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
@@ -173,12 +167,16 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
     from rsb_cluster.storage.store import Store
 
     reports = {}
-    for part in _parts(folder):
+    for part in parts_of(folder):
         with progress_bar(f"verifying {part}") as progress:
             report = verify(Store(part), decode=decode, workers=workers, progress=progress)
         for problem in report.problems:
             click.echo(problem)
-        click.echo(f"{part}: {report.samples:,} samples in {report.shards} shards, {len(report.problems)} problems")
+        counts = (
+            f"{plural(report.samples, 'sample')} in {plural(report.shards, 'shard')}, "
+            f"{plural(len(report.problems), 'problem')}"
+        )
+        click.echo(f"{part}: {counts}")
         for note in report.notes:
             click.echo(f"  {note}")
         reports[part] = report
@@ -189,7 +187,7 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
 
 
 @shards.command("stats")
-@click.argument("folder")
+@click.argument("folder", shell_complete=complete.folders)
 @click.option("--classes", is_flag=True, help="Print the number of samples per class instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
@@ -198,13 +196,14 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     from rsb_cluster.data.verify import class_samples, stats
     from rsb_cluster.storage.store import Store
 
-    parts = _parts(folder)
+    parts = parts_of(folder)
     if classes:
         indices = {part: load_index(Store(part)) for part in parts}
         longest = max(indices.values(), key=lambda index: index.num_classes)
-        names = [longest.classes[i] if longest.classes else str(i) for i in range(longest.num_classes)]
         counts = {part: class_samples(index).tolist() for part, index in indices.items()}
-        rows = {name: {part: c[i] for part, c in counts.items() if i < len(c)} for i, name in enumerate(names)}
+        rows = {
+            name: {part: c[i] for part, c in counts.items() if i < len(c)} for i, name in enumerate(longest.class_names)
+        }
     else:
         found = {part: vars(stats(Store(part))) for part in parts}
         rows = {key.replace("_", " "): {part: found[part][key] for part in parts} for key in next(iter(found.values()))}
@@ -217,39 +216,22 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     console().print(table)
 
 
-def _confirm_removals(removals: Sequence[Removal], yes: bool) -> None:
-    """List the files that will be deleted; ask for confirmation if 'shards make' did not write all of them."""
-    from rsb_cluster.data.split_folder import abbreviate, refuse_foreign_files
-
-    foreign = sum(len(part.foreign) for part in removals)
-    for part in removals:
-        if part.own:
-            log(
-                f"{part.url}: will be deleted, written by 'shards make': {abbreviate(part.own)} "
-                f"({len(part.own):,} files)"
-            )
-        if part.foreign:
-            log(
-                f"{part.url}: will be deleted, not written by 'shards make': {', '.join(part.foreign)} "
-                f"({len(part.foreign):,} files)"
-            )
-    if foreign and not yes:
-        if not sys.stdin.isatty():
-            refuse_foreign_files(removals)
-        click.confirm(f"Delete the {foreign:,} files that 'shards make' did not write?", abort=True, err=True)
-
-
 def _format(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return f"{value:,.10g}" if isinstance(value, int | float) else str(value)
 
 
-def _samples_in(index: ShardIndex) -> str:
-    return f"{index.num_samples:,} samples of {index.num_classes} classes in {len(index.shards)} shards"
+def samples_in(index: ShardIndex) -> str:
+    """Return how many samples, classes and shards an index has."""
+    return (
+        f"{plural(index.num_samples, 'sample')} of {plural(index.num_classes, 'class', 'classes')} in "
+        f"{plural(len(index.shards), 'shard')}"
+    )
 
 
-def _parts(folder: str) -> list[str]:
+def parts_of(folder: str) -> list[str]:
+    """Return the indexed parts (train, val) of a data set; or the folder itself, if it is one part."""
     from rsb_cluster.data.index import INDEX_NAME
     from rsb_cluster.storage.store import Store
 

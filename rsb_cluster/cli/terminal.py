@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,11 +23,37 @@ if TYPE_CHECKING:
     from rsb_cluster.runs.run import Run
     from rsb_cluster.runs.sweep import Sweep
 
-runs_option = click.option("--runs", default="", help="Folder or s3:// URL of the runs.  [default: runs]")
-run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...")
+runs_option = click.option(
+    "--runs",
+    default="",
+    shell_complete=complete.folders,
+    help="Folder or s3:// URL of the runs.  [default: runs, or that of 'config show']",
+)
+run_arguments = click.argument("names", nargs=-1, metavar="[RUN|SWEEP]...", shell_complete=complete.runs)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation if a name matches several runs.")
 
 MAX_LISTED_RUNS = 20
+PROGRESS_EVERY_S = 5.0
+
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
+
+
+class Since(click.ParamType):  # type: ignore[type-arg]  # generic in stubs only
+    """A time: ``2h``, ``3d`` ago, or a local date such as ``2026-11-30`` or ``"2026-11-30 18:00"``."""
+
+    name = "AGE|DATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return unix time."""
+        if isinstance(value, float):
+            return value
+        if match := _AGE.fullmatch(value):
+            return time.time() - float(match[1]) * _SECONDS[match[2]]
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except ValueError:
+            self.fail(f"{value!r} is neither an age such as 90m, 2h or 3d nor a date such as 2026-11-30", param, ctx)
 
 
 def set_option(metavar: str, help: str) -> Callable[[Any], Any]:
@@ -63,20 +92,40 @@ def new_table(*columns: str | Text) -> Any:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal while the block runs; yields the function that updates it, (done, total)."""
+    """Show progress while the block runs: a bar on a terminal, else a line now and then.
+
+    Yields:
+        The function that updates it, (done, total).
+    """
     from rich.progress import Progress
 
     terminal = console(stderr=True)
-    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+    if not terminal.is_terminal:
+        yield _progress_lines(what)
+        return
+    with Progress(console=terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def _progress_lines(what: str) -> Callable[[int, int], None]:
+    """Return a function that prints how far something is, at most every few seconds, and not if it is quick."""
+    printed = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= PROGRESS_EVERY_S:
+            printed = time.monotonic()
+            log(f"{what}: {done:,} of {total:,}" if total else f"{what}: {done:,}")
+
+    return update
+
+
 def runs_url(runs: str) -> str:
     """Return the folder of the runs: the option ``--runs``, ``RSB_RUNS``, or the default."""
-    from rsb_cluster.runs.lookup import default_runs
+    from rsb_cluster.runs.lookup import runs_folder
 
-    return runs or os.environ.get("RSB_RUNS") or default_runs()
+    return runs_folder(runs)
 
 
 def find_runs(names: tuple[str, ...], runs: str) -> list[Run]:
@@ -126,3 +175,11 @@ def find_run(name: str, runs: str) -> Run:
     if len(found) > 1:
         raise ConfigError(f"'{name}' matches {len(found)} runs: {', '.join(r.run_id for r in found)}. Name one run.")
     return found[0]
+
+
+def where_it_starts(run: Run) -> str:
+    """Return at which step a run that is resubmitted starts."""
+    from rsb_cluster.weights.resolve import checkpoints
+
+    saved = checkpoints(run)
+    return f"resumes from step {saved[-1].step:,}" if saved else "starts from the beginning"

@@ -9,6 +9,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rsb_cluster.config.schema import Count, Section
+from rsb_cluster.errors import plural
+
+# A trace of a step of ResNet-50 takes a megabyte, and viewers stop at some hundred.
+MAX_PROFILED = 100
 
 
 class CheckpointPolicy(Section):
@@ -80,26 +84,50 @@ class Cloud(Section):
 class Job(Section):
     """Where to train; a TOML file in ``jobs/``."""
 
-    name: str
-    description: str = ""
+    name: str = Field(description="for tables and messages")
+    description: str = Field("", description="shown by 'jobs list'")
     backend: str = Field(description="local, slurm or cloud")
-    nodes: Count = 1
+    nodes: Count = Field(1, description="nodes of an attempt")
     min_nodes: int = Field(0, ge=0, description="fewest nodes to start on if not all are available; 0: always all")
     gpus_per_node: int = Field(0, ge=0, description="0: train on the CPU")
+    gpu_type: str = Field(
+        "", pattern=r"^[\w.-]*$", description="Slurm's name of the GPUs, such as a100; empty: any (sinfo -o %G)"
+    )
     tasks_per_node: int = Field(0, ge=0, description="ranks per node; 0: one per GPU, or one on the CPU")
-    cpus_per_task: Count = 1
+    cpus_per_task: Count = Field(1, description="cores of a rank: its process and the decoding of its images")
     mem_gb: float = Field(0, ge=0, description="memory per node; 0: the site's default")
     time_min: Count = Field(1440, description="time limit of an attempt, minutes; the next attempt resumes the run")
     signal_delay_s: Count = Field(120, description="how long before the time limit the job is signalled to save, s")
     slurm: dict[str, Any] = Field({}, description="any sbatch option: partition, account, qos, constraint ...")
     cloud: Cloud = Cloud()
-    setup: tuple[str, ...] = Field((), description="shell lines run before training, for example module load")
+    setup: tuple[str, ...] = Field(
+        (), description="shell lines before training, such as module load; on this machine a script under set -e"
+    )
+    python: str = Field(
+        "",
+        description="shell words that start Python on Slurm's nodes, such as a container's: "
+        "'apptainer exec --nv image.sif python'; empty: the Python that submits",
+    )
     array_parallelism: Count = Field(256, description="concurrent array tasks")
     loader_workers: int = Field(0, ge=0, description="decoding threads per rank; 0: decode in the main thread")
+    loader_processes: int = Field(
+        1,
+        ge=0,
+        le=1,
+        description="1: these threads are in a process of their own, so they do not delay the training loop; 0: in the "
+        "rank's process",
+    )
     cache_dir: str = Field("", description="folder on a node's local disk that caches shards; empty: no cache")
     cache_gb: float = Field(500.0, gt=0, description="size of cache_dir, GB of 10^9 bytes")
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
-    log_every_steps: Count = 50
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute activations again in the backward pass: less memory, a third slower, the same mathematics",
+    )
+    log_every_steps: Count = Field(50, description="steps between two rows of metrics")
+    profile_steps: str = Field(
+        "", description="steps to profile, such as 100-110: Chrome traces in the run's folder, profiles/; empty: none"
+    )
     rendezvous_s: Count = Field(600, description="timeout of the rendezvous of all ranks at the start, s")
     collective_s: Count = Field(900, description="timeout of a collective, s")
     peer_timeout_s: int = Field(
@@ -118,8 +146,16 @@ class Job(Section):
     submissions: str = Field("", description="folder for scripts and logs, shared by all nodes; empty: with the runs")
     data: str = Field("", description="root of the data sets if --data is not given")
     runs: str = Field("", description="folder of the runs if --runs is not given")
+    share: Literal["private", "group"] = Field(
+        "private", description="who may read the runs: their owner, or also the group of the folder of runs"
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="experiment trackers that also receive the metrics"
+    )
+    notify_command: str = Field(
+        "",
+        description="shell command that a node runs when a run has finished, failed for good or exceeded its budget; "
+        "what happened is JSON on its standard input",
     )
     checkpoint: CheckpointPolicy = CheckpointPolicy()
 
@@ -136,14 +172,21 @@ class Job(Section):
     @property
     def shape(self) -> str:
         """A description of the resources, for messages."""
-        kind = "GPUs" if self.gpus_per_node else "processes"
+        kinds = ("GPU", "GPUs") if self.gpus_per_node else ("process", "processes")
         count = f"{self.min_nodes}-{self.nodes}" if self.is_elastic else str(self.nodes)
-        return f"{count} {'node' if self.nodes == 1 else 'nodes'} × {self.ranks_per_node} {kind}"
+        return f"{count} {'node' if self.nodes == 1 else 'nodes'} × {plural(self.ranks_per_node, *kinds)}"
 
     @property
     def is_elastic(self) -> bool:
         """Whether an attempt may get fewer nodes than the job requests."""
         return 0 < self.min_nodes < self.nodes
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _is_a_range_of_steps(cls, text: str) -> str:
+        if text and len(steps := step_range(text)) > MAX_PROFILED:
+            raise ValueError(f"profile_steps = '{text}' are {len(steps):,} steps, and a trace holds {MAX_PROFILED}")
+        return text
 
     @field_validator("trackers")
     @classmethod
@@ -165,3 +208,17 @@ class Job(Section):
         if self.signal_delay_s >= self.time_min * 60:
             raise ValueError("signal_delay_s is not shorter than time_min")
         return self
+
+
+def step_range(text: str) -> range:
+    """Return the steps, counted from 1, that a text such as ``100-110`` or ``100`` names; none if it is empty.
+
+    Raises:
+        ValueError: It names no steps.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"([1-9]\d*)(?:-(\d+))?", text)
+    if not found or int(found[2] or found[1]) < int(found[1]):
+        raise ValueError(f"profile_steps = '{text}' is not FIRST-LAST, such as 100-110; steps are counted from 1")
+    return range(int(found[1]), int(found[2] or found[1]) + 1)

@@ -6,16 +6,18 @@ this package wrote it means that a newer version wrote it.
 
 from __future__ import annotations
 
+import codecs
 import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rsb_cluster.errors import ConfigError, NewerVersionError, did_you_mean
+from rsb_cluster.config.explain import explain
+from rsb_cluster.errors import ConfigError, NewerVersionError, is_text
 
 Count = Annotated[int, Field(gt=0)]
 SEEDS = 2**32  # numpy splits a larger seed into several of 32 bits, which are the draws of other seeds, too
@@ -42,11 +44,31 @@ S = TypeVar("S", bound=BaseModel)
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a syntax error names file and line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a user's text file, which is UTF-8, with or without the byte order mark that some editors write.
+
+    Raises:
+        ConfigError: It cannot be read, or has another encoding.
+    """
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ConfigError(f"{path} is in UTF-16 or no text. Save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); perhaps the file is in Latin-1. "
+            "Save it as UTF-8."
+        ) from error
 
 
 def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -63,7 +85,8 @@ def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, dict(e), where) for e in error.errors())) from error
+        lines = [explain(kind, dict(e), where) for e in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
 def read_record(kind: type[S], values: Any, where: str) -> S:
@@ -85,7 +108,7 @@ def read_record(kind: type[S], values: Any, where: str) -> S:
         unknown = [e for e in errors if e["type"] in ("extra_forbidden", "literal_error")]
         if unknown:
             raise newer_version(where, _location(unknown[0])) from error
-        raise ConfigError("\n".join(_explain(kind, dict(e), where) for e in errors)) from error
+        raise ConfigError("\n".join(dict.fromkeys(explain(kind, dict(e), where) for e in errors))) from error
 
 
 def newer_version(where: str, unknown: str) -> NewerVersionError:
@@ -110,6 +133,8 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
     """
     found: list[Override] = []
     for text in texts:
+        if not is_text(text):
+            raise ConfigError(f"--set {text!r} is not UTF-8.")
         path, separator, value = text.partition("=")
         if not separator or not path.strip():
             raise ConfigError(f"--set {text!r} is not of the form key=value, for example optimizer.lr=4e-3.")
@@ -134,6 +159,18 @@ def override(values: Mapping[str, Any], overrides: Sequence[Override]) -> dict[s
     return result
 
 
+def descriptions(kind: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Return what each field of a model is for, by its path."""
+    found: dict[str, str] = {}
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= descriptions(inner, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.description or ""
+    return found
+
+
 def flatten(section: Section) -> dict[str, Any]:
     """Return all fields of a recipe or job as ``{"optimizer.lr": 0.005, ...}``."""
     result: dict[str, Any] = {}
@@ -147,24 +184,3 @@ def flatten(section: Section) -> dict[str, Any]:
 
 def _location(error: Mapping[str, Any]) -> str:
     return ".".join(str(part) for part in error["loc"])
-
-
-def _explain(kind: type[BaseModel], error: dict[str, Any], where: str) -> str:
-    location = _location(error)
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key '{location}'.{did_you_mean(location, _known_keys(kind))}"
-    if error["type"] == "missing":
-        return f"{where}: '{location}' is missing. Every recipe and job must set it."
-    if error["type"] == "value_error":
-        return f"{where}: {error['ctx']['error']}."
-    return f"{where}: {location} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
-
-
-def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in kind.model_fields.items():
-        keys.append(prefix + name)
-        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or a tuple of them
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys

@@ -1,7 +1,13 @@
 """The index of a data set: a file next to the shards with the class and the position of each sample.
 
 It makes counts exact and lets a reader start anywhere with one range request. It is an uncompressed ``.npz``: the same
-shards give the same bytes (and digest) on every machine, unlike a compressed file, which depends on the zlib version.
+shards give the same bytes on every machine, unlike a compressed file, which depends on the zlib version.
+
+Shards in a folder that cannot be written to, or with those of another split, have their index in another one. It then
+names their folder, in a format of its own, as earlier versions would look for them beside the index.
+
+Its digest, which is part of a run's id, is one of the data: where they lie, how their shards are named and the format
+of the file are not in it. An index of format 1 keeps the digest that runs know it by, that of the file.
 """
 
 from __future__ import annotations
@@ -12,15 +18,13 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsb_cluster.config.schema import newer_version
-from rsb_cluster.data.pool import parallel_map
-from rsb_cluster.data.scan import ShardScan, scan_shard
 from rsb_cluster.errors import ConfigError, DataError, MissingError
 from rsb_cluster.storage.store import Store
 
@@ -30,7 +34,9 @@ SHARD_SUFFIX = ".tar"
 
 Progress = Callable[[int, int], None]  # (done, total); a total of 0 means unknown
 
-_FORMAT = 1
+_FORMAT = 2
+_PLACED_FORMAT = 3  # as 2, and names the folder of the shards
+_FILE_DIGEST_FORMAT = 1  # its digest is that of the file; all else is as in format 2
 _BLOCK_BYTES = 512  # of a tar
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -55,12 +61,22 @@ class ShardIndex:
     key_starts: NDArray[np.int64]  # (N + 1,) first byte of each key in `key_bytes`, and its length
     classes: tuple[str, ...]  # class names, may be empty
     num_classes: int
-    digest: str  # SHA-256 (hex) of the index file's bytes
+    digest: str  # SHA-256 (hex) of the content (`content_digest`), or of the file for one of format 1
+    place: str = ""  # folder of the shards, absolute or from that of the index; empty where they lie beside it
 
     @property
     def num_samples(self) -> int:
         """Number of samples of the data set."""
         return len(self.labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; of one without a name, as in somebody's shards, its number."""
+        return (*self.classes, *map(str, range(len(self.classes), self.num_classes)))
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether a digest is one of these data, be it of the content or of an index file of format 1."""
+        return digest in (self.digest, content_digest(self)) or digest == _file_digest(self)
 
     def shard_of(self, sample: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
         """Return the numbers of the shards that hold the samples (any shape, each in ``[0, N)``)."""
@@ -70,6 +86,18 @@ class ShardIndex:
         """Return a sample's key: webdataset's ``__key__``."""
         start, stop = self.key_starts[sample : sample + 2]
         return self.key_bytes[start:stop].decode("utf-8", "surrogateescape")
+
+
+def shards_of(store: Store, index: ShardIndex) -> Store:
+    """Return the folder of the shards of an index that lies in ``store``."""
+    if not index.place:
+        return store
+    if "://" in index.place or index.place.startswith("/"):
+        return Store(index.place)
+    url = store.url
+    for part in index.place.split("/"):
+        url = url.rpartition("/")[0] if part == ".." else f"{url}/{part}"
+    return Store(url)
 
 
 def load_index(store: Store) -> ShardIndex:
@@ -84,7 +112,7 @@ def load_index(store: Store) -> ShardIndex:
     try:
         content = store.read_bytes(INDEX_NAME)
     except MissingError as error:
-        hint = f"Make it: rsb-cluster shards index {store.url}"
+        hint = f"Make it: rsb-cluster shards index {store.url}{' -o FOLDER' if store.is_read_only else ''}"
         if store.exists(f"train/{INDEX_NAME}"):
             hint = f"This folder holds the splits of a set; did you mean {store.url}/train?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
@@ -97,51 +125,31 @@ def load_index(store: Store) -> ShardIndex:
         ) from error
 
 
-def build_index(
-    store: Store, *, workers: int | None = 1, classes: Sequence[str] = (), progress: Progress | None = None
-) -> ShardIndex:
-    """Read every shard of a folder once, and write the index.
+def save_index(store: Store, index: ShardIndex) -> None:
+    """Write the index file of a folder: the last file of a data set."""
+    store.write_bytes(INDEX_NAME, _pack(index, _PLACED_FORMAT if index.place else _FORMAT))
 
-    Args:
-        store: The folder. Files in it that are not ``*.tar`` are ignored.
-        workers: Number of processes that read shards (see `rsb_cluster.data.pool.parallel_map`).
-        classes: Names of the classes 0, 1, ...; if empty, those in the folder's ``classes.json``, if it exists.
-        progress: Called after each shard with the number of shards done and their total.
 
-    Raises:
-        DataError: There is no shard, or one is invalid (see `scan_shard`). No index is written then.
-        ConfigError: The folder holds a file of the index's name that is no index.
-        StorageError: The folder could not be read or written.
+def is_shard_index(store: Store) -> bool:
+    """Whether the file of the index's name is an index of this package, damaged or not."""
+    with store.open(INDEX_NAME) as file:
+        try:
+            return {"meta.npy", "shard_start.npy"} <= set(zipfile.ZipFile(file).namelist())
+        except zipfile.BadZipFile:
+            return False
+
+
+def content_digest(index: ShardIndex) -> str:
+    """Return the SHA-256 (hex) of what the samples are: shards' contents in their order, classes, images and keys.
+
+    Numbers are hashed as 64-bit ones, so the digest outlives a format that stores them in another size.
     """
-    if store.exists(INDEX_NAME) and not _is_shard_index(store):
-        raise ConfigError(f"{store.locate(INDEX_NAME)} is not an index of shards. Move it away, then try again.")
-    shards = shard_names(store)
-    if not shards:
-        packed = [name for name in store.names() if SHARD_SUFFIX in name or name.endswith(".tgz")]
-        hint = f"Unpack {packed[0]} to a plain .tar first." if packed else "Make shards: rsb-cluster shards make"
-        raise DataError(f"there are no *{SHARD_SUFFIX} files in {store.url}. {hint}")
-    names = tuple(classes) or read_classes(store)
-    scans = []
-    for scan in parallel_map(scan_shard, [store] * len(shards), shards, workers=workers):
-        scans.append(scan)
-        if progress is not None:
-            progress(len(scans), len(shards))
-    return write_index(store, shards, scans, names)
-
-
-def write_index(store: Store, shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> ShardIndex:
-    """Write the index of scanned shards: the last file of a data set.
-
-    Args:
-        store: The folder.
-        shards: The file names of the shards, sorted.
-        scans: The scan of each shard.
-        classes: Names of the classes 0, 1, ...
-    """
-    content = _pack(shards, scans, classes)
-    index = _unpack(content, store.locate(INDEX_NAME))
-    store.write_bytes(INDEX_NAME, content)
-    return index
+    head = [list(index.shard_sha256), list(index.classes), index.num_classes]
+    digest = hashlib.sha256(json.dumps(head).encode())
+    for array in (index.shard_start, index.labels, index.image_offsets, index.image_sizes, index.key_starts):
+        digest.update(array.astype("<i8", copy=False).tobytes())
+    digest.update(index.key_bytes)
+    return digest.hexdigest()
 
 
 def shard_names(store: Store) -> list[str]:
@@ -180,48 +188,38 @@ def check_class_names(name: str, classes: Sequence[str], other: str, others: Seq
             )
 
 
-def _is_shard_index(store: Store) -> bool:
-    """Whether the file of the index's name is an index of this package, damaged or not."""
-    with store.open(INDEX_NAME) as file:
-        try:
-            return {"meta.npy", "shard_start.npy"} <= set(zipfile.ZipFile(file).namelist())
-        except zipfile.BadZipFile:
-            return False
-
-
-def _pack(shards: Sequence[str], scans: Sequence[ShardScan], classes: Sequence[str]) -> bytes:
+def _pack(index: ShardIndex, format_: int) -> bytes:
     """Return the index file's bytes; they depend on the arguments only (zip entries are dated 1980-01-01)."""
-    labels = np.concatenate([scan.labels for scan in scans])
-    spans = np.concatenate([scan.spans for scan in scans])
-    keys = [key for scan in scans for key in scan.keys]
     meta = {
-        "format": _FORMAT,
-        "shards": list(shards),
-        "sha256": [scan.sha256 for scan in scans],
-        "classes": list(classes),
-        "num_classes": max(len(classes), int(labels.max()) + 1),
+        "format": format_,
+        "shards": list(index.shards),
+        "sha256": list(index.shard_sha256),
+        "classes": list(index.classes),
+        "num_classes": index.num_classes,
     }
+    if format_ == _PLACED_FORMAT:
+        meta["place"] = index.place
     buffer = io.BytesIO()
-    # Little-endian on every machine: the digest must not depend on it.
+    # Little-endian on every machine: the bytes must not depend on it.
     np.savez(
         buffer,
         meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
-        shard_bytes=np.array([scan.num_bytes for scan in scans], dtype="<i8"),
-        shard_start=_starts([len(scan.labels) for scan in scans]),
-        labels=labels.astype("<i4"),
-        offsets=spans[:, 0].astype("<i8"),
-        stops=spans[:, 1].astype("<i8"),
-        image_offsets=spans[:, 2].astype("<i8"),
-        image_sizes=spans[:, 3].astype("<i8"),
-        key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
-        key_starts=_starts([len(key) for key in keys]),
+        shard_bytes=index.shard_bytes.astype("<i8"),
+        shard_start=index.shard_start.astype("<i8"),
+        labels=index.labels.astype("<i4"),
+        offsets=index.offsets.astype("<i8"),
+        stops=index.stops.astype("<i8"),
+        image_offsets=index.image_offsets.astype("<i8"),
+        image_sizes=index.image_sizes.astype("<i8"),
+        key_bytes=np.frombuffer(index.key_bytes, dtype=np.uint8),
+        key_starts=index.key_starts.astype("<i8"),
     )
     return buffer.getvalue()
 
 
-def _starts(counts: list[int]) -> NDArray[np.int64]:
-    """Return the start of each part, and the end of the last."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
+def _file_digest(index: ShardIndex) -> str:
+    """Return the digest of these data as an index file of format 1."""
+    return hashlib.sha256(_pack(index, _FILE_DIGEST_FORMAT)).hexdigest()
 
 
 def _unpack(content: bytes, url: str) -> ShardIndex:
@@ -229,29 +227,35 @@ def _unpack(content: bytes, url: str) -> ShardIndex:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays.pop("meta").tobytes())
-    if meta["format"] != _FORMAT:
+    if meta["format"] not in (_FILE_DIGEST_FORMAT, _FORMAT, _PLACED_FORMAT):
         raise newer_version(url, f"format {meta['format']}")
-    key_bytes = arrays.pop("key_bytes").tobytes()
-    for array in arrays.values():
-        array.setflags(write=False)
     index = ShardIndex(
         shards=tuple(meta["shards"]),
         shard_sha256=tuple(meta["sha256"]),
         classes=tuple(meta["classes"]),
         num_classes=meta["num_classes"],
-        key_bytes=key_bytes,
-        digest=hashlib.sha256(content).hexdigest(),
+        key_bytes=arrays.pop("key_bytes").tobytes(),
+        digest="",
+        place=meta["place"] if meta["format"] == _PLACED_FORMAT else "",
         **arrays,
     )
-    _check(index)
-    return index
+    is_file = meta["format"] == _FILE_DIGEST_FORMAT
+    return checked_index(
+        replace(index, digest=hashlib.sha256(content).hexdigest() if is_file else content_digest(index))
+    )
 
 
-def _check(index: ShardIndex) -> None:
-    """Raise ValueError if parts of the index contradict each other: a reader would silently read the wrong bytes."""
+def checked_index(index: ShardIndex) -> ShardIndex:
+    """Return the index with its arrays read-only.
+
+    Raises:
+        ValueError: Parts of it contradict each other: a reader would silently read the wrong bytes.
+    """
     per_shard, per_sample = len(index.shards), index.num_samples
     if not len(index.shard_sha256) == len(index.shard_bytes) == len(index.shard_start) - 1 == per_shard:
         raise ValueError("its lists of shards differ in length")
+    if not isinstance(index.place, str):
+        raise ValueError("it does not name the folder of its shards")
     # Both become file names: in the folder of the shards, and in the cache.
     if any("/" in name for name in index.shards) or not all(map(_SHA256.fullmatch, index.shard_sha256)):
         raise ValueError("it names a shard in another folder, or an invalid checksum")
@@ -274,3 +278,7 @@ def _check(index: ShardIndex) -> None:
         raise ValueError(f"sample {int(np.argmin(inside))} lies outside of its shard")
     if per_sample == 0 or index.labels.min() < 0 or index.labels.max() >= index.num_classes:
         raise ValueError("it has no samples, or a class outside of its number of classes")
+    for array in vars(index).values():
+        if isinstance(array, np.ndarray):
+            array.setflags(write=False)
+    return index

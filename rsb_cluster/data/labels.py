@@ -11,6 +11,9 @@ They are joined by key and not by number: the file fits the same images in any o
 of them. ``among`` are the classes that can be predicted (the logits are restricted to them); ``groups`` are subsets of
 the images that are scored separately as well.
 
+Two label sets have no file: ``a-classes`` and ``r-classes`` are an index's own classes among the 200 of ImageNet-A and
+of ImageNet-R. On those sets all images have one of them; on ImageNet's val they are what timm calls the clean subset.
+
 ``rsb-cluster evaluate --labels NAME`` selects them. Without ``--labels`` the name is the ``default_labels`` of the data
 set in datasets.toml, which is looked up by the ``data_set`` in the split's source.json; if that is empty too, the
 index's labels are used.
@@ -18,6 +21,7 @@ index's labels are used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +40,8 @@ from rsb_cluster.errors import ConfigError, DataError, MissingError
 from rsb_cluster.storage.store import Store
 
 REAL = "real"
+# The list of classes of each, which timm ships: numbers among ImageNet's 1,000.
+CLASS_MASKS = {"a-classes": "imagenet_a_indices.txt", "r-classes": "imagenet_r_indices.txt"}
 _REAL_IMAGES = 50_000
 _VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 
@@ -122,13 +128,49 @@ def label_kind(content: bytes) -> str | None:
         return None
 
 
+def masked_labels(index: ShardIndex, name: str) -> LabelSets:
+    """Return the classes of an index as label sets among some of ImageNet's classes; an image of another has none.
+
+    Args:
+        index: An index of images of ImageNet's 1,000 classes.
+        name: A key of `CLASS_MASKS`.
+
+    Raises:
+        DataError: Its classes are others, or in another order.
+    """
+    names = tuple(timm_info("imagenet_synsets.txt").read_text().split())
+    if index.num_classes != len(names) or (index.classes and index.classes != names):
+        raise DataError(
+            f"the labels '{name}' are for images of ImageNet's {len(names):,} classes in the order of their WordNet "
+            f"ids; this set has {index.num_classes:,}"
+            + (f", with '{index.classes[0]}' as the first. " if index.classes else ". ")
+            + "Make it with 'rsb-cluster shards make' and the name of the data set."
+        )
+    among = np.array(sorted(map(int, timm_info(CLASS_MASKS[name]).read_text().split())), dtype=np.int64)
+    scored = np.isin(index.labels, among)
+    return LabelSets(
+        starts=np.concatenate([[0], np.cumsum(scored)]).astype(np.int64),
+        classes=index.labels[scored].astype(np.int64),
+        among=among,
+    )
+
+
+def labels_digest(store: Store, name: str) -> str:
+    """Return the SHA-256 (hex) of the file of label sets, or of the list of classes of a mask."""
+    if name in CLASS_MASKS:
+        return hashlib.sha256(timm_info(CLASS_MASKS[name]).read_bytes()).hexdigest()
+    return hashlib.sha256(store.read_bytes(label_file_name(name))).hexdigest()
+
+
 def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:
-    """Read the label sets next to an index.
+    """Read the label sets next to an index, or return those of a mask (see `masked_labels`).
 
     Raises:
         DataError: There are none of that name, they are damaged, or a sample of the index is missing.
         StorageError: The folder could not be read.
     """
+    if name in CLASS_MASKS:
+        return masked_labels(index, name)
     url = store.locate(label_file_name(name))
     try:
         content = read_record(LabelFile, store.read_bytes(label_file_name(name)), url)

@@ -41,6 +41,10 @@ class SetPlan:
         """The files that `make` will delete, by split."""
         return tuple(part.removal for part in self._parts.values() if part.removal is not None)
 
+    def notes(self, split: str) -> list[str]:
+        """Return a line for each kind of images, of those that were written, that the user should look at."""
+        return list(self._parts[split].remarks.notes("stored"))
+
     def make(self, workers: int | None = 1, progress: Progress | None = None) -> dict[str, ShardIndex]:
         """Write what is missing, and return the index of each split.
 
@@ -90,6 +94,7 @@ def plan_set(
         DataError: An index is damaged, or an image cannot be downscaled.
         StorageError: The folder could not be read.
     """
+    dest.check_not_read_only("shards")
     _check_same_classes(sources, dest)
     if not overwrite:
         _refuse_unrelated_files(sources, dest)
@@ -165,6 +170,7 @@ def make_shards(
 
     Arguments and errors are those of `make_set` and `plan_set`; the folder is that of one split.
     """
+    store.check_not_read_only("shards")
     part = SplitPlan(source, store, shard_samples, recode)
     part.check(_replace(remake, overwrite), by_bytes, workers, _cumulative(progress, 0, len(source)))
     plan = SetPlan({"": part})

@@ -10,10 +10,12 @@ block alone: a resume seeks and never replays.
 Pieces are permuted and not whole shards, so that a block mixes many places of the data set: with shards sorted by
 class, four whole shards would fill a micro-batch with four classes (tests/benchmarks/shuffle.py measures it).
 
-Without repeated augmentation each virtual rank is a group of its own. With R repeats, R (or a few more) virtual ranks
-form a group: its stream gives ceil(g·m/R) images a step, and their copies are dealt round-robin to the g micro-batches
-of m, so that the copies of an image are in one global batch and in different micro-batches. If g·m is not a multiple of
-R, the last image of a step has fewer copies; none straddles two steps.
+Without repeated augmentation each virtual rank is a group of its own. With R repeats a group has the smallest power of
+two that is not below R, so that nodes of four or eight processes hold whole groups, whose images they read and decode
+once; where that does not divide the virtual ranks, and in runs of draws 1, it has R or a few more. Its stream gives
+ceil(g·m/R) images a step, and their copies are dealt round-robin to the g micro-batches of m, so that the copies of an
+image are in one global batch and in different micro-batches. If g·m is not a multiple of R, the last image of a step
+has fewer copies; none straddles two steps.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ Ints = NDArray[np.int64]
 
 # The version of all that is drawn from a run's seed: the order of samples, augmentation, mixing, dropped paths. What
 # draws otherwise raises it. It is part of a run's spec, and of its id unless it is 1; a node refuses a higher one.
-DRAWS = 1
+DRAWS = 2
+
+_EVEN_GROUPS = 2  # from these draws on, groups are of a power of two
+
+_POOL, _WORD = 4, 2**32 - 1  # of NumPy's SeedSequence: words of its state, and the largest one
 
 
 def permutation(n: int, *key: int) -> Ints:
@@ -48,6 +54,48 @@ def derive_seed(*key: int) -> int:
     """Return a 64-bit seed that depends on the key alone, for the random numbers of a sample or a micro-batch."""
     high, low = np.random.SeedSequence(key).generate_state(2)
     return int(high) << 32 | int(low)
+
+
+def derive_seeds(*key: int | Ints) -> NDArray[np.uint64]:
+    """Return ``derive_seed`` of many keys at once.
+
+    It is NumPy's hash, which it promises never to change, on arrays: one by one an image would cost 25 µs.
+
+    Args:
+        key: Numbers, or arrays of shape (n,) with one of each key; at least one is an array, of numbers below 2**32.
+    """
+    words: list[NDArray[np.uint32]] = []
+    for part in key:
+        if isinstance(part, np.ndarray):
+            words.append(part.astype(np.uint32))
+        else:
+            words += [np.array([part >> 32 * i & _WORD], np.uint32) for i in range(max(1, -(-part.bit_length() // 32)))]
+    words += [np.zeros(1, np.uint32)] * (_POOL - len(words))
+    constant = 0x43B0D7E5
+
+    def hashed(value: NDArray[np.uint32], factor: int = 0x931E8875) -> NDArray[np.uint32]:
+        nonlocal constant
+        value = value ^ np.uint32(constant)
+        constant = constant * factor & _WORD
+        value = value * np.uint32(constant)
+        value ^= value >> np.uint32(16)
+        return value
+
+    def mixed(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        value = one * np.uint32(0xCA01F9DD) - other * np.uint32(0x4973F715)
+        value ^= value >> np.uint32(16)
+        return value
+
+    pool = [hashed(word) for word in words[:_POOL]]
+    for source in range(_POOL):
+        for at in range(_POOL):
+            if at != source:
+                pool[at] = mixed(pool[at], hashed(pool[source]))
+    for word in words[_POOL:]:
+        pool = [mixed(value, hashed(word)) for value in pool]
+    constant = 0x8B51F9DD
+    high, low = (hashed(value, 0x58F38DED).astype(np.uint64) for value in pool[:2])
+    return high << np.uint64(32) | low
 
 
 @dataclass(frozen=True)
@@ -75,6 +123,7 @@ class EpochOrder:
         repeats: Copies of an image in a global batch; 1 without repeated augmentation.
         block: Size of a shuffle block, samples of a stream.
         piece: Maximum size of a piece, consecutive samples of a shard.
+        draws: The run's version of the order.
     """
 
     def __init__(
@@ -88,6 +137,7 @@ class EpochOrder:
         repeats: int,
         block: int,
         piece: int,
+        draws: int = DRAWS,
     ) -> None:
         if global_batch % virtual_ranks:
             raise ValueError(f"global batch {global_batch} is not a multiple of {virtual_ranks} virtual ranks")
@@ -95,7 +145,7 @@ class EpochOrder:
         self.micro_batch = global_batch // virtual_ranks
         self.dropped = index.num_samples - self.steps * global_batch
         self._seed, self._epoch, self._repeats, self._block_size = seed, epoch, repeats, block
-        self._groups = _groups(virtual_ranks, repeats)
+        self._groups = groups_of(virtual_ranks, repeats, draws)
         self._group_of = np.repeat(np.arange(len(self._groups)), [len(group) for group in self._groups])
         per_step = [-(-len(group) * self.micro_batch // repeats) for group in self._groups]
         self._images_per_step = per_step
@@ -119,6 +169,10 @@ class EpochOrder:
     def group_of(self, virtual_rank: int) -> int:
         """Return the group, and so the stream, of a virtual rank."""
         return int(self._group_of[virtual_rank])
+
+    def members(self, group: int) -> range:
+        """Return the virtual ranks of a group."""
+        return self._groups[group]
 
     def blocks(self, step: int, group: int) -> tuple[int, int]:
         """Return the first and the last block of a group's stream that a step touches."""
@@ -156,8 +210,17 @@ def _pieces(shard_start: Ints, size: int) -> tuple[Ints, Ints]:
     return shard_start[:-1][shard] + start, stop - start
 
 
-def _groups(virtual_ranks: int, repeats: int) -> list[range]:
-    """Cut the virtual ranks into groups of ``repeats`` or a few more, as evenly as possible."""
+def groups_of(virtual_ranks: int, repeats: int, draws: int = DRAWS) -> list[range]:
+    """Cut the virtual ranks into groups that share images.
+
+    Args:
+        virtual_ranks: Virtual ranks of the run.
+        repeats: Copies of an image in a global batch.
+        draws: The run's version of the order.
+    """
+    even = 1 << (repeats - 1).bit_length()
+    if draws >= _EVEN_GROUPS and virtual_ranks % even == 0:
+        return [range(start, start + even) for start in range(0, virtual_ranks, even)]
     count = max(1, virtual_ranks // repeats)
     edges = [virtual_ranks * i // count for i in range(count + 1)]
     return [range(start, stop) for start, stop in itertools.pairwise(edges)]

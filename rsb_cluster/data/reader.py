@@ -13,7 +13,7 @@ import numpy as np
 
 from rsb_cluster.data.buffers import BufferPool
 from rsb_cluster.data.cache import ShardCache, changed_shard_error
-from rsb_cluster.data.index import ShardIndex
+from rsb_cluster.data.index import ShardIndex, shards_of
 from rsb_cluster.data.order import Ints
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
@@ -50,13 +50,13 @@ class ShardReader:
         retries: Requests that repeat a failed one.
 
     Args:
-        store: Folder of the shards.
-        index: Their index.
+        store: Folder of the index.
+        index: The index, which tells where the shards are.
         cache: Cache of whole shards on this node. A shard is downloaded whole when it is first needed.
     """
 
     def __init__(self, store: Store, index: ShardIndex, *, cache: ShardCache | None = None) -> None:
-        self._store, self._index, self._cache = store, index, cache
+        self._store, self._index, self._cache = shards_of(store, index), index, cache
         self.bytes_read = self.bytes_cached = self.bytes_used = self.requests = self.retries = 0
         self._buffers = BufferPool()
         self._lock = threading.Lock()

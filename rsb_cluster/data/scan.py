@@ -11,24 +11,29 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
+from rsb_cluster.data.left_out import DEBRIS, LeftOut, is_debris_member
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif")
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 _CLASS = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
+_CLASS_EXTENSIONS = ("cls", "json")
 _JSON_CLASS_FIELDS = ("label", "cls", "class")
-_MAX_CLASS = np.iinfo(np.int32).max
+MAX_CLASS = 10_000_000 - 1  # a network has as many outputs; what counts samples per class, as many counters
 _READ_BYTES = 1 << 20
+_IMAGE_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
+_KEY_RULE = "A sample's key ends at the first dot after the last slash of a name, as in webdataset."
+_NO_KEY = "no dot in the name, or metadata of webdataset"
+_SPECIAL = "a link, or no regular file"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -41,7 +46,7 @@ def split_name(name: str) -> tuple[str, str] | None:
         ``None`` for a name that webdataset skips: one without a dot, or metadata (``__x__``, ``__x__/...``).
     """
     found = _NAME.match(name)
-    if found is None or _META.match(name):
+    if found is None or (name.startswith("__") and _META.match(name)):
         return None
     return found[1], found[2].lower()
 
@@ -104,6 +109,9 @@ class ShardScan:
     keys: tuple[bytes, ...]  # UTF-8
     labels: NDArray[np.int32]
     spans: NDArray[np.int64]  # (n, 4): first byte, byte after the last, image's first byte, image's size
+    left_out: LeftOut = field(default_factory=LeftOut)  # members that belong to no sample
+    # Without classes only: the name of each image's member, and the URL that img2dataset's .json has for it.
+    images: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -111,8 +119,7 @@ class _Sample:
     key: str
     start: int
     stop: int = 0
-    extensions: set[str] = field(default_factory=set)
-    image: tuple[int, int] | None = None  # first byte, size
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte and size, by extension
     cls: bytes | None = None
     json: bytes | None = None
 
@@ -134,25 +141,30 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise _DamagedError(str(error)) from error
 
 
-def scan_shard(store: Store, name: str) -> ShardScan:
+def scan_shard(store: Store, name: str, image_keys: Sequence[str] = (), has_classes: bool = True) -> ShardScan:
     """Scan the shard with a name in a folder (see `scan_stream`)."""
-    return scan_stream(store.open(name), store.locate(name))
+    return scan_stream(store.open(name), store.locate(name), image_keys, has_classes)
 
 
-def scan_stream(opened: BinaryIO, url: str) -> ShardScan:
+def scan_stream(opened: BinaryIO, url: str, image_keys: Sequence[str] = (), has_classes: bool = True) -> ShardScan:
     """Scan a shard, reading it once as a stream.
 
     Args:
         opened: The shard, at its start. It is closed.
         url: Its name in messages.
+        image_keys: The extensions that may be a sample's image, the first that it has; if empty, the only one of
+            `IMAGE_EXTENSIONS`.
+        has_classes: Whether the samples have classes. If not, or not those that are wanted, all labels are -1.
 
     Raises:
-        DataError: The file is not a complete tar; a sample has no image, no class, or two members with one extension;
-            a key occurs twice; a member is sparse; or there is no sample. The message names the shard and the key.
+        DataError: The file is not a complete tar; a sample has no image, several, no class, or two members with one
+            extension; a key occurs twice; a member is sparse, or a link; or there is no sample. The message names the
+            shard and the key.
         StorageError: The file could not be read.
     """
     hashing, stream = hashing_reader(opened)
     samples: list[_Sample] = []
+    left_out = LeftOut()
     with stream:
         compression = next((kind for magic, kind in _COMPRESSED.items() if stream.peek(8).startswith(magic)), None)
         if compression:
@@ -161,31 +173,40 @@ def scan_stream(opened: BinaryIO, url: str) -> ShardScan:
                 "Unpack it to a plain .tar."
             )
         try:
-            samples.extend(_samples(stream, url))
+            samples.extend(_samples(stream, url, image_keys, left_out))
         except (tarfile.TarError, _DamagedError) as error:
             last = f"after the sample '{samples[-1].key}'" if samples else "at its start"
             raise DataError(f"{url} is not a complete tar: {error}, {last}. Copy or make it again.") from error
     if not samples:
         raise DataError(f"{url} holds no samples. Delete it, or make it again.")
+    keys = tuple(_unique_keys(samples, url))
+    labels = [_class_of(sample, url) if has_classes else -1 for sample in samples]
+    images = [_image_of(sample, url, image_keys) for sample in samples]
+    spans = [(s.start, s.stop, *s.members[extension]) for s, extension in zip(samples, images, strict=True)]
     return ShardScan(
         num_bytes=hashing.num_bytes,
         sha256=hashing.sha256,
-        keys=tuple(_unique_keys(samples, url)),
-        labels=np.array([_class_of(sample, url) for sample in samples], dtype=np.int32),
-        spans=np.array([(s.start, s.stop, *_image_of(s, url)) for s in samples], dtype=np.int64),
+        keys=keys,
+        labels=np.array(labels, dtype=np.int32),
+        spans=np.array(spans, dtype=np.int64),
+        left_out=left_out,
+        images=()
+        if has_classes
+        else tuple((f"{s.key}.{extension}", url_in_json(s.json)) for s, extension in zip(samples, images, strict=True)),
     )
 
 
-def _samples(stream: io.BufferedReader, url: str) -> Iterator[_Sample]:
+def _samples(stream: io.BufferedReader, url: str, image_keys: Sequence[str], left_out: LeftOut) -> Iterator[_Sample]:
     """Yield a sample for consecutive members with the same key; read to the end of the file."""
     current: _Sample | None = None
     # "r|", not "r|*": webdataset would also read a compressed tar, in which no offset can be sought.
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
-            # Links are skipped as well, as in webdataset: they have no content of their own.
             parts = split_name(member.name) if member.isreg() else None
-            if parts is None:
+            # A member with the key of the one before belongs to its sample.
+            if parts is None or ((current is None or parts[0] != current.key) and is_debris_member(member.name)):
+                _leave_out(member, url, image_keys, left_out)
                 continue
             key, extension = parts
             if current is None or key != current.key:
@@ -199,23 +220,41 @@ def _samples(stream: io.BufferedReader, url: str) -> Iterator[_Sample]:
         yield current
 
 
+def _leave_out(member: tarfile.TarInfo, url: str, image_keys: Sequence[str], left_out: LeftOut) -> None:
+    """Count a member that belongs to no sample; refuse a link that should have belonged to one."""
+    parts = split_name(member.name)
+    if member.isdir():
+        return
+    if is_debris_member(member.name):
+        left_out.add(DEBRIS, member.name)
+    elif parts is None:
+        left_out.add(_NO_KEY, member.name)
+    elif (member.islnk() or member.issym()) and parts[1] in (*_CLASS_EXTENSIONS, *IMAGE_EXTENSIONS, *image_keys):
+        # webdataset skips it, and so the sample or its class.
+        kind = "hard" if member.islnk() else "symbolic"
+        raise DataError(
+            f"{url}: '{member.name}' is a {kind} link to '{member.linkname}', and has no content of its own. "
+            "Make the tar of whole files: tar --hard-dereference --dereference."
+        )
+    else:
+        left_out.add(_SPECIAL, member.name)
+
+
 def _add(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, url: str) -> None:
     """Add a member to its sample."""
-    where = f"{url}: sample '{sample.key}'"
-    if extension in sample.extensions:
+    if extension in sample.members:
         raise DataError(
-            f"{where} has two members with the extension '{extension}'. Remove one, or make the shard again."
+            f"{url}: sample '{sample.key}' has two members with the extension '{extension}'. {_KEY_RULE} "
+            "Remove one, or make the shard again."
         )
     if member.issparse():
         raise DataError(
-            f"{where}: '{member.name}' is a sparse file, so its bytes are not contiguous. "
+            f"{url}: sample '{sample.key}': '{member.name}' is a sparse file, so its bytes are not contiguous. "
             "Make the tar without --sparse."
         )
-    sample.extensions.add(extension)
+    sample.members[extension] = (member.offset_data, member.size)
     sample.stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    if extension in IMAGE_EXTENSIONS and sample.image is None:
-        sample.image = (member.offset_data, member.size)
-    elif extension in ("cls", "json"):
+    if extension in _CLASS_EXTENSIONS:
         content = tar.extractfile(member)
         assert content is not None  # only links and folders have none
         setattr(sample, extension, content.read())
@@ -235,7 +274,7 @@ def _unique_keys(samples: list[_Sample], url: str) -> Iterator[bytes]:
     for sample in samples:
         if sample.key in seen:
             raise DataError(
-                f"{url}: the key '{sample.key}' occurs twice, or its members are not consecutive. "
+                f"{url}: the key '{sample.key}' occurs twice, or its members are not consecutive. {_KEY_RULE} "
                 "Sort the members by name (tar --sort=name), or make the shard again."
             )
         seen.add(sample.key)
@@ -243,14 +282,38 @@ def _unique_keys(samples: list[_Sample], url: str) -> Iterator[bytes]:
         yield sample.key.encode("utf-8", "surrogateescape")
 
 
-def _image_of(sample: _Sample, url: str) -> tuple[int, int]:
-    if sample.image is None or sample.image[1] == 0:
-        what = "no image" if sample.image is None else "an empty image"
+def url_in_json(content: bytes | None) -> str:
+    """Return where an image was downloaded from, by img2dataset's JSON; empty if that does not say."""
+    try:
+        value: Any = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return ""
+    return str(value["url"]) if isinstance(value, Mapping) and "url" in value else ""
+
+
+def _image_of(sample: _Sample, url: str, image_keys: Sequence[str]) -> str:
+    """Return the extension of a sample's image."""
+    members = sample.members
+    if image_keys:
+        found = [extension for extension in image_keys if extension in members][:1]
+    else:
+        found = [extension for extension in members if extension in _IMAGE_EXTENSIONS]
+    if len(found) == 1 and members[found[0]][1]:
+        return found[0]
+    where, listed = f"{url}: sample '{sample.key}'", ", ".join(sorted(members))
+    if len(found) > 1:
         raise DataError(
-            f"{url}: sample '{sample.key}' has {what} (it has: {', '.join(sorted(sample.extensions))}). "
-            f"Remove the sample or give it one of: {', '.join(IMAGE_EXTENSIONS)}."
+            f"{where} has {len(found)} images: {', '.join(sorted(found))}. Name the extension of those to train on: "
+            f"add --image-key {found[0]} to 'shards index', or another one."
         )
-    return sample.image
+    if found:
+        raise DataError(f"{where} has an empty image (it has: {listed}). Remove the sample, or restore the image.")
+    others = [extension for extension in sorted(members) if extension.rpartition(".")[2] in _IMAGE_EXTENSIONS]
+    hint = f" If '{others[0]}' is the image, add --image-key {others[0]} to 'shards index'." if others else ""
+    raise DataError(
+        f"{where} has no image (it has: {listed}). {_KEY_RULE} Remove the sample or give it one of: "
+        f"{', '.join(image_keys or IMAGE_EXTENSIONS)}.{hint}"
+    )
 
 
 def _class_of(sample: _Sample, url: str) -> int:
@@ -266,10 +329,14 @@ def _class_of(sample: _Sample, url: str) -> int:
     elif sample.json is not None:
         label = _class_in_json(sample.json, where)
     else:
-        raise DataError(f"{where} has no class: it has neither .cls nor .json. Add a .cls with the class number.")
-    if not 0 <= label <= _MAX_CLASS:
         raise DataError(
-            f"{where} has the class {label}; classes are numbered from 0 to {_MAX_CLASS}. Renumber the classes."
+            f"{where} has no class: it has neither .cls nor .json (it has: "
+            f"{', '.join(sorted(sample.members))}). {_KEY_RULE} Add a .cls with the class number."
+        )
+    if not 0 <= label <= MAX_CLASS:
+        raise DataError(
+            f"{where} has the class {label}; classes are numbered from 0, and {MAX_CLASS:,} is the largest. "
+            "A network has an output for each number up to the largest one: renumber the classes without gaps."
         )
     return label
 

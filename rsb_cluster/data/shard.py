@@ -8,13 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS, is_unknown, is_wide
+from rsb_cluster.data.left_out import LeftOut
 from rsb_cluster.data.recode import Recode
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS, ShardScan, scan_shard, scan_stream, split_name
+from rsb_cluster.data.scan import ShardScan, scan_shard, scan_stream, split_name
 from rsb_cluster.data.sources.source import Sample, key_of
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 
 Value = TypeVar("Value")
+
+UNKNOWN = "no image by its first bytes; 'shards verify --decode' tries each"
+WIDE = "16-bit grey or floating point, which training sees as Pillow does, nearly all white or black: store 8 bits"
+WIDE_KEPT = f"{WIDE}; not downscaled"
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class ShardContents:
 
     Attributes:
         read: Reads the sample of an entry.
+        show: Returns an entry's name for messages.
+        where: Where the samples come from, for messages.
         recode: How to downscale images.
         entries: The samples' entries, in the order of the source: disks and row groups are read forward.
         places: The position of each entry in the shard.
@@ -30,6 +38,8 @@ class ShardContents:
     """
 
     read: Callable[[Any], Sample]
+    show: Callable[[Any], str]
+    where: str
     recode: Recode | None
     entries: Sequence[Any]
     places: Sequence[int]
@@ -58,18 +68,32 @@ class Comparison:
     changes: tuple[ImageChange, ...] = ()
 
 
-def make_shard(store: Store, name: str, contents: ShardContents) -> ShardScan:
-    """Write a shard and return its scan.
+@dataclass(frozen=True)
+class MadeShard:
+    """A shard that was written: its content, and what the user should know of the images that were stored.
+
+    Attributes:
+        scan: Its content.
+        remarks: The images whose values are cut off when they are decoded, and those that are none.
+    """
+
+    scan: ShardScan
+    remarks: LeftOut
+
+
+def make_shard(store: Store, name: str, contents: ShardContents) -> MadeShard:
+    """Write a shard.
 
     Raises:
         ConfigError: A sample cannot be read or stored.
         DataError: The shard is invalid.
         StorageError: It could not be written.
     """
-    content = _content(contents)
+    samples = _read(contents)
+    content = _tar(_by_place(contents, samples))
     scan = scan_stream(io.BytesIO(content), store.locate(name))
     store.write_bytes(name, content)
-    return scan
+    return MadeShard(scan, _remarks(contents, samples))
 
 
 def compare_shard(store: Store, name: str, contents: ShardContents, by_bytes: bool) -> Comparison:
@@ -104,7 +128,7 @@ def compare_shard(store: Store, name: str, contents: ShardContents, by_bytes: bo
 def _compare_bytes(
     store: Store, name: str, contents: ShardContents, scan: ShardScan, entries: Sequence[Any]
 ) -> Comparison:
-    content = _content(contents)
+    content = _tar(_by_place(contents, _read(contents)))
     made = scan_stream(io.BytesIO(content), store.locate(name))
     if made.sha256 == scan.sha256:
         return Comparison(scan)
@@ -120,10 +144,19 @@ def _compare_bytes(
     return Comparison(scan, tuple(changes)) if changes else Comparison(None)  # only classes differ
 
 
-def _content(contents: ShardContents) -> bytes:
-    """Read the samples of a shard and return its bytes."""
-    read = [read_sample(contents.read, contents.recode, entry) for entry in contents.entries]
-    return _tar(_by_place(contents, read))
+def _read(contents: ShardContents) -> list[Sample]:
+    c = contents
+    return [read_sample(c.read, c.recode, entry, c.show, c.where) for entry in c.entries]
+
+
+def _remarks(contents: ShardContents, samples: Sequence[Sample]) -> LeftOut:
+    found = LeftOut()
+    for entry, (_, image, _, _) in zip(contents.entries, samples, strict=True):
+        if is_unknown(image):
+            found.add(UNKNOWN, contents.show(entry))
+        elif is_wide(image):
+            found.add(WIDE_KEPT if contents.recode else WIDE, contents.show(entry))
+    return found
 
 
 def _by_place(contents: ShardContents, values: Sequence[Value]) -> list[Value]:
@@ -132,8 +165,10 @@ def _by_place(contents: ShardContents, values: Sequence[Value]) -> list[Value]:
     return [ordered[place] for place in sorted(ordered)]
 
 
-def read_sample(read: Callable[[Any], Sample], recode: Recode | None, entry: Any) -> Sample:
-    """Return a sample as it will be stored.
+def read_sample(
+    read: Callable[[Any], Sample], recode: Recode | None, entry: Any, show: Callable[[Any], str], where: str
+) -> Sample:
+    """Return a sample as it will be stored. Arguments are as in `ShardContents`.
 
     Raises:
         ConfigError: It could be written but not be read back.
@@ -141,7 +176,7 @@ def read_sample(read: Callable[[Any], Sample], recode: Recode | None, entry: Any
     """
     key, content, extension, label = read(entry)
     if recode is not None:
-        content, extension = recode(key, content, extension)
+        content, extension = recode(f"'{show(entry) if key_of(entry) else key}' ({where})", content, extension)
     where = f"sample '{key}' with the extension '{extension}' and the class {label}"
     if extension not in IMAGE_EXTENSIONS:
         raise ConfigError(f"{where}: the extension must be one of: {', '.join(IMAGE_EXTENSIONS)}.")

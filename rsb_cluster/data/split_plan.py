@@ -12,8 +12,10 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, ShardIndex, load_index, write_index
+from rsb_cluster.data.index import CLASSES_NAME, INDEX_NAME, ShardIndex, load_index
+from rsb_cluster.data.indexing import write_index
 from rsb_cluster.data.labels import label_file_name, pack_labels
+from rsb_cluster.data.left_out import LeftOut
 from rsb_cluster.data.pool import parallel_map
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import ShardScan, scan_shard
@@ -42,6 +44,7 @@ class SplitPlan:
     Attributes:
         source: The samples.
         removal: The files to delete first; None if there are none.
+        remarks: Images that were stored and that the user should look at; known once they are written.
     """
 
     def __init__(self, source: DataSource, store: Store, shard_samples: int, recode: Recode | None) -> None:
@@ -51,6 +54,7 @@ class SplitPlan:
             raise ConfigError(f"there are no samples to write to {store.url}. Check the source.")
         self.source = source
         self.removal: Removal | None = None
+        self.remarks = LeftOut()
         self._store, self._recode, self._shard_samples = store, recode, shard_samples
         self._beside = {CLASSES_NAME: as_json(list(source.classes))} if source.classes else {}
         self._beside |= {label_file_name(name): pack_labels(content) for name, content in source.labels.items()}
@@ -98,11 +102,12 @@ class SplitPlan:
         scans = dict(self._kept)
         missing = [name for name in self._shards if name not in scans]
         contents = [self._shards[name] for name in missing]
-        for name, scan in zip(
+        for name, made in zip(
             missing, parallel_map(make_shard, [store] * len(missing), missing, contents, workers=workers), strict=True
         ):
-            scans[name] = scan
-            advance(len(scan.labels))
+            scans[name] = made.scan
+            self.remarks.merge(made.remarks)
+            advance(len(made.scan.labels))
         in_order = [scans[name] for name in self._shards]
         _refuse_repeated_keys(in_order)
         for name, content in self._beside.items():
@@ -114,7 +119,7 @@ class SplitPlan:
         """The contents of each shard, by its name."""
         source, order = self.source, self.source.order()
         first = sorted(order[:_SIZED_SAMPLES].tolist())
-        sizes = [len(read_sample(source.read, self._recode, source.entries[i])[1]) for i in first]
+        sizes = [self._stored_size(source.entries[i]) for i in first]
         per_shard = min(self._shard_samples, max(1, _SHARD_BYTES // max(1, sum(sizes) // len(sizes))))
         shards = {}
         for number, start in enumerate(range(0, len(order), per_shard)):
@@ -123,12 +128,18 @@ class SplitPlan:
             numbers = chosen[places].tolist()
             shards[shard_name(number)] = ShardContents(
                 source.read,
+                source.show,
+                source.description,
                 self._recode,
                 [source.entries[i] for i in numbers],
                 places.tolist(),
                 [self._sizes[i] for i in numbers] if self._sizes else (),
             )
         return shards
+
+    def _stored_size(self, entry: Any) -> int:
+        source = self.source
+        return len(read_sample(source.read, self._recode, entry, source.show, source.description)[1])
 
     # --- checks ---
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rsb_cluster.data.index import Progress, ShardIndex, load_index, shard_names
+from rsb_cluster.data.image_files import damage, is_wide
+from rsb_cluster.data.index import Progress, ShardIndex, load_index, shard_names, shards_of
 from rsb_cluster.data.labels import label_files
+from rsb_cluster.data.left_out import LeftOut
+from rsb_cluster.data.mixing import mixing_note
 from rsb_cluster.data.pool import parallel_map
 from rsb_cluster.data.scan import hashing_reader
+from rsb_cluster.data.shard import WIDE
 from rsb_cluster.data.split_folder import read_source_record
+from rsb_cluster.errors import MissingError, plural
 from rsb_cluster.storage.store import Store
 
 _READ_BYTES = 1 << 20
@@ -24,10 +30,6 @@ CHANGED = "The shards have changed since they were indexed. Copy them again, or 
 UNDECODABLE = (
     "There are images that cannot be decoded, in shards as they were indexed: the image files are damaged. Make the "
     "shards again with whole ones or without them, or set data.max_bad_samples to train without."
-)
-REPEATED = (
-    "There are keys in more than one shard. If samples are there twice, remove one of the shards and index again. Else "
-    "number the keys through all shards: label sets and predictions are matched by key."
 )
 
 
@@ -39,8 +41,8 @@ class VerifyReport:
         shards: Number of shards that were read.
         samples: Number of samples in these.
         problems: Sentences that name shard and key.
-        causes: The kinds of the problems: `CHANGED`, `UNDECODABLE`, `REPEATED`; each says what to do.
-        notes: Remarks that are no problems: duplicate images, classes without an image.
+        causes: The kinds of the problems: `CHANGED`, `UNDECODABLE`; each says what to do.
+        notes: Remarks that are no problems: keys in several shards, duplicate images, classes without an image.
         images: A hash of each image that was read, sorted, shape (samples, 2).
     """
 
@@ -91,20 +93,22 @@ def verify(
         StorageError: The folder could not be read.
     """
     index = load_index(store)
-    existing = set(shard_names(store))
+    folder = shards_of(store, index)
+    existing = set(shard_names(folder) if folder.lists_files else index.shards)
     report = VerifyReport()
-    report.add(REPEATED, _repeated_keys(index))
-    unknown = sorted(existing - set(index.shards))
+    unknown = _unknown_shards(index, existing)
     report.add(CHANGED, (f"{name} is not in the index. Remove it, or index the folder again." for name in unknown))
     shards = [_Shard.from_index(index, number) for number in range(len(index.shards))]
     read = [shard for shard in shards if shard.name in existing]
-    checks = parallel_map(_check_shard, [store] * len(read), read, [decode] * len(read), workers=workers)
-    hashes, numbers = [], []
+    checks = parallel_map(_check_shard, [folder] * len(read), read, [decode] * len(read), workers=workers)
+    hashes, numbers, remarks = [], [], LeftOut()
     for number, shard in enumerate(shards):
-        if shard.name not in existing:
+        found = next(checks) if shard.name in existing else None
+        if found is None:
             report.add(CHANGED, [f"{shard.name} is missing. Copy it again."])
         else:
-            changes, bad, images = next(checks)
+            changes, bad, seen, images = found
+            remarks.merge(seen)
             report.shards += 1
             report.samples += len(shard.sizes)
             report.add(CHANGED if changes else UNDECODABLE, [*bad, *changes])
@@ -112,12 +116,13 @@ def verify(
             numbers.append(np.arange(*index.shard_start[number : number + 2]))
         if progress is not None:
             progress(number + 1, len(shards))
-    if read:
-        found, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
-        order = np.lexsort((index.labels[samples], found[:, 1], found[:, 0]))
-        report.images = found[order]
+    if numbers:
+        all_, samples = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2), np.concatenate(numbers)
+        order = np.lexsort((index.labels[samples], all_[:, 1], all_[:, 0]))
+        report.images = all_[order]
         report.notes += _duplicate_images(index, report.images, samples[order])
-    report.notes += _class_balance(index)
+    report.notes += [*remarks.notes("images"), *_repeated_keys(index), *_class_balance(index)]
+    report.notes += filter(None, [mixing_note(index)])
     return report
 
 
@@ -183,18 +188,25 @@ class _Shard:
         )
 
 
-def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], list[str], bytes]:
-    """Return how an existing shard has changed, its images that cannot be decoded, and the hashes of its images."""
-    changes, bad, images = [], [], []
-    hashing, stream = hashing_reader(store.open(shard.name))
+def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], list[str], LeftOut, bytes] | None:
+    """Return how a shard has changed, its images that cannot be decoded or are cut off, and hashes of all images.
+
+    None if it is gone.
+    """
+    changes, bad, remarks, images = [], [], LeftOut(), []
+    try:
+        hashing, stream = hashing_reader(store.open(shard.name))
+    except MissingError:
+        return None
     with stream:
         for key, offset, size in zip(shard.keys, shard.offsets, shard.sizes, strict=True):
             _skip(stream, offset)
             image = stream.read(size)
             images.append(hashlib.blake2b(image, digest_size=_HASH_BYTES).digest())
-            problem = _decode(image) if decode else ""
-            if problem:
+            if decode and (problem := damage(image)):
                 bad.append(f"{shard.name}: the image of sample '{key}' cannot be decoded: {problem}")
+            elif decode and is_wide(image):
+                remarks.add(WIDE, f"{shard.name}: {key}")
         while stream.read(_READ_BYTES):
             pass
     if hashing.num_bytes != shard.num_bytes:
@@ -205,7 +217,7 @@ def _check_shard(store: Store, shard: _Shard, decode: bool) -> tuple[list[str], 
         changes.append(
             f"{shard.name} has changed since it was indexed: its SHA-256 is {hashing.sha256}. Copy it again."
         )
-    return changes, bad, b"".join(images)
+    return changes, bad, remarks, b"".join(images)
 
 
 def _skip(stream: io.BufferedReader, offset: int) -> None:
@@ -215,32 +227,31 @@ def _skip(stream: io.BufferedReader, offset: int) -> None:
             return
 
 
-def _decode(image: bytes) -> str:
-    """Return why an image file cannot be decoded, or an empty string."""
-    from PIL import Image
+def _unknown_shards(index: ShardIndex, existing: set[str]) -> list[str]:
+    """Return the shards that the index lacks; in a folder of several splits those that are named as its own are."""
+    families = {_family(name) for name in index.shards}
+    return sorted(n for n in existing - set(index.shards) if not index.place or _family(n) in families)
 
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            opened.load()
-    except Exception as error:  # PIL's readers raise nearly anything on damaged files (SyntaxError, struct.error, ...)
-        return f"{type(error).__name__}: {error}"
-    return ""
+
+def _family(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _repeated_keys(index: ShardIndex) -> Iterator[str]:
-    """Yield a sentence for each two shards that have keys in common."""
+    """Yield a sentence about keys that are in several shards, as where each shard counts from 0."""
     first: dict[bytes, int] = {}
-    repeated: dict[tuple[str, str], list[int]] = {}
-    starts, shard = index.key_starts.tolist(), index.shard_of(np.arange(index.num_samples)).tolist()
+    again: list[tuple[int, int]] = []
+    starts = index.key_starts.tolist()
     for sample in range(index.num_samples):
-        key = index.key_bytes[starts[sample] : starts[sample + 1]]
-        other = first.setdefault(key, sample)
+        other = first.setdefault(index.key_bytes[starts[sample] : starts[sample + 1]], sample)
         if other != sample:
-            repeated.setdefault((index.shards[shard[sample]], index.shards[shard[other]]), []).append(sample)
-    for (here, there), samples in repeated.items():
-        more = f", and {len(samples) - 1:,} more are" if len(samples) > 1 else ""
-        shown = index.key(samples[0])
-        yield f"{here}: the key '{shown}' is also in {there}{more}. Are there duplicate samples in the set?"
+            again.append((sample, other))
+    if again:
+        here, there = (index.shards[int(index.shard_of(np.array(number)))] for number in again[0])
+        yield (
+            f"samples whose key is also in another shard: {len(again):,} ('{index.key(again[0][0])}' in {here} and in "
+            f"{there}); training does not mind, but label sets and saved predictions are matched by key"
+        )
 
 
 def _duplicate_images(index: ShardIndex, images: NDArray[np.uint64], samples: NDArray[np.int64]) -> Iterator[str]:
@@ -258,7 +269,8 @@ def _duplicate_images(index: ShardIndex, images: NDArray[np.uint64], samples: ND
 def _class_balance(index: ShardIndex) -> Iterator[str]:
     counts = class_samples(index)
     low, high = int(counts.min()), int(counts.max())
-    yield f"{index.num_classes:,} classes, with {low:,} to {high:,} images (mean {counts.mean():,.1f})"
+    each = f"{low:,} to {high:,} images (mean {counts.mean():,.1f})" if low < high else f"{plural(low, 'image')} each"
+    yield f"{plural(index.num_classes, 'class', 'classes')}, with {each}"
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         shown = ", ".join(index.classes[i] if i < len(index.classes) else str(i) for i in empty[:5].tolist())

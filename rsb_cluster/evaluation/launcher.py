@@ -7,7 +7,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,21 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 _MODULE = "rsb_cluster.train.validation.evaluator"
 
 
-def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progress: Progress) -> Iterator[Evaluation]:
+def evaluate(
+    request: EvaluationRequest,
+    *,
+    procs: int = 0,
+    gpus: int = 0,
+    hold: Callable[[], AbstractContextManager[None]] = nullcontext,
+    progress: Progress,
+) -> Iterator[Evaluation]:
     """Yield the evaluation of each source, after its record was written.
 
     Args:
         request: The request; ``workers`` are per process.
         procs: Number of processes on the CPU. 0 without ``gpus``: one, on the GPU if there is one.
         gpus: Number of processes, each on its own GPU.
+        hold: Returns the context in which the processes run: it holds the GPUs that they use.
         progress: Called regularly with the progress of one process.
 
     Raises:
@@ -48,8 +56,9 @@ def evaluate(request: EvaluationRequest, *, procs: int = 0, gpus: int = 0, progr
     count, cores = procs or gpus or 1, len(os.sched_getaffinity(0))
     share = max(1, cores // count)
     request = request.model_copy(update={"workers": request.workers or share})
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if procs else {})
-    with tempfile.TemporaryDirectory(prefix="rsb-evaluate-") as folder:
+    # GPUs are locked by their numbers in the order of the PCI bus.
+    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if procs else {})
+    with hold(), tempfile.TemporaryDirectory(prefix="rsb-evaluate-") as folder:
         task = {"request": request.model_dump(mode="json"), "folder": folder, "world_size": count, "threads": share}
         task["gpus"] = 0 if procs else gpus or None
         with _processes(task, count, environment) as messages:

@@ -11,14 +11,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from rsb_cluster.config.schema import Section, read_record
 from rsb_cluster.data.datasets import Metric
-from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster.errors import AccessError, RsbError, StorageError
 from rsb_cluster.runs.run import EVALUATIONS
+from rsb_cluster.runs.sharing import make_common_folder
 from rsb_cluster.storage.store import Store
 
 Amp = Literal["off", "fp16", "bf16"]
@@ -145,7 +147,7 @@ class Evaluation(Section):
     @property
     def owner(self) -> str:
         """The folder of all evaluations of the same weights: the run's id, or the weights' name and digest."""
-        return self.run_id or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', self.weights)}-{self.weights_digest[:8]}"
+        return self.run_id or f"{safe_name(self.weights)}-{self.weights_digest[:8]}"
 
     @property
     def name(self) -> str:
@@ -163,6 +165,7 @@ class Evaluation(Section):
     def save(self, runs_url: str) -> str:
         """Write the record; return a warning if there was one with another result, else an empty string."""
         store, file = Store(runs_url), f"{EVALUATIONS}/{self.owner}/{self.name}.json"
+        make_common_folder(runs_url, EVALUATIONS, self.owner)
         warning = ""
         if store.exists(file):
             before = read_record(Evaluation, store.read_json(file), store.locate(file))
@@ -173,11 +176,16 @@ class Evaluation(Section):
         return warning
 
 
+def safe_name(weights: str) -> str:
+    """Return the name of weights as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", weights)
+
+
 def read_evaluations(runs_url: str) -> tuple[list[Evaluation], list[str]]:
     """Return all evaluations in a folder of runs, and the errors of those that cannot be read."""
     store = Store(runs_url)
-    files = [name for name in store.files(EVALUATIONS) if name.endswith(".json")]
-    found, problems = [], []
+    files, problems = _evaluation_files(store)
+    found = []
     for file, content in zip(files, store.read_many(files), strict=True):
         try:
             if isinstance(content, StorageError):
@@ -186,6 +194,27 @@ def read_evaluations(runs_url: str) -> tuple[list[Evaluation], list[str]]:
         except (RsbError, ValueError) as error:
             problems.append(f"{store.locate(file)} cannot be read: {error}")
     return found, problems
+
+
+def _evaluation_files(store: Store) -> tuple[list[str], list[str]]:
+    """Return the files of all evaluations in a folder of runs, and the errors of folders that cannot be read."""
+    try:
+        return _json_files(store, EVALUATIONS), []
+    except AccessError as error:
+        files, problems = [], [str(error)]
+        with suppress(AccessError):
+            names = store.names(EVALUATIONS)
+            problems = []  # it can be read, and one below it cannot
+            for name in names:
+                try:
+                    files += _json_files(store, f"{EVALUATIONS}/{name}")
+                except AccessError as one:
+                    problems.append(str(one))
+        return files, problems
+
+
+def _json_files(store: Store, folder: str) -> list[str]:
+    return [name for name in store.files(folder) if name.endswith(".json")]
 
 
 def plain_values(evaluation: Evaluation) -> Mapping[str, float]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from rsb_cluster.config.settings import data_root
 from rsb_cluster.data.datasets import DataSet, Metric, known_data_sets
 from rsb_cluster.data.index import INDEX_NAME, ShardIndex, check_class_names, load_index
-from rsb_cluster.data.labels import LabelSets, label_file_name, load_label_sets
+from rsb_cluster.data.labels import LabelSets, labels_digest, load_label_sets
 from rsb_cluster.data.scoring import TOP_K, check_metrics
 from rsb_cluster.data.split_folder import read_source_record
+from rsb_cluster.data.subset import choose_classes, choose_sets
 from rsb_cluster.errors import ConfigError, DataError, did_you_mean
 from rsb_cluster.evaluation.record import EvaluationRequest
 from rsb_cluster.storage.store import Store
@@ -28,7 +27,7 @@ class Target:
         name: Name of the data set.
         known: Its entry in datasets.toml.
         sets: The label sets; None for the index's classes.
-        labels_digest: SHA-256 of the file of label sets.
+        labels_digest: SHA-256 of the label sets (see `rsb_cluster.data.labels.labels_digest`).
         metrics: The metrics; the first is compared with published results.
     """
 
@@ -62,16 +61,39 @@ def open_target(request: EvaluationRequest) -> Target:
             f"no image of {store.url} has a label in '{labels}': {known.note if known else 'nothing can be scored'}. "
             "Use --save-predictions to write the predictions to a file."
         )
-    digest = hashlib.sha256(store.read_bytes(label_file_name(labels))).hexdigest() if labels else ""
+    digest = labels_digest(store, labels) if labels else ""
     metrics = _metrics(request.metric, known, index.num_classes, sets)
     return Target(store, index, name, part, known, labels, sets, digest, metrics)
+
+
+def choose_target_classes(target: Target, classes: Sequence[str], metric: Metric | Literal[""]) -> Target:
+    """Return the part of a target that weights of some classes only can be evaluated on (``data.classes``).
+
+    It has a name of its own: results on all classes are no reference for it.
+
+    Args:
+        target: The target.
+        classes: The classes of the weights, in their order; empty for all of the data.
+        metric: The metric that was asked for; may be empty.
+
+    Raises:
+        ConfigError: The data have no such class, or the metric does not apply to so few.
+    """
+    if not classes or tuple(classes) == target.index.classes:
+        return target
+    url = target.store.url
+    index = choose_classes(target.index, classes, url)
+    sets = target.sets and choose_sets(target.sets, target.index, classes, url)
+    metrics = _metrics(metric, None, index.num_classes, sets)
+    name = f"{target.name}-{len(classes)}-classes"
+    return replace(target, index=index, name=name, known=None, sets=sets, metrics=metrics)
 
 
 def _part(data: str, part: str) -> tuple[Store, str]:
     """Return the folder of a split, given the set's folder, the set's name, or the folder itself."""
     candidates = [Store(data).child(part), Store(data)]
     if "/" not in data:
-        root = Store(os.environ.get("RSB_DATA") or str(Path.cwd() / "data"))
+        root = Store(data_root())
         candidates.insert(1, root.child(data, part))
     found = [store for store in candidates if store.exists(INDEX_NAME)]
     if not found:

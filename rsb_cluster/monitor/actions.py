@@ -14,7 +14,8 @@ from rsb_cluster.errors import RsbError, StorageError, SubmitError
 from rsb_cluster.monitor.status import Status, has_ended, read_status
 from rsb_cluster.runs.gpu_hours import check_budget
 from rsb_cluster.runs.run import READERS, Run, Submission
-from rsb_cluster.submission.plan import ToSubmit, make_arrays
+from rsb_cluster.runs.sharing import other_owner
+from rsb_cluster.submission.job_arrays import ToSubmit, make_arrays
 from rsb_cluster.submission.submit import submit_arrays
 
 
@@ -90,10 +91,12 @@ class RetryResult:
     Attributes:
         submitted: The job ids by run id.
         refused: Why an unfinished run was not submitted, by run id.
+        perhaps_cancelled: Why a run was left alone that did not fail for sure, by run id.
     """
 
     submitted: dict[str, str]
     refused: dict[str, str]
+    perhaps_cancelled: dict[str, str]
 
 
 def retry(runs: Sequence[Run], *, failed_only: bool) -> RetryResult:
@@ -101,15 +104,23 @@ def retry(runs: Sequence[Run], *, failed_only: bool) -> RetryResult:
 
     Args:
         runs: Finished, queued and running ones are left alone.
-        failed_only: Also leave alone the runs that the user stopped.
+        failed_only: Also leave alone the runs that the user stopped or cancelled, and those of which that is unknown.
 
     Raises:
         SubmitError: The scheduler refused a job.
     """
     to_submit: list[ToSubmit] = []
     refused: dict[str, str] = {}
+    perhaps_cancelled: dict[str, str] = {}
     for run, status in zip(runs, read_status(runs), strict=True):
-        if not has_ended(status) or status.state == "finished" or (failed_only and status.state == "stopped"):
+        if status.is_temporary:
+            refused[run.run_id] = f"whether it is queued is unknown: {status.cause}"
+            continue
+        if not has_ended(status) or status.state == "finished":
+            continue
+        if failed_only and status.state in ("stopped", "cancelled", "gone"):
+            if status.state == "gone":
+                perhaps_cancelled[run.run_id] = status.cause
             continue
         try:
             job = _last_job(run, status)
@@ -120,18 +131,29 @@ def retry(runs: Sequence[Run], *, failed_only: bool) -> RetryResult:
     arrays = make_arrays(to_submit[0].run.runs_url, to_submit, name="retry") if to_submit else ()
     submissions = submit_arrays(arrays)
     run_ids = [run.run_id for array in arrays for run in array.runs]
-    return RetryResult(dict(zip(run_ids, (s.job_id for s in submissions), strict=True)), refused)
+    submitted = dict(zip(run_ids, (s.job_id for s in submissions), strict=True))
+    return RetryResult(submitted, refused, perhaps_cancelled)
 
 
 def _last_job(run: Run, status: Status) -> Job:
     if status.state == "missing":
         raise SubmitError("its folder does not exist; submit the sweep again.")
-    if status.state == "broken":
+    if status.state in ("broken", "unreadable"):
         raise SubmitError(status.cause)
+    if not run.store.is_writable():
+        raise SubmitError(f"it belongs to {other_owner(run) or 'another user'}, who must do it.")
     submissions = run.submissions()
     if not submissions or not submissions[-1].job:
         raise SubmitError("its last job is not recorded; resubmit it with 'submit' or 'sweep'.")
     return read_record(Job, submissions[-1].job, f"the last job of {run.run_id}")
+
+
+def active_submissions(runs: Sequence[Run]) -> list[Submission]:
+    """Return the submissions of runs whose jobs are queued or running."""
+    with ThreadPoolExecutor(READERS) as pool:
+        submitted = [s for submissions in pool.map(Run.submissions, runs) for s in submissions]
+    states = backends.states(submitted)
+    return [s for s, state in zip(submitted, states, strict=True) if state in ("queued", "running")]
 
 
 def outlives_terminal(runs: Sequence[Run]) -> bool:
@@ -148,8 +170,12 @@ def _active_runs(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -
     states = iter(backends.states([s for submissions in submitted for s in submissions]))
     active = []
     for run, submissions in zip(runs, submitted, strict=True):
-        if found := tuple(s for s in submissions if next(states) in wanted):
-            active.append(_ActiveRun(run, found))
+        found = [(submission, next(states)) for submission in submissions]
+        chosen = tuple(submission for submission, state in found if state in wanted)
+        if not chosen and found and found[-1][1] == "unknown":
+            chosen = (found[-1][0],)  # its back end says where to ask
+        if chosen:
+            active.append(_ActiveRun(run, chosen))
     if not active:
         what = f"{runs[0].run_id} is" if len(runs) == 1 else f"all {len(runs)} runs are"
         raise SubmitError(f"{what} {otherwise}; 'rsb-cluster status' shows the state.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from types import FrameType
 from typing import Protocol
 
-from rich.console import Console, Group, JustifyMethod
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
@@ -18,20 +20,15 @@ from rich.text import Text
 from rsb_cluster.errors import RsbError
 from rsb_cluster.monitor import actions
 from rsb_cluster.monitor.status import Status, attention_order, format_duration, has_ended, read_status, summary
+from rsb_cluster.monitor.table import table
 from rsb_cluster.runs.run import Run
 
 POLL_S = 0.5
 # For several runs, to keep the load on the file system and the scheduler low.
 POLL_MANY_S = 2.0
 PLAIN_EVERY_S = 10.0
-
-COLOURS = {"finished": "green", "running": "cyan", "starting": "cyan"} | dict.fromkeys(
-    ("failed", "crashed", "killed", "broken", "missing"), "red"
-)
-
-HEADER = ("run", "state", "attempt", "epoch", "step", "img/s", "ETA", "top-1", "exit reason")
-MIN_ID, MIN_REASON = 24, 10  # characters
-ID_END = len("-s0-0123abcd")  # the part of an id that distinguishes runs of one model
+# How soon Ctrl-C is answered.
+TICK_S = 0.02
 
 
 class _View(Protocol):
@@ -88,32 +85,61 @@ def _show(runs: Sequence[Run], console: Console, *, on_interrupt: Callable[[Sequ
         on_interrupt: Called for each Ctrl-C with the runs that have not ended; returns whether to stop the display.
     """
     view: _View = _Lines(console)
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         view = _Bar(runs[0], console) if len(runs) == 1 else _LiveTable(console)
     interrupts, handled = 0, 0
+    found: list[Status] = []
 
     # Counted instead of raised: a second Ctrl-C may come while the first one is handled.
     def count(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += 1
 
+    def is_stopped_before(is_over: Callable[[], bool]) -> bool:
+        """Wait, and answer each Ctrl-C meanwhile; return whether one of them stops the display."""
+        nonlocal handled
+        while True:
+            while handled < interrupts:
+                handled += 1
+                ended = {status.run_id for status in found if has_ended(status)}
+                if on_interrupt([run for run in runs if run.run_id not in ended]):
+                    return True
+            if is_over():
+                return False
+            time.sleep(TICK_S)
+
     previous = signal.signal(signal.SIGINT, count)
     try:
         with view:
             while True:
                 started = time.monotonic()
-                found = read_status(runs)
+                reading = _start_reading(runs)
+                if is_stopped_before(reading.done):
+                    return found
+                found = reading.result()
                 view.update(found)
                 if all(has_ended(status) for status in found):
                     return found
-                while handled < interrupts:
-                    handled += 1
-                    if on_interrupt([run for run, s in zip(runs, found, strict=True) if not has_ended(s)]):
-                        return found
-                elapsed = time.monotonic() - started
-                time.sleep(max(POLL_S if len(runs) == 1 else POLL_MANY_S, elapsed))
+                now = time.monotonic()
+                due = now + max(POLL_S if len(runs) == 1 else POLL_MANY_S, now - started)
+                if is_stopped_before(lambda due=due: time.monotonic() >= due):  # type: ignore[misc]
+                    return found
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _start_reading(runs: Sequence[Run]) -> Future[list[Status]]:
+    """Read statuses on another thread, as Ctrl-C must not wait for a scheduler or a store that does not answer."""
+    reading: Future[list[Status]] = Future()
+
+    def read() -> None:
+        try:
+            reading.set_result(read_status(runs))
+        except Exception as error:
+            reading.set_exception(error)
+
+    threading.Thread(target=read, name="status", daemon=True).start()
+    return reading
 
 
 def _numbers(status: Status) -> str:
@@ -224,49 +250,3 @@ class _Lines:
                 self._last[status.run_id] = (status.state, now)
                 line = f"{status.run_id}: {status.state}, {_numbers(status)}"
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def table(found: Sequence[Status], width: int) -> Table:
-    """Return a table with one line per run.
-
-    Args:
-        found: The statuses of the runs.
-        width: Characters per line; exit reasons are shortened first, then ids.
-    """
-    engines = any(s.engine for s in found)
-    header = (*HEADER[:2], "engine", *HEADER[2:]) if engines else HEADER
-    rows = [
-        (
-            s.run_id,
-            s.state,
-            *([s.engine or "–"] if engines else []),
-            str(s.attempt or "–"),
-            f"{s.epoch:.1f}",
-            f"{s.step}/{s.total_steps}" if s.total_steps else "–",
-            f"{s.images_per_s:,.0f}" if s.images_per_s else "–",
-            format_duration(s.eta_s),
-            f"{s.top1:.2f}" if s.top1 is not None else "–",
-            s.cause.replace("\n", " ") or "–",
-        )
-        for s in found
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    room = width - sum(widths[1:-1]) - 2 * (len(widths) - 1)
-    widths[0] = min(widths[0], max(MIN_ID, room - MIN_REASON))
-    widths[-1] = max(1, min(widths[-1], room - widths[0]))
-    built = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name, column_width in zip(header, widths, strict=True):
-        justify: JustifyMethod = "left" if name in ("run", "state", "engine", "exit reason") else "right"
-        built.add_column(name, justify=justify, width=column_width, no_wrap=True, overflow="ellipsis")
-    for status, cells in zip(found, rows, strict=True):
-        # Text and not str: a message may hold brackets, which rich would take for markup.
-        run_id, state, *others = map(Text, cells)
-        built.add_row(_middle_cut(run_id, widths[0]), Text(state.plain, style=COLOURS.get(status.state, "")), *others)
-    return built
-
-
-def _middle_cut(text: Text, width: int) -> Text:
-    """Return an id that fits; the middle is cut, as its end distinguishes runs."""
-    if len(text) <= width:
-        return text
-    return text[: width - ID_END - 1] + Text("…") + text[-ID_END:]

@@ -8,12 +8,9 @@ failure. The ranks log to the output of this process, so ``sky jobs logs`` shows
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,13 +20,12 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
 from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, StorageError
 from rsb_cluster.node import processes
+from rsb_cluster.node.addresses import LOOPBACK, find_interface
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_NO_ATTEMPT, EXIT_RESTART, combine_exit_codes
 from rsb_cluster.node.node_spec import COPY_LOGS, SPEC_SHA256, SPEC_URL, NodeSpec, decode
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.subprocesses.interpreter import interpreter
-
-_SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 _FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -95,8 +91,8 @@ def _rank_environment(environment: Mapping[str, str], spec: NodeSpec, job: Job) 
     """
     nodes = environment["SKYPILOT_NODE_IPS"].split()
     # SkyPilot lists private addresses; the ranks of a single node use the loopback.
-    address = nodes[int(environment["SKYPILOT_NODE_RANK"])] if len(nodes) > 1 else "127.0.0.1"
-    interface = _find_interface(address)
+    address = nodes[int(environment["SKYPILOT_NODE_RANK"])] if len(nodes) > 1 else LOOPBACK
+    interface = find_interface(address)
     # Where SkyPilot's own cluster is a Slurm, its variables describe its task and not these ranks.
     inherited = {key: value for key, value in environment.items() if not key.startswith("SLURM_")}
     return {
@@ -110,23 +106,6 @@ def _rank_environment(environment: Mapping[str, str], spec: NodeSpec, job: Job) 
         "RSB_ADDRESS": address,
         COPY_LOGS: "1",
     }
-
-
-def _find_interface(address: str) -> str:
-    """Return the name of the network interface that has an IPv4 address.
-
-    Raises:
-        ConfigError: No interface of this machine has the address.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # the interface has no address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    raise ConfigError(f"no network interface of this node has the address {address}, which SkyPilot assigned to it.")
 
 
 if __name__ == "__main__":

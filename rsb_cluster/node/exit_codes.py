@@ -15,8 +15,12 @@ EXIT_NO_ATTEMPT = 76
 
 # A file of this name in a local job's folder takes the job out of the queue.
 CANCELLED = "cancelled"
-# A file of this name is in a local job's folder while the job runs.
+# A file of this name is in a local job's folder while the job runs, its setup included.
 RUNNING = "running"
+# A file of this name in a local job's folder: its setup is done, and its controller takes signals.
+SET_UP = "set-up"
+# A file of this name is in a queue's folder, beside those of its jobs, while it waits, and says for what.
+WAITING = "waiting"
 
 
 def should_restart(code: int) -> bool:

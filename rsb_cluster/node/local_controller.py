@@ -9,23 +9,28 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from submitit.local.local import Controller
 
 from rsb_cluster.node import processes, starts
-from rsb_cluster.node.exit_codes import CANCELLED, EXIT_RESTART, RUNNING, combine_exit_codes
-from rsb_cluster.node.processes import Process
+from rsb_cluster.node.exit_codes import CANCELLED, EXIT_RESTART, SET_UP, combine_exit_codes
 from rsb_cluster.subprocesses.interpreter import interpreter
 
 
 class RestartingController(Controller):
-    """Starts the ranks, forwards signals to them, and restarts them after a preemption or a lost rank."""
+    """Starts the ranks, forwards signals to them, and restarts them after a preemption or a lost rank.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The job's folder.
+        job_id: The job's id.
+    """
+
+    def __init__(self, folder: Path, job_id: str) -> None:
         super().__init__(folder)
-        self.pid = str(Process.of(os.getpid()))  # the base class uses it as the job's id, in file names and for ranks
+        self.pid = job_id  # the base class takes it for the job's id, in file names and for ranks
         self.command = [*interpreter(), "-u", "-m", "submitit.core._submit", str(folder)]
         # The base class forwards SIGTERM.
         signal.signal(signal.SIGUSR2, self._forward)
@@ -72,13 +77,13 @@ class RestartingController(Controller):
             time.sleep(0.1)
 
 
-def main(folders: list[str]) -> None:
-    """Run the jobs of some folders one after the other: the queue of a machine that has no scheduler."""
-    for folder in map(Path, folders):
-        if not (folder / CANCELLED).exists():
-            (folder / RUNNING).touch()
-            RestartingController(folder).run()
-            (folder / RUNNING).unlink()
+def main(arguments: Sequence[str]) -> None:
+    """Run the ranks of a job until it ends, unless it was cancelled during its setup."""
+    job_id, folder = arguments[0], Path(arguments[1])
+    controller = RestartingController(folder, job_id)
+    (folder / SET_UP).touch()
+    if not (folder / CANCELLED).exists():
+        controller.run()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from rsb_cluster.data.global_batch import GlobalBatch
+from rsb_cluster.node.addresses import LOOPBACK
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -16,8 +19,8 @@ class Ranks:
         world_size: Processes that train.
         job_id: The scheduler's id of the job.
         restart: How often the scheduler has restarted this job.
-        allocated: Processes of the job; more than ``world_size`` if they cannot share the virtual ranks equally.
-        address: The address on which rank 0 may listen; empty: all addresses, as on a cluster's own network.
+        allocated: Processes of the job; more than ``world_size`` if they cannot share a global batch equally.
+        address: The address on which rank 0 listens; empty: one by which other hosts reach this one.
     """
 
     rank: int
@@ -26,7 +29,7 @@ class Ranks:
     job_id: str
     restart: int
     allocated: int
-    address: str = ""
+    address: str = LOOPBACK
 
     @staticmethod
     def from_environment() -> Ranks:
@@ -35,12 +38,12 @@ class Ranks:
 
         env = submitit.JobEnvironment()
         restart = os.environ.get("RSB_LOCAL_RESTART") or os.environ.get("SLURM_RESTART_COUNT") or "0"
-        address = os.environ.get("RSB_ADDRESS", "")
+        address = os.environ.get("RSB_ADDRESS") or (LOOPBACK if env.num_nodes == 1 else "")
         return Ranks(env.global_rank, env.local_rank, env.num_tasks, env.job_id, int(restart), env.num_tasks, address)
 
-    def with_largest_world(self, virtual_ranks: int) -> Ranks:
-        """Return the same process in the largest world that shares the virtual ranks equally."""
-        return replace(self, world_size=max(w for w in range(1, self.allocated + 1) if virtual_ranks % w == 0))
+    def sharing(self, batch: GlobalBatch) -> Ranks:
+        """Return the same process in the largest world that shares a global batch equally."""
+        return replace(self, world_size=batch.largest(self.allocated))
 
     @property
     def is_idle(self) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from rsb_cluster.config.schema import Section, read_record
-from rsb_cluster.errors import MissingError, StorageError
+from rsb_cluster.errors import AccessError, MissingError, StorageError
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.run import Attempt, Run, Submission
 from rsb_cluster.storage.redact import redact
@@ -46,6 +46,7 @@ class FailedStart(Section):
     host: str
     time: float
     message: str
+    host_fault: bool = Field(False, description="whether the host is to blame: another may do")
 
 
 def record(event: str, ranks: Ranks) -> None:
@@ -64,7 +65,7 @@ def is_recorded(folder: Path, job_id: str, event: str, restart: int) -> bool:
     return False
 
 
-def report(run: Run, ranks: Ranks, message: str, *, is_cause: bool = True) -> None:
+def report(run: Run, ranks: Ranks, message: str, *, is_cause: bool = True, host_fault: bool = False) -> None:
     """Report why a start failed.
 
     Args:
@@ -72,24 +73,43 @@ def report(run: Run, ranks: Ranks, message: str, *, is_cause: bool = True) -> No
         ranks: The reporting rank.
         message: What happened.
         is_cause: False for a rank that only lost its peers: the report of another rank explains more, and is kept.
+        host_fault: Whether this host is to blame. Such a report may also be of a start that became an attempt.
     """
     failed = FailedStart(
-        job_id=ranks.job_id, restart=ranks.restart, host=socket.gethostname(), time=time.time(), message=redact(message)
-    )
+        job_id=ranks.job_id, restart=ranks.restart, host=socket.gethostname(), time=time.time(),
+        message=redact(message), host_fault=host_fault,
+    )  # fmt: skip
     keep = Store.write_json if is_cause else Store.create_json
     with contextlib.suppress(StorageError):
         if run.exists():  # a deleted folder must not be created again
-            keep(run.store, f"attempts/start-{failed.job_id}-{failed.restart:04d}.json", failed.model_dump(mode="json"))
+            keep(
+                run.store,
+                f"attempts/start-{failed.job_id}-{failed.restart:04d}.json",
+                failed.model_dump(mode="json", exclude_defaults=True),
+            )
             return
     if (path := _path(ranks.job_id, "start.json")) is not None:
         with contextlib.suppress(StorageError):
             keep(Store(path.parent), path.name, failed.model_dump(mode="json"))
 
 
+def report_beside_logs(folder: Path, job_id: str, message: str) -> None:
+    """Report why no rank of a job was started, in the job's folder of scripts and logs."""
+    failed = FailedStart(job_id=job_id, restart=0, host=socket.gethostname(), time=time.time(), message=redact(message))
+    with contextlib.suppress(StorageError):
+        Store(folder).write_json(f"{job_id}_start.json", failed.model_dump(mode="json"))
+
+
 def list_failed(folder: Path, job_id: str, restart: int, code: int) -> None:
     """Append a failed start to the list in the job's folder of scripts and logs, for ``status``."""
     with contextlib.suppress(OSError), (folder / f"{job_id}_{STARTS}").open("a") as file:
         file.write(f"{restart} {code}\n")
+
+
+def is_last(ranks: Ranks) -> bool:
+    """Whether no other start follows this failed one, as what starts the ranks has counted ``LIMIT - 1`` before it."""
+    path = _path(ranks.job_id, STARTS)
+    return path is not None and len(_read_failed(path)) >= LIMIT - 1
 
 
 def describe(run: Run, attempts: Sequence[Attempt], submissions: Sequence[Submission]) -> str:
@@ -125,7 +145,7 @@ def _path(job_id: str, what: str) -> Path | None:
 def _read_report(store: Store, name: str) -> FailedStart | None:
     try:
         return read_record(FailedStart, store.read_json(name), store.locate(name))
-    except MissingError:
+    except (MissingError, AccessError):  # scripts and logs may be private where the run is shared
         return None
 
 

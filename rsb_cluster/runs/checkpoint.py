@@ -14,13 +14,17 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from rsb_cluster.errors import CheckpointError, MissingError, StorageError
-from rsb_cluster.storage.store import Buffer, Store
+from rsb_cluster.storage.local_files import Buffer
+from rsb_cluster.storage.store import Store
 
 MANIFEST = "manifest.json"
+# Names the last step that an attempt saved: on NFS the listing of another machine may lack its folder for a minute.
+_LAST = ".last-a{attempt:04d}.json"
 DAMAGED = "damaged-"
 _FOLDER = re.compile(r"step-(\d+)-a(\d+)")
 
@@ -93,6 +97,9 @@ def write(
         entries[name] = {"file": file, "bytes": len(content), "sha256": sha256}
     before_manifest()
     store.write_json(f"{folder}/{MANIFEST}", {"step": saved.step, "attempt": saved.attempt, "files": entries})
+    if store.is_local:
+        with suppress(StorageError):  # there is a checkpoint all the same
+            store.write_json(_LAST.format(attempt=saved.attempt), {"step": saved.step})
 
 
 def list_checkpoints(store: Store, starts: Mapping[int, int]) -> list[CheckpointId]:
@@ -103,8 +110,19 @@ def list_checkpoints(store: Store, starts: Mapping[int, int]) -> list[Checkpoint
         starts: The start step of each attempt, by its number; later checkpoints of earlier attempts are ignored.
     """
     manifests = (name.rpartition("/") for name in store.files())
-    complete = sorted(saved for folder, _, file in manifests if file == MANIFEST and (saved := CheckpointId.of(folder)))
-    return [saved for saved in complete if not _is_superseded(saved, starts)]
+    complete = {saved for folder, _, file in manifests if file == MANIFEST and (saved := CheckpointId.of(folder))}
+    if store.is_local:
+        complete |= {saved for attempt in starts if (saved := _last_saved(store, attempt))}
+    return [saved for saved in sorted(complete) if not _is_superseded(saved, starts)]
+
+
+def _last_saved(store: Store, attempt: int) -> CheckpointId | None:
+    """Return the last checkpoint of an attempt, if it is known and still there."""
+    try:
+        saved = CheckpointId(int(store.read_json(_LAST.format(attempt=attempt))["step"]), attempt)
+        return saved if store.can_open(f"{saved.folder}/{MANIFEST}") else None
+    except (StorageError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _is_superseded(saved: CheckpointId, starts: Mapping[int, int]) -> bool:

@@ -12,6 +12,7 @@ waits until the holder has sent no heartbeat for a while, and gives up if the ho
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -22,15 +23,19 @@ from typing import Literal
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import RsbError, StorageError
 from rsb_cluster.runs import checkpoint
-from rsb_cluster.runs.run import Attempt, Cause, Heartbeat, Run
+from rsb_cluster.runs.run import Attempt, Cause, Heartbeat, Run, RunGoneError
+from rsb_cluster.runs.snapshot import write_summary
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
-# An attempt of another job is presumed dead after this time without a heartbeat; if it is alive, it is fenced off.
+# Heartbeats in a row that find no folder until the attempt gives up: a file system may be away for a moment.
+GONE_BEATS = 3
+# Heartbeats from one summary to the next: a minute.
+SUMMARY_BEATS = 6
+# An attempt of another job is presumed dead after this time without a heartbeat; if it is alive, it is fenced off. How
+# old its last heartbeat is says nothing: the clocks of two machines may differ by any time.
 STALE_S = 40.0
-# An attempt whose last heartbeat is older is presumed dead at once; the clocks of two machines differ by less.
-EXPIRED_S = 600.0
 
 # Causes that usually repeat until the user fixes something.
 CRASHES: tuple[Cause | Literal[""], ...] = ("crashed", "stuck")
@@ -93,15 +98,22 @@ class Lease:
                 "The scheduler presumed it dead, or the run was submitted twice."
             )
 
-    def keep_alive(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
+    def check_exists(self) -> None:
+        """Raise RunGoneError if the run's folder is gone."""
+        self._run.check_exists()
+
+    def keep_alive(
+        self, step: Callable[[], int], superseded: Callable[[], None], gone: Callable[[str], None] = lambda why: None
+    ) -> None:
         """Start to send heartbeats.
 
         Args:
             step: Returns the optimizer steps done; called from the heartbeat's thread.
             superseded: Called once from that thread, when a later attempt has taken the run over.
+            gone: Called once from that thread with a message, when the run's folder is gone.
         """
         target = self._send_heartbeats
-        self._thread = threading.Thread(target=target, args=(step, superseded), name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=target, args=(step, superseded, gone), name="heartbeat", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
@@ -110,13 +122,19 @@ class Lease:
         if self._thread is not None:
             self._thread.join(timeout=HEARTBEAT_S)
 
-    def _send_heartbeats(self, step: Callable[[], int], superseded: Callable[[], None]) -> None:
-        beats, is_stopping = 0, False
+    def _send_heartbeats(
+        self, step: Callable[[], int], superseded: Callable[[], None], gone: Callable[[str], None]
+    ) -> None:
+        beats, missed, is_stopping = 0, 0, False
         while True:
             try:
                 self.check()
+                self._run.check_exists()
                 beats += 1
                 self._run.write_heartbeat(self.record.number, Heartbeat(beats=beats, step=step(), time=time.time()))
+                missed = 0
+                if beats % SUMMARY_BEATS == 1:
+                    self._write_summary()
                 if not is_stopping and self._run.is_stop_requested(self.record.number):
                     is_stopping = True
                     log.info("the user requested that this attempt save and exit")
@@ -125,10 +143,22 @@ class Lease:
                 log.error("%s", error)
                 superseded()
                 return
+            except RunGoneError as error:
+                missed += 1
+                log.warning("%s", error)
+                if missed == GONE_BEATS:
+                    gone(str(error))
             except StorageError as error:
                 log.warning("the heartbeat could not be written: %s", error)
             if self._ended.wait(HEARTBEAT_S):
                 return
+
+    def _write_summary(self) -> None:
+        """Write the summary, which only saves requests: no failure of it may end the heartbeats."""
+        try:
+            write_summary(self._run)
+        except Exception as error:
+            log.warning("the run's summary could not be written: %s", error)
 
 
 def check_not_ended(run: Run, job_id: str, restart: int) -> None:
@@ -197,12 +227,14 @@ def _wait_until_dead(run: Run, last: Attempt, job_id: str) -> None:
     if last.cause or last.job_id == job_id:
         return
     first = run.heartbeat(last.number)
-    if time.time() - (first.time if first else last.started) > EXPIRED_S:
-        return
-    log.info("attempt %d (job %s) has not recorded its end; waiting for a heartbeat", last.number, last.job_id)
-    deadline = time.monotonic() + STALE_S
-    while time.monotonic() < deadline:
-        time.sleep(HEARTBEAT_S / 4)
+    log.info(
+        "attempt %d (job %s) has not recorded its end; waiting %.0f s for a heartbeat",
+        last.number, last.job_id, STALE_S,
+    )  # fmt: skip
+    interval_s = HEARTBEAT_S / 4
+    # Counted and not timed: while this process is stopped it sees no heartbeat either.
+    for _ in range(math.ceil(STALE_S / interval_s)):
+        time.sleep(interval_s)
         if run.attempt(last.number).cause:
             return
         now = run.heartbeat(last.number)

@@ -8,18 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.config.settings import setting
+from rsb_cluster.errors import AccessError, ConfigError, did_you_mean, plural
 from rsb_cluster.runs import sweep
 from rsb_cluster.runs.provenance import DIFFS
-from rsb_cluster.runs.run import EVALUATIONS, READERS, Run
+from rsb_cluster.runs.run import EVALUATION_JOBS, EVALUATION_PREFIX, EVALUATIONS, READERS, Run
+from rsb_cluster.runs.sharing import other_owner
 from rsb_cluster.storage.store import Store
 
-_OTHER_FOLDERS = ("submissions", DIFFS, EVALUATIONS, sweep.FOLDER)
+_OTHER_FOLDERS = ("submissions", DIFFS, EVALUATIONS, EVALUATION_JOBS, sweep.FOLDER)
 
 
-def default_runs() -> str:
-    """Return the default folder of runs: ``runs`` in the working directory."""
-    return str(Path.cwd() / "runs")
+def runs_folder(*chosen: str) -> str:
+    """Return the folder of the runs: the first that was chosen, the user's setting, or ``runs`` in the working folder.
+
+    Raises:
+        ConfigError: It is a URL that is only read, or none at all.
+    """
+    store = Store(next(filter(None, chosen), "") or setting("runs") or Path.cwd() / "runs")
+    store.check_not_read_only("runs")
+    return store.url
 
 
 def list_folders(runs_url: str) -> list[Run]:
@@ -28,11 +36,26 @@ def list_folders(runs_url: str) -> list[Run]:
 
 
 def list_runs(runs_url: str) -> list[Run]:
-    """Return all runs in a folder of runs, sorted by id."""
+    """Return all runs in a folder of runs, sorted by id, with the folders that another user does not share."""
     runs = list_folders(runs_url)
     with ThreadPoolExecutor(READERS) as pool:
-        exist = list(pool.map(Run.exists, runs))
+        exist = list(pool.map(_may_exist, runs))
     return [run for run, exists in zip(runs, exist, strict=True) if exists]
+
+
+def list_evaluations(runs_url: str) -> list[Run]:
+    """Return the folders of all evaluations that were submitted as jobs, sorted by id."""
+    url = Store(runs_url).child(EVALUATION_JOBS).url
+    return [Run.at(url, name) for name in Store(url).names() if name.startswith(EVALUATION_PREFIX)]
+
+
+def _may_exist(run: Run) -> bool:
+    try:
+        return run.exists()
+    except AccessError:
+        if not other_owner(run):
+            raise
+        return True
 
 
 @dataclass(frozen=True)
@@ -67,7 +90,8 @@ def match_names(
 
     A name is the id of a run or a sweep, a prefix of one that ends before a '-', or a run's glob or path. A prefix must
     consist of whole words: ``a1`` matches ``a1-resnet50-s1-0123abcd`` but not ``a1h-...``, and ``a1-resnet50-s1`` does
-    not match seed 10. A sweep matches all of its runs, including those that have no folder (``Run.exists``).
+    not match seed 10. A sweep matches all of its runs, including those that have no folder (``Run.exists``). What
+    begins with ``eval-`` is first looked for among the evaluations that were submitted as jobs.
 
     Args:
         runs_url: Folder of runs.
@@ -90,11 +114,36 @@ def match_names(
                 raise ConfigError(f"there is no run at {path}.")
             matches.append(NameMatch(name, (run,)))
             continue
-        sweeps = sweep.sweep_ids(runs_url)
+        if path.startswith(EVALUATION_PREFIX) and (evaluations := _match_evaluations(runs_url, path)):
+            matches.append(NameMatch(name, tuple(evaluations), is_explicit=_is_glob(path)))
+            continue
+        sweeps = _sweep_ids(runs_url)
         if path not in sweeps:
             known = list_all(runs_url) if known is None else known
         matches.append(_match_id(runs_url, path, known or [], sweeps))
     return matches
+
+
+def _is_glob(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+def _match_evaluations(runs_url: str, name: str) -> list[Run]:
+    """Return the submitted evaluations that a name matches, by the rules for runs."""
+    known = list_evaluations(runs_url)
+    if _is_glob(name):
+        return [run for run in known if fnmatch.fnmatchcase(run.run_id, name)]
+    return [run for run in known if run.run_id == name] or [r for r in known if sweep.has_prefix(r.run_id, name)]
+
+
+def _sweep_ids(runs_url: str) -> list[str]:
+    """Return the ids of all sweeps; of a folder that another user does not share none, as runs are found without."""
+    try:
+        return sweep.sweep_ids(runs_url)
+    except AccessError:
+        if not other_owner(Run.at(runs_url, sweep.FOLDER)):
+            raise
+        return []
 
 
 def _match_id(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> NameMatch:
@@ -103,7 +152,7 @@ def _match_id(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> 
         return NameMatch(name, _members(runs_url, name), is_explicit=True)
     if exact := [run for run in known if run.run_id == name]:
         return NameMatch(name, tuple(exact))
-    if is_glob := any(character in name for character in "*?["):
+    if is_glob := _is_glob(name):
         runs = [run for run in known if fnmatch.fnmatchcase(run.run_id, name)]
     else:
         runs = [run for run in known if sweep.has_prefix(run.run_id, name)]
@@ -112,7 +161,7 @@ def _match_id(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> 
         ids = [*(run.run_id for run in known), *sweeps]
         raise ConfigError(
             f"no run or sweep in {Store(runs_url).url} matches '{name}'.{_suggest(name, ids)} "
-            f"{len(known)} runs are there; 'rsb-cluster status' lists them."
+            f"{plural(len(known), 'run is', 'runs are')} there; 'rsb-cluster status' lists them."
         )
     if not matching_sweeps:
         return NameMatch(name, tuple(runs), is_explicit=is_glob)

@@ -92,7 +92,7 @@ def save_diff(store: Store) -> str:
     name = f"{DIFFS}/{hashlib.sha256(diff).hexdigest()}.diff"
     if len(diff) >= COMPRESSED_FROM:
         name, diff = f"{name}.gz", gzip.compress(diff, mtime=0)
-    store.child(DIFFS).make_private()
+    store.child(DIFFS).make_folder(0o700)
     store.create_bytes(name, diff)
     return name
 

@@ -16,11 +16,14 @@ The folder ``<runs>/<run_id>/`` has:
 - ``samples/0001-rank00000.jsonl``: the samples of each micro-batch, if the job sets ``log_samples``
 - ``logs/0001-rank00000.log``: one per attempt and rank
 - ``result.json``: written last; it makes the run finished
+- ``summary.json``: in an object store, copies of small files for ``status`` (`rsb_cluster.runs.snapshot`)
 """
 
 from __future__ import annotations
 
+import calendar
 import itertools
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,11 +42,28 @@ Cause = Literal[
     "finished", "preempted", "timed out", "stopped", "crashed", "failed", "lost peer", "stuck", "superseded"
 ]
 
+# Causes of an attempt's end after which nothing starts another attempt of the same job.
+FINAL_CAUSES: tuple[Cause | Literal[""], ...] = ("finished", "failed", "stopped", "superseded")
+
 # The folder of evaluations (`rsb_cluster.evaluation.record`), beside the runs.
 EVALUATIONS = "evaluations"
 
-# Threads that read small files of many runs, as an object store takes some milliseconds for each.
-READERS = 32
+# The folder of evaluations that were submitted as jobs (`rsb_cluster.evaluation.jobs`), beside the runs; and the
+# beginning of their ids. The folder of one has the files of a run that concern its job: submissions, attempts, logs.
+EVALUATION_JOBS = "evaluation-jobs"
+EVALUATION_PREFIX = "eval-"
+
+# Threads that read small files of many runs. An object store takes some ten milliseconds for each, and this process
+# two: more threads would only wait for each other.
+READERS = 24
+
+# The start of a submission's file name: when, in UTC.
+_STAMP = "%Y%m%d-%H%M%S"
+_SUBMISSION_NAME = re.compile(r"\d{8}-\d{6}-.*\.json")
+
+
+class RunGoneError(MissingError):
+    """The folder of a run that was there is gone; it must not be made again."""
 
 
 class InitialWeights(Section):
@@ -87,6 +107,9 @@ class Submission(Section):
     time: float
     job: dict[str, Any] = Field({}, description="the job's fields, to resubmit the run unchanged")
     data: str = Field("", description="where the data were at this submit; empty: as in the spec")
+    cluster: str = Field("", description="Slurm's cluster, where sbatch named it")
+    user: str = Field("", description="who submitted it, by Slurm's name; empty: unknown")
+    name: str = Field("", description="the job's name in Slurm; empty: unknown")
 
 
 class Attempt(Section):
@@ -133,8 +156,14 @@ class Run:
 
     @staticmethod
     def at(runs_url: str | Path, run_id: str) -> Run:
-        """Return the run with an id in a folder of runs, whether it exists or not."""
-        return Run(Store(runs_url).child(run_id), run_id)
+        """Return the run with an id in a folder of runs, whether it exists or not.
+
+        Raises:
+            ConfigError: The folder's URL is only read, or none at all.
+        """
+        folder = Store(runs_url)
+        folder.check_not_read_only("runs")
+        return Run(folder.child(run_id), run_id)
 
     @property
     def url(self) -> str:
@@ -147,6 +176,11 @@ class Run:
         return self.url.rpartition("/")[0]
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether this is the folder of an evaluation that was submitted as a job, and not of a training."""
+        return self.run_id.startswith(EVALUATION_PREFIX) and self.runs_url.endswith(f"/{EVALUATION_JOBS}")
+
+    @property
     def init(self) -> Store:
         """Folder of the initial weights."""
         return self.store.child("init")
@@ -155,10 +189,22 @@ class Run:
         """Whether the run was ever submitted."""
         return self.store.exists("spec.json")
 
+    def check_exists(self) -> None:
+        """Refuse to write into a run whose folder is gone, as that would make the folder again; ranks check this.
+
+        Raises:
+            RunGoneError: It has.
+        """
+        if not self.exists():
+            raise RunGoneError(
+                f"the run's folder {self.url} no longer exists, so nothing can be saved: it was deleted or moved. "
+                "Submit the run again to train it from the start, or put the folder back to resume it."
+            )
+
     def create(self, recipe: Recipe, spec: Spec) -> bool:
         """Write the two files that never change, unless they exist; the spec last, as it makes the run exist.
 
-        A folder without a spec, which a killed submit has left, becomes a run.
+        A folder without a spec, which a killed submit has left, becomes a run. One that is made here is private.
 
         Returns:
             Whether the run has this spec; if not, another submit was faster, and the run has the other spec.
@@ -166,7 +212,8 @@ class Run:
         Raises:
             StorageError: The folder cannot be written, or has another recipe.
         """
-        self.store.make_private()
+        if not self.store.exists():
+            self.store.make_folder(0o700)
         if not self.store.create_json("recipe.json", recipe.model_dump(mode="json")):
             check_same_recipe(self, recipe)
         return self.store.create_json("spec.json", spec.model_dump(mode="json"))
@@ -180,9 +227,17 @@ class Run:
         return read_record(Spec, self.store.read_json("spec.json"), self.store.locate("spec.json"))
 
     def add_submission(self, submission: Submission) -> None:
-        """Record that the run was submitted to a back end."""
-        name = f"submissions/{time.strftime('%Y%m%d-%H%M%S', time.gmtime(submission.time))}-{submission.job_id}.json"
-        self.store.write_json(name, submission.model_dump(mode="json"))
+        """Record that the run was submitted to a back end.
+
+        It becomes the newest submission, also if an earlier one was made on a machine whose clock is ahead.
+        """
+        stamp = time.strftime(_STAMP, time.gmtime(submission.time))
+        earlier = [name for name in self.store.names("submissions") if _SUBMISSION_NAME.fullmatch(name)]
+        if earlier and (last := max(earlier)[: len(stamp)]) > stamp:
+            later = calendar.timegm(time.strptime(last, _STAMP)) + 1
+            submission = submission.model_copy(update={"time": float(later)})
+            stamp = time.strftime(_STAMP, time.gmtime(later))
+        self.store.write_json(f"submissions/{stamp}-{submission.job_id}.json", submission.model_dump(mode="json"))
 
     def submissions(self) -> list[Submission]:
         """Return all submissions, oldest first."""
@@ -230,7 +285,11 @@ class Run:
     def attempt_numbers(self) -> list[int]:
         """Return the numbers of all attempts, oldest first."""
         names = (name.removeprefix("attempts/").removesuffix(".json") for name in self.store.files("attempts"))
-        return sorted(int(name) for name in names if name.isdigit())
+        found = sorted(int(name) for name in names if name.isdigit())
+        # Each attempt has the number after the last; an object store's listings are complete.
+        while self.store.is_local and self.store.can_open(_attempt_name(following := max(found, default=0) + 1)):
+            found.append(following)
+        return found
 
     def claim_attempt(self, attempt: Attempt) -> bool:
         """Write the record of a new attempt; return False if its number is taken."""
@@ -285,9 +344,13 @@ class Run:
         return {name.rpartition("/")[2].removesuffix(".json"): self.store.read_json(name) for name in names}
 
     def failed_hosts(self, attempts: int = 3) -> list[str]:
-        """Return the hosts on which ranks of the last attempts crashed, stalled or were lost."""
+        """Return the hosts on which ranks of the last attempts crashed, stalled or were lost, or that are faulty."""
         failures = [failure for n in self.attempt_numbers()[-attempts:] for failure in self.rank_failures(n).values()]
-        return list(dict.fromkeys(failure["host"] for failure in failures if failure["cause"] != "failed"))
+        hosts = [failure["host"] for failure in failures if failure["cause"] != "failed"]
+        starts = [name for name in self.store.files("attempts") if name.startswith("attempts/start-")]
+        reports = [self.store.read_json(name) for name in starts]
+        hosts += [report["host"] for report in reports if report.get("host_fault")]
+        return list(dict.fromkeys(hosts))
 
     def result(self) -> dict[str, Any] | None:
         """Return the result, or None if the run has not finished."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 
 from pydantic import Field
 
 from rsb_cluster.config.schema import Section, read_record
-from rsb_cluster.errors import ConfigError, MissingError, did_you_mean
+from rsb_cluster.errors import AccessError, ConfigError, MissingError, did_you_mean
+from rsb_cluster.runs.sharing import make_common_folder
 from rsb_cluster.storage.store import Store
 
 FOLDER = "sweeps"
@@ -45,9 +47,15 @@ def has_prefix(full: str, name: str) -> bool:
     return full.startswith(f"{name.rstrip('-')}-")
 
 
-def write_sweep(runs_url: str, sweep: Sweep) -> None:
-    """Write a sweep's file unless it exists, so it keeps the time of the first submit."""
-    Store(runs_url).create_json(f"{FOLDER}/{sweep.sweep_id}.json", sweep.model_dump(mode="json"))
+def write_sweep(runs_url: str, sweep: Sweep) -> bool:
+    """Write a sweep's file unless it exists, so it keeps the time of the first submit; return whether it is new."""
+    make_common_folder(runs_url, FOLDER)
+    return Store(runs_url).create_json(f"{FOLDER}/{sweep.sweep_id}.json", sweep.model_dump(mode="json"))
+
+
+def delete_sweep(runs_url: str, sweep: Sweep) -> None:
+    """Remove a sweep's file."""
+    Store(runs_url).delete_file(f"{FOLDER}/{sweep.sweep_id}.json")
 
 
 def sweep_ids(runs_url: str) -> list[str]:
@@ -56,8 +64,13 @@ def sweep_ids(runs_url: str) -> list[str]:
 
 
 def list_sweeps(runs_url: str) -> list[Sweep]:
-    """Return all sweeps in a folder of runs, sorted by id."""
-    return [_read(runs_url, id_) for id_ in sweep_ids(runs_url)]
+    """Return all sweeps in a folder of runs, sorted by id, without those that another user does not share."""
+    found = []
+    with suppress(AccessError):
+        for id_ in sweep_ids(runs_url):
+            with suppress(AccessError):
+                found.append(_read(runs_url, id_))
+    return found
 
 
 def read_sweep(runs_url: str, name: str) -> Sweep:

@@ -1,4 +1,4 @@
-"""Files in a folder, on a local disk or in an object store: the one place that uses fsspec and S3.
+"""Files in a folder, on a local disk or in an object store.
 
 A file is written atomically: locally to a temporary file that then replaces the old one, in an object store by one
 request that becomes visible when it is complete. Errors of libraries are translated to ours here.
@@ -6,50 +6,41 @@ request that becomes visible when it is complete. Errors of libraries are transl
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote
+from urllib.parse import quote
 
-from rsb_cluster.errors import AccessError, ConfigError, MissingError, StorageError
-from rsb_cluster.storage.redact import redact
-from rsb_cluster.storage.s3 import create_object, endpoint_url, stream_object
+from rsb_cluster.errors import MissingError, StorageError
+from rsb_cluster.storage import bucket_files, data_urls, local_files
+from rsb_cluster.storage.failures import translated_errors
+from rsb_cluster.storage.file_systems import file_system
+from rsb_cluster.storage.local_files import Buffer
+from rsb_cluster.storage.location import PACKAGES, is_s3, normalise, refuse_read_only, scheme_of
 from rsb_cluster.storage.transfer import GuardedFile, Transfer, fill, stream_file
-
-Buffer = bytes | bytearray | memoryview
-
-# A file larger than two parts is a multipart upload to S3; only so many parts are copied in memory at a time.
-PART_BYTES, CONCURRENT_PARTS = 16 << 20, 4
 
 CONCURRENT_READS = 32  # a shared file system or an object store needs milliseconds per request, however small
 
-# Timeouts and retries of the S3 client: a request that hangs must not block a job forever.
-S3_CLIENT = {"retries": {"max_attempts": 5, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
-
 
 class Store:
-    """A folder, local or ``s3://``, whose files are read and written whole.
+    """A folder, local or ``s3://``, whose files are read and written whole; or a URL of data, which is only read.
 
     Args:
-        url: A local path, ``file://`` or any URL that fsspec knows. Paths given to the methods are relative to it,
-            use ``/``, and cannot leave it.
+        url: A local path, ``file:///``, ``s3://`` or one of `rsb_cluster.storage.location.PACKAGES`. Paths given to the
+            methods are relative to it, use ``/``, and cannot leave it.
+
+    Raises:
+        ConfigError: The URL is none of these; or, from methods that write, it is only read.
     """
 
     def __init__(self, url: str | Path) -> None:
-        text = str(url)
-        if "://" not in text:
-            text = str(Path(text).expanduser().absolute())
-        elif text.startswith("file://"):
-            text = unquote(text.removeprefix("file://"))
-        self.url = text.rstrip("/") or "/"
+        self.url = normalise(url)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -59,23 +50,50 @@ class Store:
         """Whether the folder is on a file system of this machine."""
         return "://" not in self.url
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the folder is only read, as data."""
+        return scheme_of(self.url) in PACKAGES
+
+    @property
+    def lists_files(self) -> bool:
+        """Whether the names in a folder can be relied on: a web server may show none, or some."""
+        return scheme_of(self.url) not in ("http", "https")
+
     def child(self, *parts: str) -> Store:
         """Return the folder below this one."""
-        return Store("/".join((self.url, *map(_checked_path, parts))))
+        return Store("/".join((self.url, *map(self._checked, parts))))
 
     def locate(self, path: str) -> str:
         """Return the full URL (or local path) of a file; of the folder itself for an empty path."""
         return self._inside(path) if path else self.url
 
+    def check_not_read_only(self, what: str) -> None:
+        """Refuse a folder that is only read, before work is done for what would be written there.
+
+        Raises:
+            ConfigError: It is (see `rsb_cluster.storage.location`).
+        """
+        refuse_read_only(self.url, what)
+
     def _inside(self, path: str) -> str:
-        return f"{self.url}/{_checked_path(path)}"
+        return f"{self.url}/{self._checked(path)}"
+
+    def _checked(self, path: str) -> str:
+        """Return a path as it is written in a URL. Raises StorageError if it would leave the folder."""
+        path = _checked_path(path)
+        return path if self.lists_files else quote(path)
+
+    def _to_write(self, path: str) -> str:
+        self.check_not_read_only("files")
+        return self._inside(path)
 
     def read_bytes(self, path: str) -> bytes:
         """Return a file's content. Raises MissingError if it does not exist."""
-        with _translated_errors(self._inside(path)):
+        with translated_errors(self._inside(path)):
             if self.is_local:
-                return Path(self._inside(path)).read_bytes()
-            content: bytes = self._fs.cat_file(self._inside(path))
+                return local_files.read(Path(self._inside(path)))
+            content: bytes = file_system(self.url).cat_file(self._inside(path))
             return content
 
     def read_many(self, paths: Iterable[str]) -> Iterator[bytes | StorageError]:
@@ -87,27 +105,21 @@ class Store:
         with ThreadPoolExecutor(CONCURRENT_READS) as pool:
             while batch := list(itertools.islice(urls, CONCURRENT_READS * 8)):  # only one batch is held in memory
                 if self.is_local:
-                    yield from pool.map(_content_or_error, batch, (Path(url).read_bytes for url in batch))
+                    readers = (partial(local_files.read, Path(url)) for url in batch)
+                    yield from pool.map(_content_or_error, batch, readers)
                     continue
-                with _translated_errors(self.url):
-                    found = self._fs.cat_ranges(batch, None, None, on_error="return")
+                with translated_errors(self.url):
+                    found = file_system(self.url).cat_ranges(batch, None, None, on_error="return")
                 yield from map(_content_or_error, batch, (partial(_content_or_raise, content) for content in found))
 
     def write_bytes(self, path: str, content: Buffer) -> None:
         """Write a file atomically: a reader sees the old content or the new one, never a part."""
-        url = self._inside(path)
-        with _translated_errors(url):
+        url = self._to_write(path)
+        with translated_errors(url):
             if not self.is_local:
-                if url.startswith(("s3://", "s3a://")) and len(content) > 2 * PART_BYTES:
-                    parts = _CopyOnSlice(content)
-                    self._fs.pipe_file(url, parts, chunksize=PART_BYTES, max_concurrency=CONCURRENT_PARTS)
-                else:
-                    self._fs.pipe_file(url, bytes(content))
+                bucket_files.write(url, content)
                 return
-            target = Path(url)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _temporary_file(target, content) as temporary:
-                temporary.replace(target)
+            local_files.write(Path(url), content)
 
     def create_bytes(self, path: str, content: bytes) -> bool:
         """Write a file atomically if it does not exist; return False if it exists.
@@ -115,26 +127,29 @@ class Store:
         Locally, and on an S3 server that supports ``If-None-Match`` (Amazon's since 2024, Ceph), exactly one of several
         concurrent writers gets True. On other servers two writers may both get True if they write at the same moment.
         """
-        url = self._inside(path)
-        with _translated_errors(url):
+        url = self._to_write(path)
+        with translated_errors(url):
             if self.is_local:
-                return _create_file(Path(url), content)
-            if url.startswith(("s3://", "s3a://")):
-                bucket, key, _ = self._fs.split_path(url)
-                created = create_object(bucket, key, content)
-                if created is not None:
-                    return created
+                return local_files.create(Path(url), content)
+            created = bucket_files.create(url, content)
+            if created is not None:
+                return created
             if self.exists(path):
                 return False
-            self._fs.pipe_file(url, content)
+            bucket_files.write(url, content)
         return self.read_bytes(path) == content
 
     def read_json(self, path: str) -> Any:
         """Return a JSON file's value."""
         try:
-            return json.loads(self.read_bytes(path))
+            return json.loads(self.read_small(path))
         except ValueError as error:
             raise StorageError(f"{self.locate(path)} is not JSON: {error}. Was it edited by hand?") from error
+
+    def read_small(self, path: str) -> bytes:
+        """Return a small file's content, on S3 by one request. Raises MissingError if it does not exist."""
+        # s3fs asks for the size of a file first, and lists its folder if the file is missing.
+        return b"".join(self.stream(path)) if is_s3(self.url) else self.read_bytes(path)
 
     def create_json(self, path: str, value: Any) -> bool:
         """Write a value as a JSON file if it does not exist; return False if it exists."""
@@ -146,28 +161,56 @@ class Store:
 
     def exists(self, path: str = "") -> bool:
         """Whether a file (or, for an empty path, the folder) exists."""
-        with _translated_errors(self.locate(path)):
-            return Path(self.locate(path)).exists() if self.is_local else bool(self._fs.exists(self.locate(path)))
+        with translated_errors(self.locate(path)):
+            if self.is_local:
+                return local_files.exists(Path(self.locate(path)))
+            if self.is_read_only:
+                return data_urls.exists(file_system(self.url), self.locate(path))
+            return bucket_files.exists(self.locate(path))
+
+    def can_open(self, path: str) -> bool:
+        """Whether a file exists, also one that on NFS another machine has just made: opening it asks the server."""
+        if not self.is_local:
+            return self.exists(path)
+        try:
+            self.open(path).close()
+        except MissingError:
+            return False
+        return True
 
     def size(self, path: str) -> int:
         """Return a file's size in bytes."""
-        with _translated_errors(self._inside(path)):
+        with translated_errors(self._inside(path)):
             if self.is_local:
                 return Path(self._inside(path)).stat().st_size
-            return int(self._fs.info(self._inside(path))["size"])
+            return int(file_system(self.url).info(self._inside(path))["size"])
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file below the folder, hidden ones too, by its path; on S3 one listing."""
+        with translated_errors(self.url):
+            if self.is_local:
+                return {str(p.relative_to(self.url)): size for p, size in local_files.sizes(Path(self.url))}
+            return bucket_files.sizes(self.url)
 
     def files(self, folder: str = "") -> list[str]:
         """Return the paths of all files below a folder, sorted; hidden files are left out."""
         root = self.locate(folder)
-        with _translated_errors(root):
+        with translated_errors(root):
             if self.is_local:
-                if not Path(root).is_dir():
-                    return []
-                found = [str(p.relative_to(self.url)) for p in Path(root).rglob("*") if p.is_file()]
+                found = [str(path.relative_to(self.url)) for path in local_files.files(Path(root))]
             else:
-                prefix = len(str(self._fs._strip_protocol(self.url))) + 1
-                found = [name[prefix:] for name in self._fs.find(root)]
+                found = bucket_files.files(self.url, root)
         return sorted(name for name in found if not PurePosixPath(name).name.startswith("."))
+
+    def list_tags(self) -> dict[str, str]:
+        """Return all files in this folder on S3, each with its ETag: another one when the file was written again."""
+        with translated_errors(self.url):
+            return bucket_files.tags(self.url)
+
+    def list_tags_of(self, folders: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return what ``list_tags`` does for folders directly below this one on S3, by name, with fewer requests."""
+        with translated_errors(self.url):
+            return bucket_files.tags_of(self.url, folders)
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names directly below a folder (files and folders), sorted; empty if there is no folder."""
@@ -176,18 +219,13 @@ class Store:
     def entries(self, folder: str = "") -> dict[str, bool]:
         """Return the names directly below a folder and whether each is a file; hidden ones are left out."""
         root = self.locate(folder)
-        with _translated_errors(root):
+        with translated_errors(root):
             if self.is_local:
-                found = _local_entries(root)
+                found = local_files.entries(Path(root))
+            elif self.is_read_only:
+                found = data_urls.entries(file_system(self.url), root)
             else:
-                try:
-                    objects = self._fs.ls(root, detail=True)
-                except FileNotFoundError:
-                    objects = []
-                # S3 consoles mark a folder by an empty object with its name and a trailing slash.
-                marker = f"{self._fs._strip_protocol(root)}/"
-                inside = [(str(o["name"]), o["type"] != "directory") for o in objects if o["name"] != marker]
-                found = [(name.rstrip("/").rsplit("/", 1)[-1], is_file) for name, is_file in inside]
+                found = bucket_files.entries(root)
         files: dict[str, bool] = {}
         for name, is_file in found:
             if name and not name.startswith("."):
@@ -196,43 +234,39 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Remove a file, or a folder and everything in it, if it exists."""
-        import shutil
-
-        url = self._inside(path)
-        with _translated_errors(url):
-            if not self.is_local:
-                for name in self._objects(url):
-                    self._fs.rm_file(name)
-            elif Path(url).is_dir():
-                shutil.rmtree(url)
-            else:
-                Path(url).unlink(missing_ok=True)
+        url = self._to_write(path)
+        with translated_errors(url):
+            if self.is_local:
+                local_files.remove(Path(url))
+                return
+            bucket_files.remove(url)
 
     def delete_file(self, path: str) -> None:
         """Remove a file, never a folder, if it exists."""
-        with _translated_errors(self._inside(path)):
+        url = self._to_write(path)
+        with translated_errors(url):
             if self.is_local:
-                Path(self._inside(path)).unlink(missing_ok=True)
+                Path(url).unlink(missing_ok=True)
             else:
-                with suppress(FileNotFoundError):
-                    self._fs.rm_file(self._inside(path))
+                bucket_files.remove_file(url)
 
     def move(self, source: str, target: str) -> None:
         """Rename a file or folder. In an object store this copies and deletes, so it is not atomic there."""
-        with _translated_errors(self._inside(source)):
+        old, new = self._to_write(source), self._to_write(target)
+        with translated_errors(old):
             if self.is_local:
-                Path(self._inside(target)).parent.mkdir(parents=True, exist_ok=True)
-                Path(self._inside(source)).replace(self._inside(target))
+                local_files.make_parents(Path(new).parent)
+                Path(old).replace(new)
             else:
-                self._move(self._inside(source), self._inside(target))
+                bucket_files.move(old, new)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading as a seekable stream with read-ahead."""
-        with _translated_errors(self._inside(path)):
+        with translated_errors(self._inside(path)):
             if self.is_local:
                 return Path(self._inside(path)).open("rb")
-            opened = self._fs.open(self._inside(path), "rb", block_size=8 << 20, cache_type="readahead")
-            return cast(BinaryIO, GuardedFile(opened, lambda: _translated_errors(self._inside(path))))
+            opened = file_system(self.url).open(self._inside(path), "rb", block_size=8 << 20, cache_type="readahead")
+            return cast(BinaryIO, GuardedFile(opened, lambda: translated_errors(self._inside(path))))
 
     def stream(
         self, path: str, start: int = 0, stop: int | None = None, chunk: int = 1 << 20, transfer: Transfer | None = None
@@ -254,7 +288,7 @@ class Store:
         """Fill a buffer with a file's bytes from ``start`` on; return how many, fewer if the file ends before."""
         transfer = transfer or Transfer()
         if self.is_local:
-            with _translated_errors(self._inside(path)), Path(self._inside(path)).open("rb", buffering=0) as file:
+            with translated_errors(self._inside(path)), Path(self._inside(path)).open("rb", buffering=0) as file:
                 return fill(buffer, file, start, transfer)
         done = 0
         for content in self.stream(path, start, start + len(buffer), transfer=transfer):
@@ -262,11 +296,20 @@ class Store:
             done += len(content)
         return done
 
-    def make_private(self) -> None:
-        """Create the folder, readable by this user only; in an object store the bucket's policy decides."""
+    def make_folder(self, mode: int) -> None:
+        """Create the folder with the permissions of a mode, whatever the umask.
+
+        One that is there and this user's gets those that it lacks. With the set-group-ID bit a folder gets the group of
+        the folder that it is in. In an object store nothing is done, as the bucket's policy decides.
+        """
+        self.check_not_read_only("files")
         if self.is_local:
-            with _translated_errors(self.url):
-                Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
+            with translated_errors(self.url):
+                local_files.make_folder(Path(self.url), mode)
+
+    def is_writable(self) -> bool:
+        """Whether this user may create files in the folder, as far as that is known without a try."""
+        return not self.is_local or os.access(self.url, os.W_OK | os.X_OK, effective_ids=True)
 
     def check_writable(self) -> None:
         """Write and remove a probe file. Raises StorageError if that fails."""
@@ -275,102 +318,14 @@ class Store:
         self.delete(probe)
 
     def _stream(self, url: str, start: int, stop: int | None, chunk: int, transfer: Transfer) -> Iterator[bytes]:
-        with _translated_errors(url):
-            if url.startswith(("s3://", "s3a://")):
-                bucket, key, _ = self._fs.split_path(url)
-                yield from stream_object(bucket, key, start, stop, chunk=chunk, transfer=transfer)
-                return
-            with Path(url).open("rb") if self.is_local else self._fs.open(url, "rb") as file:
-                yield from stream_file(file, start, stop, chunk=chunk, transfer=transfer)
-
-    # fsspec's own rm and mv expand *, ? and [ in a name as a glob, and would touch other files.
-
-    def _objects(self, url: str) -> list[str]:
-        """Return the objects at and below a URL of an object store."""
-        found: list[str] = self._fs.find(url)
-        return found
-
-    def _move(self, source: str, target: str) -> None:
-        names = self._objects(source)
-        if not names:
-            raise FileNotFoundError(source)
-        start = len(source.split("://", 1)[1])
-        for name in names:
-            self._fs.cp_file(name, target + name[start:])
-        for name in names:
-            self._fs.rm_file(name)
-
-    @property
-    def _fs(self) -> Any:
-        return _filesystem(self.url.split("://", 1)[0], endpoint_url(), os.getpid())
-
-
-@cache
-def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:
-    """Return the fsspec file system of a protocol, endpoint and process: connections do not survive a fork."""
-    import fsspec
-
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if protocol in ("s3", "s3a"):
-        options["config_kwargs"] = S3_CLIENT
-        if endpoint:
-            options["endpoint_url"] = endpoint
-    try:
-        return fsspec.filesystem(protocol, **options)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"cannot read {protocol}:// URLs: {error}.") from error
-
-
-class _CopyOnSlice:
-    """Bytes whose slices are copies: botocore rejects a memoryview, and aiohttp warns about a large bytearray."""
-
-    def __init__(self, content: Buffer) -> None:
-        self._content = memoryview(content)
-
-    def __len__(self) -> int:
-        return len(self._content)
-
-    def __getitem__(self, part: slice) -> bytes:
-        return bytes(self._content[part])
-
-
-@contextmanager
-def _temporary_file(target: Path, content: Buffer) -> Iterator[Path]:
-    """Write a temporary file next to the target, and remove it afterwards unless it was renamed."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _create_file(target: Path, content: bytes) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_file(target, content) as temporary:
-        try:
-            target.hardlink_to(temporary)  # atomic, and fails if the name exists, on NFS too
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            try:
-                with target.open("xb") as file:  # a file system without hard links
-                    file.write(content)
-            except FileExistsError:
-                return False
-    return True
-
-
-def _local_entries(folder: str) -> list[tuple[str, bool]]:
-    if not Path(folder).is_dir():
-        return []
-    with os.scandir(folder) as entries:  # tells files from folders, mostly without another system call
-        return [(entry.name, not entry.is_dir()) for entry in entries]
+        with translated_errors(url):
+            if self.is_local:
+                with Path(url).open("rb") as file:
+                    yield from stream_file(file, start, stop, chunk=chunk, transfer=transfer)
+            elif self.is_read_only:
+                yield from data_urls.stream_url(file_system(self.url), url, start, stop, chunk=chunk, transfer=transfer)
+            else:
+                yield from bucket_files.stream(url, start, stop, chunk=chunk, transfer=transfer)
 
 
 def as_json(value: Any) -> bytes:
@@ -380,7 +335,7 @@ def as_json(value: Any) -> bytes:
 
 def _content_or_error(url: str, read: Callable[[], bytes]) -> bytes | StorageError:
     try:
-        with _translated_errors(url):
+        with translated_errors(url):
             return read()
     except StorageError as error:
         return error
@@ -396,37 +351,3 @@ def _checked_path(path: str) -> str:
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise StorageError(f"the path {path!r} would leave its folder; it is refused.")
     return path
-
-
-_HINTS = dict.fromkeys(
-    (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG), "Choose another folder."
-) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another folder.")
-
-
-def _access_hint(url: str) -> str:
-    if "://" not in url:
-        return "Check the folder's permissions."
-    return "Check AWS_PROFILE, whether the credentials have expired, and the bucket's policy."
-
-
-@contextmanager
-def _translated_errors(url: str) -> Iterator[None]:
-    """Translate errors of a file system or an S3 client to ours, with a hint what to do next."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingError(f"there is nothing at {url}. Check the path (and, on S3, the bucket's name).") from error
-    except PermissionError as error:
-        raise AccessError(f"not allowed to use {url}: {redact(str(error))}. {_access_hint(url)}") from error
-    except OSError as error:
-        if "://" in url and error.errno == errno.EINVAL and "Bad Request" in str(error):
-            # S3's response to HEAD has no body that could say ExpiredToken or InvalidToken.
-            raise AccessError(f"not allowed to use {url}: S3 says 400, Bad Request. {_access_hint(url)}") from error
-        hint = _HINTS.get(error.errno or 0, "Try again later.")
-        raise StorageError(f"cannot use {url}: {redact(str(error))}. {hint}") from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "s3fs", "aiohttp"):
-            raise
-        raise StorageError(
-            f"cannot use {url}: {redact(str(error))}. Check AWS_ENDPOINT_URL, the credentials and the network."
-        ) from error

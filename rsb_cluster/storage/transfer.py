@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
+# Of its own: Python's global generator decides in the main thread what a training step does.
+_JITTER = random.Random()
 _FILL_BYTES = 8 << 20  # per read; cancel() takes effect between two reads
 
 
@@ -58,6 +61,16 @@ class Transfer:
             self._connection = connection
         if connection is not None:
             self.check()
+
+
+def backoff_s(first_s: float, attempts: int) -> float:
+    """Return the pause after a number of failed attempts, seconds, with jitter so that readers do not retry in step.
+
+    Args:
+        first_s: The pause after the first one, at most; it doubles with each.
+        attempts: The failed attempts.
+    """
+    return first_s * 2.0 ** (attempts - 1) * _JITTER.uniform(0.5, 1)
 
 
 def stream_file(file: BinaryIO, start: int, stop: int | None, *, chunk: int, transfer: Transfer) -> Iterator[bytes]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.data.index import INDEX_NAME, SHARD_SUFFIX, ShardIndex, check_class_names, load_index
+from rsb_cluster.config.settings import data_root
+from rsb_cluster.data.index import INDEX_NAME, SHARD_SUFFIX, ShardIndex, check_class_names, load_index, shards_of
 from rsb_cluster.data.make import SetPlan, plan_set
 from rsb_cluster.data.sources import SPLITS, open_set
 from rsb_cluster.data.split_folder import read_source_record
+from rsb_cluster.data.subset import choose_classes
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class DataLocation:
         val: Index of the validation shards, or None.
         to_make: Name of the data set to make there before the submit; the indices are those it will have. Or empty.
         problem: Why there are no shards.
+        classes: The only classes that the indices have, in their order; empty for all.
     """
 
     url: str
@@ -36,11 +40,31 @@ class DataLocation:
     val: ShardIndex | None = None
     to_make: str = ""
     problem: str = ""
+    classes: tuple[str, ...] = ()
+
+    def choose(self, classes: tuple[str, ...]) -> DataLocation:
+        """Return the same data with some classes only (``data.classes`` of a recipe), or all if none is named.
+
+        Raises:
+            ConfigError: A part has no such class, or no sample of any.
+        """
+        train, val = (
+            index and choose_classes(index, classes, f"{self.url}/{part}")
+            for part, index in (("train", self.train), ("val", self.val))
+        )
+        return replace(self, train=train, val=val, classes=classes)
 
     @property
     def is_found(self) -> bool:
         """Whether the shards exist, or will be made."""
         return self.train is not None and self.val is not None
+
+    @property
+    def folders(self) -> list[str]:
+        """All folders that a node must be able to read: that of the indices, and those of the shards."""
+        store = Store(self.url)
+        parts = (("train", self.train), ("val", self.val))
+        return [self.url, *(shards_of(store.child(name), index).url for name, index in parts if index is not None)]
 
     @property
     def digest(self) -> str:
@@ -84,7 +108,7 @@ def find_data(name: str, folder: str, job: Job, make: str = "") -> DataLocation:
         DataError: The shards of ``val`` are missing, or an index is damaged.
         StorageError: A folder could not be read.
     """
-    root = Store(folder or job.data or os.environ.get("RSB_DATA") or str(Path.cwd() / "data")).url
+    root = Store(folder or job.data or data_root()).url
     candidates = [root, f"{root}/{name}"] if folder else [f"{root}/{name}"]
     incomplete = [url for url in candidates if make and _is_incomplete(Store(url))]
     for url in candidates:
@@ -96,9 +120,9 @@ def find_data(name: str, folder: str, job: Job, make: str = "") -> DataLocation:
         f"no shards of '{name}' were found. Searched for\n{searched}\n"
         "Name their folder with --data, or make them with 'rsb-cluster shards make'."
     )
-    for part in (Store(url).child(part) for url in candidates for part in SPLITS):
-        if _lacks_index(part):
-            problem += f"\n{part.url} holds shards but no index: run 'rsb-cluster shards index {part.url}'."
+    for store in (folder for url in candidates for folder in (Store(url), *map(Store(url).child, SPLITS))):
+        if _lacks_index(store):
+            problem += f"\n{store.url} holds shards but no index: run 'rsb-cluster shards index {store.url}'."
     if not make:
         return DataLocation(candidates[0], problem=problem)
     url = (incomplete or candidates)[0]
@@ -126,12 +150,14 @@ def make_missing_shards(sources: Iterable[DataLocation]) -> list[str]:
         DataError: The shards differ from those that were planned.
         StorageError: A folder could not be written.
     """
-    missing = {source.url: source for source in sources if source.to_make}
-    for url, source in missing.items():
-        made = _plan(source.to_make, url).make()
-        if DataLocation(url, made["train"], made["val"]).digest != source.digest:
-            raise DataError(f"another process wrote other shards to {url} at the same time. Submit again.")
-    return list(missing)
+    missing = [source for source in sources if source.to_make]
+    made = {source.url: _plan(source.to_make, source.url).make() for source in missing}
+    for source in missing:
+        expected = {"train": source.train, "val": source.val}
+        there = {part: choose_classes(index, source.classes, source.url) for part, index in made[source.url].items()}
+        if not all(index and there[part].has_digest(index.digest) for part, index in expected.items()):
+            raise DataError(f"another process wrote other shards to {source.url} at the same time. Submit again.")
+    return list(made)
 
 
 def _plan(make: str, url: str) -> SetPlan:
@@ -144,6 +170,7 @@ def _expected_indices(make: str) -> tuple[ShardIndex, ShardIndex]:
 
     So everything can be checked, and the runs have their ids, before anything is written to the user's folders.
     """
+    log.info("making the small data set '%s' once, to know its checksums ...", make)
     with tempfile.TemporaryDirectory(prefix="rsb-cluster-") as folder:
         made = _plan(make, folder).make()
     return made["train"], made["val"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,15 +20,18 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.subprocesses.helper import ask
 from rsb_cluster.weights.resolve import WeightsFile
 
+log = logging.getLogger(__name__)
+
 # A new version of any of these invalidates the cache.
 _LIBRARIES = ("torch", "torchvision", "timm", "opencv-python-headless", "safetensors")
 
 
-def check_models(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
+def check_models(models: Sequence[tuple[Recipe, WeightsFile | None]], recompute: Sequence[bool] = ()) -> list[int]:
     """Build the models and transforms of recipes, in one process for all that are not in the cache.
 
     Args:
         models: Recipes, each with its initial weights.
+        recompute: Whether each is for a job with gradient checkpointing, which not all can; empty: none is.
 
     Returns:
         The number of parameters of each model.
@@ -35,24 +39,27 @@ def check_models(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[in
     Raises:
         ConfigError: A model cannot be built; the message explains each problem.
     """
-    keys = [_cache_key(recipe, init) for recipe, init in models]
+    asked = [(*pair, flag) for pair, flag in zip(models, recompute or [False] * len(models), strict=True)]
+    keys = [_cache_key(*question) for question in asked]
     cached = _read_cache()
-    new = {key: pair for key, pair in zip(reversed(keys), reversed(models), strict=True) if key not in cached}
+    new = {key: question for key, question in zip(reversed(keys), reversed(asked), strict=True) if key not in cached}
     if new:
         cached |= dict(zip(new, _build(list(new.values())), strict=True))
         _write_cache(cached)
     return [cached[key] for key in keys]
 
 
-def _cache_key(recipe: Recipe, init: WeightsFile | None) -> str:
+def _cache_key(recipe: Recipe, init: WeightsFile | None, recompute: bool) -> str:
     """Return a digest of the fields that the check depends on."""
     plain = recipe.model_dump(include={"model", "init", "data", "augment", "eval"}, mode="json")
-    text = json.dumps([plain, recipe.optimizer.name, init.sha256 if init else ""], sort_keys=True)
+    text = json.dumps([plain, recipe.optimizer.name, init.sha256 if init else "", recompute], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _build(models: Sequence[tuple[Recipe, WeightsFile | None]]) -> list[int]:
-    request = [[recipe.model_dump(mode="json"), asdict(init) if init else None] for recipe, init in models]
+def _build(models: Sequence[tuple[Recipe, WeightsFile | None, bool]]) -> list[int]:
+    names = ", ".join(dict.fromkeys(recipe.model.name for recipe, _, _ in models))
+    log.info("checking that timm can build %s (takes a moment; the answer is remembered) ...", names)
+    request = [[recipe.model_dump(mode="json"), asdict(init) if init else None, flag] for recipe, init, flag in models]
     answer = ask("rsb_cluster.train.preflight", request, doing="the check of the models")
     return [int(count) for count in answer["parameters"]]
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rsb_cluster.backends import backend_of
+from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import flatten
+from rsb_cluster.errors import plural
 from rsb_cluster.submission.data_location import DataLocation
 from rsb_cluster.submission.estimate import Rates, cost_usd, describe_price, gpu_hours, total
-from rsb_cluster.submission.plan import Array, Plan, PlannedRun
+from rsb_cluster.submission.job_arrays import Array
+from rsb_cluster.submission.own_data import describe_classes
+from rsb_cluster.submission.plan import Plan
+from rsb_cluster.submission.planned_run import PlannedRun
+from rsb_cluster.submission.virtual_ranks import describe_sharing
 
 # --- one recipe -----------------------------------------------------------------------------------------------------
 
@@ -30,6 +37,8 @@ def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "world_size": job.world_size,
         "global_batch": recipe.train.global_batch,
         "virtual_ranks": first.virtual_ranks,
+        "batchnorm_images": recipe.train.global_batch // first.virtual_ranks,
+        "ranks_per_virtual_rank": max(1, job.world_size // first.virtual_ranks),
         "epochs": recipe.schedule.epochs,
         "steps_per_epoch": recipe.steps_per_epoch,
         "steps": recipe.total_steps,
@@ -40,6 +49,8 @@ def as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "data_found": first.data.is_found,
         "init": {"source": first.init.source, "sha256": first.init.sha256} if first.init else None,
         "notes": list(plan.notes),
+        "ready": not plan.refusals,
+        "refusals": [str(error) for error in plan.refusals],
         "runs": [{"run_id": p.run.run_id, "url": p.run.url, "seed": p.seed, "state": p.state} for p in plan.runs],
         "script": (plan.arrays[0].script or None) if plan.arrays else None,
     }
@@ -50,12 +61,11 @@ def describe(plan: Plan, rates: Rates) -> str:
     first = plan.runs[0]
     resolved, recipe, job = first.point.resolved, first.recipe, first.point.job
     images = recipe.total_steps * recipe.train.global_batch
-    accumulation = first.virtual_ranks // job.world_size
     hours = total([gpu_hours(p.recipe, rates) for p in plan.runs])
     if hours is not None:
         ranks = job.world_size * len(plan.runs)
         rate = images * len(plan.runs) / hours / 3600
-        cost = f"{hours:,.1f} GPU-hours at {rate:g} images/s per GPU, {hours / ranks:,.1f} h on {ranks} GPUs"
+        cost = f"{hours:,.1f} GPU-hours at {rate:g} images/s per GPU, {hours / ranks:,.1f} h on {plural(ranks, 'GPU')}"
         cost += " (training only, without evaluation)"
     else:
         cost = "use --images-per-s N (training throughput of one GPU) to estimate GPU-hours"
@@ -63,16 +73,18 @@ def describe(plan: Plan, rates: Rates) -> str:
         "recipe": f"{recipe.name} ({resolved.path})",
         "model": f"{recipe.model.name}, {first.parameters / 1e6:.1f} M parameters",
         "job": f"{job.name} ({first.point.job_path})",
-        "resources": f"{job.shape} = {job.world_size} ranks, back end {job.backend}",
-        "global batch": f"{recipe.train.global_batch} = {first.virtual_ranks} virtual ranks × "
-        f"{recipe.train.global_batch // first.virtual_ranks} images"
-        + (f" ({accumulation} micro-batches per rank)" if accumulation > 1 else ""),
-        "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})",
+        "resources": f"{job.shape} = {plural(job.world_size, 'rank')}, back end {job.backend}",
+        "global batch": f"{recipe.train.global_batch} = "
+        + describe_sharing(recipe, first.virtual_ranks, job.world_size),
+        **({"host memory": f"at least {first.memory}"} if first.memory else {}),
+        "steps": f"{recipe.total_steps:,} ({recipe.schedule.epochs} epochs of {recipe.steps_per_epoch:,})"
+        + _dropped(recipe),
         "images": f"{images:,}",
         "cost": cost,
         **({"price": describe_price(job, hours)} if backend_of(job).has_prices else {}),
         **({"limit": f"{job.max_gpu_hours:g} GPU-hours per run, then it saves and stops"} if job.max_gpu_hours else {}),
         "data": f"{first.data.url} ({_data_state(first.data)})",
+        **({"classes": describe_classes(first.data.train)} if first.data.train is not None else {}),
         "initial weights": _initial_weights(first),
         "runs": "\n".join(f"{p.run.url} ({p.state})" for p in plan.runs),
         "scripts and logs": "\n".join(_locations(array) for array in plan.arrays) or "nothing to submit",
@@ -88,10 +100,30 @@ def describe(plan: Plan, rates: Rates) -> str:
     return text
 
 
+def verdict(plan: Plan) -> str:
+    """Return the last line of a dry run: ``ready``, or why a submit would be refused; the notes say more."""
+    if plan.refusals:
+        # The first sentence of each; the notes have the rest.
+        sentences = (re.split(r"\.\s|\n", str(error), maxsplit=1)[0].rstrip(".:") for error in plan.refusals)
+        return f"would be refused: {'; '.join(sentences)}"
+    if not any(planned.should_submit for planned in plan.runs):
+        return f"ready: nothing to submit ({count(planned.state for planned in plan.runs)})"
+    return "ready: the same command without --dry-run submits it"
+
+
+def _dropped(recipe: Recipe) -> str:
+    if recipe.augment.repeats > 1:  # an epoch has a part of the images only, another one each time
+        return ""
+    dropped = recipe.data.train_samples - recipe.steps_per_epoch * recipe.train.global_batch
+    return f", {plural(dropped, 'image')} dropped each epoch" if dropped else ""
+
+
 def _data_state(data: DataLocation) -> str:
     if data.to_make:
         return "will be made"
-    return "found" if data.is_found else "NOT FOUND"
+    if data.is_found:
+        return "found"
+    return "could not be searched" if data.problem.startswith("could not search") else "NOT FOUND"
 
 
 def _initial_weights(planned: PlannedRun) -> str:
@@ -142,6 +174,8 @@ def sweep_as_dict(plan: Plan, rates: Rates) -> dict[str, Any]:
         "gpu_hours_to_submit": total([gpu_hours(p.recipe, rates) for p in plan.runs if p.should_submit]),
         "usd": _usd(plan.runs, rates),
         "notes": list(plan.notes),
+        "ready": not plan.refusals,
+        "refusals": [str(error) for error in plan.refusals],
     }
 
 
@@ -213,8 +247,8 @@ def sweep_summary(plan: Plan, rates: Rates) -> str:
     assert plan.sweep is not None
     todo = [p for p in plan.runs if p.should_submit]
     hours = total([gpu_hours(p.recipe, rates) for p in todo])
-    text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {len(plan.runs)} runs to submit, in {len(plan.arrays)} "
-    text += "job" if len(plan.arrays) == 1 else "jobs"
+    text = f"sweep {plan.sweep.sweep_id}: {len(todo)} of {plural(len(plan.runs), 'run')} to submit, "
+    text += f"in {plural(len(plan.arrays), 'job')}"
     text += f", {_hours(hours)} GPU-hours (training only, without evaluation)" if hours is not None else ""
     for array in plan.arrays:
         concurrent = backend_of(array.job).concurrent_runs(array.job, len(array.runs))

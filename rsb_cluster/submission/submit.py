@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 from rsb_cluster import backends
 from rsb_cluster.data.order import DRAWS
-from rsb_cluster.errors import ConfigError, StorageError, SubmitError
+from rsb_cluster.errors import ConfigError, RefusedError, StorageError, SubmitError
+from rsb_cluster.runs import sharing
 from rsb_cluster.runs.provenance import describe_code, describe_packages, save_diff
 from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission
-from rsb_cluster.runs.sweep import write_sweep
+from rsb_cluster.runs.sweep import FOLDER, delete_sweep, write_sweep
 from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.data_location import require_data
-from rsb_cluster.submission.plan import Array, Plan, PlannedRun
-from rsb_cluster.submission.virtual_ranks import choose_virtual_ranks
+from rsb_cluster.submission.job_arrays import Array
+from rsb_cluster.submission.plan import Plan
+from rsb_cluster.submission.planned_run import PlannedRun
+from rsb_cluster.submission.resubmit import cancel_replaced
 
 # Waits before a failed write of a submission's record is retried, s: a job without a record cannot be cancelled by us.
 RECORD_RETRY_S = (0.5, 1.0, 2.0, 4.0)
@@ -31,18 +36,56 @@ def submit(plan: Plan, *, with_diff: bool = False) -> list[Submission]:
     Raises:
         ConfigError: Another submit created one of the runs at the same time, with other inputs, or there is no checkout
             whose changes could be saved; nothing is queued.
-        SubmitError: The scheduler refused an array; those before it are queued. Submit again for the rest.
+        SubmitError: The scheduler refused an array; those before it are queued. Submit again for the rest. Or a job
+            that is to be replaced has started meanwhile.
     """
+    is_new_folder = not Store(plan.runs_url).exists()
     if with_diff:
         save_diff(Store(plan.runs_url))
-    create_runs([p for p in plan.runs if p.state == "new"])
-    if plan.sweep is not None:
-        write_sweep(plan.runs_url, plan.sweep)
-    return submit_arrays(plan.arrays)
+    created = create_runs([p for p in plan.runs if p.state == "new"])
+    for planned in plan.runs:
+        if planned.point.job.share == "group":
+            sharing.share_run(planned.run)
+    is_new_sweep = plan.sweep is not None and write_sweep(plan.runs_url, plan.sweep)
+    try:
+        cancel_replaced(plan.runs)
+        return submit_arrays(plan.arrays)
+    except (RefusedError, ConfigError):
+        with suppress(StorageError):  # the error that is being handled says more
+            _leave_nothing(plan, created, is_new_sweep, is_new_folder)
+        raise
 
 
-def create_runs(runs: Sequence[PlannedRun]) -> None:
+def _leave_nothing(plan: Plan, created: Sequence[Run], is_new_sweep: bool, is_new_folder: bool) -> None:
+    """Remove the runs of a refused submit that it created and that no job has, and its sweep if no run has one."""
+    unsent = [run for run in created if not run.submissions() and not run.attempt_numbers()]
+    for run in unsent:
+        Store(run.runs_url).delete(run.run_id)
+    if is_new_sweep and plan.sweep is not None and not any(p.run.exists() for p in plan.runs):
+        delete_sweep(plan.runs_url, plan.sweep)
+    folders = []
+    for array in plan.arrays:
+        if backends.backend_of(array.job).needs_object_store:
+            continue
+        if not any(s.folder.startswith(str(array.folder)) for run in array.runs for s in _submissions(run)):
+            Store(array.folder.parent).delete(array.folder.name)
+        folders += [array.folder.parent, array.folder.parent.parent]
+    if is_new_folder and Store(plan.runs_url).is_local:
+        folders += [Path(plan.runs_url, FOLDER), Path(plan.runs_url)]
+        for folder in folders:
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+
+
+def _submissions(run: Run) -> list[Submission]:
+    return run.submissions() if run.exists() else []
+
+
+def create_runs(runs: Sequence[PlannedRun]) -> list[Run]:
     """Create the folders of new runs; a run that another submit created at the same time is kept as it is.
+
+    Returns:
+        Those that were created here.
 
     Raises:
         ConfigError: Such a run has other inputs than the plan.
@@ -50,12 +93,13 @@ def create_runs(runs: Sequence[PlannedRun]) -> None:
         StorageError: A folder cannot be written.
     """
     code, packages = describe_code(), describe_packages()
-    created = time.time()
+    now = time.time()
     weights = {p.init.sha256: p.init.read() for p in runs if p.init is not None}
 
     def create(planned: PlannedRun) -> str:
         require_data(planned.data)
         assert planned.data.train is not None and planned.data.val is not None
+        planned.run.store.make_folder(sharing.mode_of(planned.point.job))
         spec = Spec(
             run_id=planned.run.run_id,
             seed=planned.seed,
@@ -67,17 +111,22 @@ def create_runs(runs: Sequence[PlannedRun]) -> None:
             modified=planned.point.resolved.modified,
             code=code,
             packages=packages,
-            created=created,
+            created=now,
             draws=DRAWS,
         )
-        return "" if planned.run.create(planned.recipe, spec) else _conflict(planned, spec)
+        if planned.run.create(planned.recipe, spec):
+            created.append(planned.run)
+            return ""
+        return _conflict(planned, spec)
 
+    created: list[Run] = []
     with ThreadPoolExecutor(READERS) as pool:
         conflicts = list(filter(None, pool.map(create, runs)))
     if conflicts:
         raise ConfigError(
             "\n".join([*conflicts, "Nothing was queued. Submit with the same inputs, or use another --runs."])
         )
+    return created
 
 
 def _conflict(planned: PlannedRun, spec: Spec) -> str:
@@ -92,11 +141,6 @@ def _conflict(planned: PlannedRun, spec: Spec) -> str:
         )
         if existing != wanted
     ]
-    try:  # the plan chose the number of virtual ranks before the run existed
-        point = planned.point
-        choose_virtual_ranks(planned.recipe, point.job, point.job_path, stored.virtual_ranks)
-    except ConfigError as error:
-        differing.append(f"it has {stored.virtual_ranks} virtual ranks, here {spec.virtual_ranks}: {error}")
     if not differing:
         return ""
     return f"{planned.run.run_id} was created by another submit at the same time: {'; '.join(differing)}"
@@ -112,7 +156,6 @@ def _copy_initial_weights(planned: PlannedRun, contents: Mapping[str, bytes]) ->
     if weights is None:
         return None
     file = weights.file.rpartition("/")[2]
-    planned.run.store.make_private()
     planned.run.init.write_bytes(file, contents[weights.sha256])
     return InitialWeights(
         source=weights.source,
@@ -127,16 +170,18 @@ def submit_arrays(arrays: Sequence[Array]) -> list[Submission]:
     """Submit arrays to their back ends, and record the submission in each run.
 
     Raises:
-        SubmitError: The scheduler refused an array, or its submission could not be recorded. The arrays before it are
-            queued, those after it are not submitted.
+        RefusedError: The scheduler refused an array. Those before it are queued, those after it are not submitted.
+        SubmitError: It did not say whether it took an array, or its submission could not be recorded. Likewise.
     """
     submitted: list[Submission] = []
     for number, array in enumerate(arrays):
         queued = f"\n{number} of {len(arrays)} job arrays ({len(submitted)} runs) are queued." if number else ""
+        if number:
+            queued += " Once the reason is gone, the same command submits the rest."
         try:
             submissions = _submit(array)
         except SubmitError as error:
-            raise SubmitError(f"{error}{queued}") from error
+            raise type(error)(f"{error}{queued}") from error
         with ThreadPoolExecutor(READERS) as pool:
             problems = list(pool.map(_record, array.runs, submissions))
         if any(problems):
@@ -148,7 +193,14 @@ def submit_arrays(arrays: Sequence[Array]) -> list[Submission]:
 def _submit(array: Array) -> list[Submission]:
     backend = backends.backend_of(array.job)
     backend.check_available(array.job)
-    return backend.submit(array.job, array.tasks, array.folder, array.name)
+    try:
+        with sharing.umask_of(array.job):
+            return backend.submit(array.job, array.tasks, array.folder, array.name)
+    except OSError as error:
+        raise SubmitError(
+            f"cannot write scripts and logs to {array.folder}: {error.strerror}. Name another folder: --set "
+            "job.submissions=FOLDER."
+        ) from error
 
 
 def _record(run: Run, submission: Submission) -> str:

@@ -1,69 +1,85 @@
-"""The number of virtual ranks of a run: into how many micro-batches its global batch is split."""
+"""Whether the ranks of a job can share the virtual ranks of a run, and how that is put into words."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rsb_cluster.config.job import Job
+from rsb_cluster.config.paper import is_papers_batch
 from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.data.global_batch import GlobalBatch
 from rsb_cluster.errors import ConfigError
 
 
-def choose_virtual_ranks(recipe: Recipe, job: Job, job_path: Path, stored: int = 0) -> int:
-    """Return the number of virtual ranks.
-
-    An existing run keeps its number. For a new run it is the recipe's, or else the smallest with which all ranks
-    have the same number of micro-batches, a micro-batch has at most ``job.max_micro_batch`` images, and the copies of
-    repeated augmentation fall into different micro-batches.
+def check_share(recipe: Recipe, virtual_ranks: int, job: Job, job_path: Path) -> None:
+    """Check that all ranks of a job get equal shares of a run's global batch.
 
     Args:
         recipe: What to train.
+        virtual_ranks: The run's number of virtual ranks.
         job: Where to train.
         job_path: The job's file, for messages.
-        stored: The number of an existing run; 0 for a new run.
 
     Raises:
-        ConfigError: The job cannot train the recipe.
+        ConfigError: They cannot; the message names the nearest numbers of ranks that can.
     """
-    batch, world, where = recipe.train.global_batch, job.world_size, f"{job_path.name}: {job.shape}"
-    if batch % world:
-        below = batch // world * world
-        options = [str(b) for b in (below, below + world) if b]
-        raise ConfigError(
-            f"train.global_batch = {batch} is not divisible by {world} ranks ({where}). Use {' or '.join(options)}."
-        )
-    fixed = stored or recipe.train.virtual_ranks
-    if fixed:
-        if batch % fixed:
-            raise ConfigError(f"train.global_batch = {batch} is not divisible by {fixed} virtual ranks.")
-        if fixed % world:
-            shares = [str(w) for w in range(1, fixed + 1) if fixed % w == 0]
-            owner = "this run has" if stored else "the recipe has"
-            raise ConfigError(
-                f"{owner} {fixed} virtual rank{'s' if fixed > 1 else ''}, which {world} ranks ({where}) cannot share "
-                f"equally. Use a job with {' or '.join(filter(None, [', '.join(shares[:-1]), shares[-1]]))} "
-                f"rank{'s' if fixed > 1 else ''} in all."
-            )
-        chosen = fixed
-    else:
-        repeats = min(recipe.augment.repeats, batch)
-        mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)
-        fitting = [
-            v
-            for v in range(world, batch + 1, world)
-            if batch % v == 0 and v >= repeats and batch // v <= job.max_micro_batch and not (mixes and batch // v % 2)
-        ]
-        if not fitting:
-            raise ConfigError(
-                f"train.global_batch = {batch} cannot be split into equal micro-batches for {world} ranks ({where}) of "
-                f"at most {job.max_micro_batch} images (job.max_micro_batch), and an even number with Mixup or CutMix. "
-                "Use another batch size."
-            )
-        chosen = fitting[0]
-    micro_batch = batch // chosen
-    if (recipe.augment.mixup or recipe.augment.cutmix) and micro_batch % 2:
-        raise ConfigError(
-            f"a micro-batch has {micro_batch} images ({batch} / {chosen} virtual ranks), but Mixup and CutMix mix "
-            "pairs and need an even number. Use another --virtual-ranks."
-        )
-    return chosen
+    world = job.world_size
+    batch = GlobalBatch.of(recipe, virtual_ranks, recomputes=job.gradient_checkpointing)
+    if batch.fits(world):
+        return
+    nearest = batch.nearest(world, job.ranks_per_node) or batch.nearest(world, 1)
+    ranks = " or ".join(map(str, nearest))
+    why = f" (a virtual rank cannot be shared with {batch.unshared})" if batch.unshared else ""
+    raise ConfigError(
+        f"{world} ranks ({job_path.name}: {job.shape}) cannot equally share {_count(batch)}{why}. Use a job with "
+        f"{ranks} rank{'' if nearest == [1] else 's'} in all, or other --virtual-ranks, which is another run."
+    )
+
+
+def memory_note(recipe: Recipe, virtual_ranks: int, job: Job) -> str:
+    """Return a remark if a rank has more images at once than the job says that a device holds; empty if not.
+
+    Args:
+        recipe: What to train.
+        virtual_ranks: The run's number of virtual ranks.
+        job: Where to train; it may start on its fewest nodes.
+    """
+    batch = GlobalBatch.of(recipe, virtual_ranks, recomputes=job.gradient_checkpointing)
+    ranks = batch.largest((job.min_nodes or job.nodes) * job.ranks_per_node)
+
+    def fit(ranks: int) -> bool:
+        return batch.images_at_once(ranks) <= job.max_micro_batch
+
+    if fit(ranks):
+        return ""
+    enough = next((r for r in range(ranks, batch.most + 1) if batch.fits(r) and fit(r)), 0)
+    more = f"use {enough} ranks, which share them; or " if enough else ""
+    return (
+        f"{batch.images_at_once(ranks)} images in one forward pass on each of {ranks} ranks are more than the "
+        f"{job.max_micro_batch} that fit (job.max_micro_batch). If a GPU runs out of memory: {more}use more "
+        "--virtual-ranks, which is another run with other BatchNorm statistics."
+    )
+
+
+def describe_sharing(recipe: Recipe, virtual_ranks: int, ranks: int) -> str:
+    """Return how ranks share a global batch, and over how many images BatchNorm's statistics are.
+
+    Args:
+        recipe: What to train.
+        virtual_ranks: The run's number of virtual ranks.
+        ranks: Number of ranks.
+    """
+    batch = GlobalBatch.of(recipe, virtual_ranks)
+    parts = batch.parts(ranks)
+    text = _count(batch)
+    if parts > 1:
+        text += f", {'each ' if virtual_ranks > 1 else ''}shared by {parts} processes"
+    elif virtual_ranks > ranks:
+        text += f", {virtual_ranks // ranks} on each process"
+    is_papers = is_papers_batch(recipe.paper, recipe.model.name, virtual_ranks, recipe.train.global_batch)
+    return f"{text}, BatchNorm over {batch.micro_batch}{' as in the paper' if is_papers else ''}"
+
+
+def _count(batch: GlobalBatch) -> str:
+    plural = "s" if batch.virtual_ranks > 1 else ""
+    return f"{batch.virtual_ranks} virtual rank{plural} of {batch.micro_batch} images"

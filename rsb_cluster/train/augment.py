@@ -7,22 +7,29 @@ erase, mix. Legend: B images of a micro-batch, C channels, H and W pixels, K cla
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import Mixup, auto_augment, create_transform
+from timm.data import Mixup, auto_augment, create_transform, random_erasing, transforms
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from rsb_cluster.config.recipe import Eval, Recipe
 from rsb_cluster.data.order import derive_seed
 
+# What timm's modules draw from in place of Python's global generator. That one is shared by all threads, and clients of
+# S3 draw the pause before they try again from it: between the seed and the draw, at any time.
+_PYTHON = random.Random()
+for _module in (auto_augment, random_erasing, transforms):
+    vars(_module)["random"] = _PYTHON
+
 
 def seed_everything(seed: int) -> None:
-    """Seed the three global generators that timm draws from. Not for use in threads, which share them."""
-    random.seed(seed)
+    """Seed the three generators that timm draws from. Not for use in threads, which share them."""
+    _PYTHON.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
 
@@ -111,19 +118,29 @@ class Normalise:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Return ``(x/255 − mean) / std`` as float32."""
-        normalised = (images_BCHW.float() - self._mean) / self._std
+        normalised = (images_BCHW - self._mean) / self._std  # the bytes become floats in the subtraction
         return normalised.contiguous(memory_format=self._format)
 
 
 class Mix:
     """Erasing, Mixup and CutMix of one micro-batch, with the randomness of (seed, step, virtual rank).
 
-    The caller seeds the global generators. One λ serves the whole micro-batch, as with timm's mode ``batch`` and one
-    process per GPU.
+    The caller seeds the generators. One λ serves the whole micro-batch, as with timm's mode ``batch`` and one
+    process per GPU. CutMix's boxes are timm's, which can be a pixel larger than the paper's (arXiv:1905.04899); λ is
+    corrected to the box, so the targets are those of the pixels.
+
+    Args:
+        recipe: The recipe.
+        device: Device of the images.
+        slots: The images of a micro-batch that this process has; empty: all. Where several processes share it, each
+            draws for all its images.
+        micro_batch: Images of the whole micro-batch.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, slots: Sequence[int] = (), micro_batch: int = 0) -> None:
         a, self._classes = recipe.augment, recipe.data.num_classes
+        self._position = {slot: i for i, slot in enumerate(slots)}
+        self._micro_batch = micro_batch
         self._erase = RandomErasing(a.erase_prob, mode=a.erase_mode, device=device) if a.erase_prob else None
         self._mixup = None
         if a.mixup or a.cutmix:
@@ -140,8 +157,17 @@ class Mix:
     def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mixed images and the share of each class in them, shape (B, K), float32."""
         if self._erase is not None:
-            images_BCHW = self._erase(images_BCHW)
+            images_BCHW = self._erase(images_BCHW) if not self._position else self._erase_part(images_BCHW)
         if self._mixup is None:
             return images_BCHW, torch.nn.functional.one_hot(labels_B, self._classes).float()
         mixed_BCHW, weights_BK = self._mixup(images_BCHW, labels_B)
         return mixed_BCHW, weights_BK
+
+    def _erase_part(self, images_BCHW: Tensor) -> Tensor:
+        """Erase a part of the images of a micro-batch; what is drawn for the others is thrown away."""
+        assert self._erase is not None
+        other_CHW = torch.empty_like(images_BCHW[0])
+        for slot in range(self._micro_batch):
+            position = self._position.get(slot)
+            self._erase(other_CHW if position is None else images_BCHW[position])
+        return images_BCHW

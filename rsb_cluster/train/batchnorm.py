@@ -17,13 +17,14 @@ class RunningStatistics:
     Args:
         model: The network; it need not have BatchNorm.
         virtual_ranks: Micro-batches per step, over all processes.
+        parts: Processes that share a virtual rank; each of them has the statistics of the whole.
     """
 
-    def __init__(self, model: nn.Module, virtual_ranks: int) -> None:
+    def __init__(self, model: nn.Module, virtual_ranks: int, parts: int = 1) -> None:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
         self._buffers: list[Tensor] = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
         self._counters: list[Tensor] = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
-        self._virtual_ranks = virtual_ranks
+        self._virtual_ranks, self._parts = virtual_ranks, parts
         self._base = [buffer.clone() for buffer in self._buffers]
         self._sums = [torch.zeros_like(buffer) for buffer in self._buffers]
         self._base_counters = [counter.clone() for counter in self._counters]
@@ -66,7 +67,7 @@ class RunningStatistics:
         """Set the statistics to the average over all virtual ranks."""
         if not self.size:
             return
-        means = summed / self._virtual_ranks
+        means = summed / (self._virtual_ranks * self._parts)
         parts = means.split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(
             self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]

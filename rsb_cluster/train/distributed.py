@@ -1,4 +1,4 @@
-"""The process group of an attempt: rendezvous, collectives, and errors of lost peers."""
+"""The process group of an attempt: what its ranks know of each other, and their collectives."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from rsb_cluster.errors import ConfigError, MissingError, RsbError, StorageError
+from rsb_cluster.errors import RsbError, StorageError
+from rsb_cluster.node.addresses import LOOPBACK
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.storage.store import Store
+from rsb_cluster.train.devices import DeviceError, check_gpus, check_health, pick_device
+from rsb_cluster.train.health import check_gpu, check_reduction
+from rsb_cluster.train.lost_peer import LostPeerError, lost_peer_errors
+from rsb_cluster.train.rendezvous import join, meet
 
 log = logging.getLogger(__name__)
-
-# How long rank 0 may take to answer before its address is read again.
-CONNECT_TIMEOUT = datetime.timedelta(seconds=20)
-
-
-class LostPeerError(RsbError):
-    """A peer rank is lost; this rank is healthy and can resume in the next attempt."""
-
 
 # Of torch and NCCL, unless the user has set them. A peer that dies leaves the kernels of the others waiting forever;
 # torch's own handling aborts the process a while later (SIGABRT, without a word of which rank it was, or an end for a
@@ -38,18 +36,12 @@ NCCL_DEFAULTS = {
     "TORCH_NCCL_ENABLE_MONITORING": "0",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
 }
-
-
-class DeviceError(RsbError):
-    """This host does not have the GPUs that the job requests; another host may."""
+# If all ranks are on one host, so that no other host can connect to them; unless the user has set them.
+LOOPBACK_DEFAULTS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 class ProcessGroup:
     """The processes of one attempt.
-
-    The rendezvous uses a file in the run's own folder: rank 0 listens on a free port that the system picks, and writes
-    its address there under the name of the start. So two array tasks on one node never share a port, and no attempt
-    connects to the remains of an earlier one.
 
     Args:
         ranks: The rank of this process.
@@ -59,9 +51,12 @@ class ProcessGroup:
         gpus: GPUs per node that the job requests, one for each rank; 0: the CPU, and no GPU is touched; None: a GPU if
             there is one.
 
+    Attributes:
+        remark: What is known against this host, though it takes part; empty: nothing.
+
     Raises:
-        DeviceError: The GPUs are not there.
-        LostPeerError: The rendezvous failed.
+        DeviceError: The GPUs are not there, or faulty; or this rank got a wrong sum.
+        LostPeerError: The rendezvous failed, or another rank raises DeviceError.
     """
 
     def __init__(
@@ -73,22 +68,56 @@ class ProcessGroup:
         self.host = socket.gethostname()
         self._folder = folder
         self._timeout = datetime.timedelta(seconds=wait_s)
-        self.store, self._address = self._rendezvous()
+        self._collective = datetime.timedelta(seconds=collective_s)
+        self.store, self._rendezvous, self._relay = meet(ranks, folder, self._timeout)
+        try:
+            self._begin()
+        except RsbError:
+            self._wait_until_told()
+            raise
+
+    def _begin(self) -> None:
+        """Compare the devices of all ranks, and do the first collective."""
         cards = self._exchange_cards()
         self.hosts = tuple(card["host"] for card in cards)
         self.gpu_models = check_gpus(cards)
+        check_health(cards, self.rank)
+        self.remark = cards[self.rank]["remark"]
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            if backend == "nccl":
-                for name, value in NCCL_DEFAULTS.items():
-                    os.environ.setdefault(name, value)
+            defaults = NCCL_DEFAULTS if backend == "nccl" else {}
+            if self._rendezvous.host == LOOPBACK:
+                defaults = defaults | LOOPBACK_DEFAULTS
+            for name, value in defaults.items():
+                os.environ.setdefault(name, value)
             dist.init_process_group(
                 backend,
                 store=dist.PrefixStore("group", self.store),
                 rank=self.rank,
                 world_size=self.world_size,
-                timeout=datetime.timedelta(seconds=collective_s),
+                timeout=self._collective,
+                # NCCL then connects at once, and knows the device without asking the first tensor.
+                device_id=self.device if backend == "nccl" else None,
             )
+            with lost_peer_errors():
+                self._check_reduction()
+
+    def _check_reduction(self) -> None:
+        """Check the first all-reduce: a link that changes bits would spoil every step, and say nothing."""
+        found = check_reduction(self.store, self.rank, self.hosts, self.device)
+        if found.wrong:
+            where = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in found.wrong)
+            message = (
+                f"the first all-reduce gave a wrong sum ({where}): a link between GPUs or hosts changes bits. Exclude "
+                "the host (--exclude-failed-hosts), or look for what others found with NCCL_P2P_DISABLE=1 and "
+                "NCCL_DEBUG=INFO."
+            )
+            raise DeviceError(message) if self.rank in found.wrong else LostPeerError(message)
+        if found.slow:
+            text = f"all-reduce moves {found.rate / 1e9:.2f} GB/s; the slowest link is that of {', '.join(found.slow)}"
+            log.warning("%s. NCCL_DEBUG=INFO says which network it chose.", text)
+            if self.host in found.slow:
+                self.remark = "; ".join(filter(None, [self.remark, text]))
 
     @staticmethod
     def wait_idle(ranks: Ranks, folder: Store, *, wait_s: float) -> None:
@@ -97,47 +126,33 @@ class ProcessGroup:
         Raises:
             LostPeerError: Rank 0 did not exit in order.
         """
-        store, _ = _join(ranks, folder, datetime.timedelta(seconds=wait_s))
+        store, _ = join(ranks, folder, datetime.timedelta(seconds=wait_s))
         with lost_peer_errors():
             while not store.check(["exited"]):
                 time.sleep(1.0)
 
-    def _rendezvous(self) -> tuple[dist.TCPStore, tuple[str, int]]:
-        """Return the common store of all ranks, and its address."""
-        if self.rank:
-            return _join(self.ranks, self._folder, self._timeout)
-        if private := self.ranks.address:
-            # By default the store listens on all addresses of a machine, and in a cloud one may be public.
-            listener = socket.create_server((private, 0), backlog=1024)
-            port, listener_fd = listener.getsockname()[1], listener.detach()
-        else:
-            port, listener_fd = 0, None
-        store = dist.TCPStore(
-            private or "0.0.0.0", port, self.world_size, True, self._timeout, wait_for_workers=False,
-            master_listen_fd=listener_fd,
-        )  # fmt: skip
-        address = (private or _reachable_name(), store.port)
-        self._folder.write_json(self.ranks.rendezvous_file, {"host": address[0], "port": address[1]})
-        store.set("attempt", self.ranks.attempt_key)
-        return store, address
-
     def _exchange_cards(self) -> list[dict[str, str]]:
-        """Return the host and the GPU of each rank. Rank 0 gathers them: W ranks must not make W times W requests."""
-        card = {"host": self.host, "gpu": "", "model": ""}
+        """Return the host and the GPU of each rank, and what is known against it."""
+        card = {"host": self.host, "gpu": "", "model": "", "fault": "", "remark": ""}
         if self.device.type == "cuda":
-            properties = torch.cuda.get_device_properties(self.device)
+            properties: Any = torch.cuda.get_device_properties(self.device)  # torch's stubs lack some of it
+            bus = f"{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}"
             card |= {"gpu": str(properties.uuid), "model": properties.name}
-        self.store.set(f"card/{self.rank}", json.dumps(card))
-        if self.rank == 0:
-            contents = self.store.multi_get([f"card/{rank}" for rank in range(self.world_size)])
-            self.store.set("cards", json.dumps([json.loads(content) for content in contents]))
-        cards: list[dict[str, str]] = json.loads(self.store.get("cards"))
-        return cards
+            card |= asdict(check_gpu(f"GPU-{str(properties.uuid).removeprefix('GPU-')}", bus))
+        return [json.loads(text) for text in self.gather("card", json.dumps(card))]
 
-    def connect(self) -> dist.TCPStore:
+    def gather(self, name: str, text: str) -> list[str]:
+        """Return the texts of all ranks, on all of them; each name can be used once."""
+        self.store.set(f"{name}/{self.rank}", text)
+        if self.rank == 0:
+            contents = self.store.multi_get([f"{name}/{rank}" for rank in range(self.world_size)])
+            self.store.set(f"{name} of all", json.dumps([content.decode() for content in contents]))
+        texts: list[str] = json.loads(self.store.get(f"{name} of all"))
+        return texts
+
+    def connect(self) -> dist.Store:
         """Return a new connection to the common store, for another thread."""
-        host, port = self._address
-        return dist.TCPStore(host, port, self.world_size, False, self._timeout)
+        return self._rendezvous.connect(self.world_size, self._timeout)
 
     def broadcast(self, name: str, value: str = "") -> str:
         """Return the text that rank 0 passes, on all ranks."""
@@ -145,12 +160,25 @@ class ProcessGroup:
             self.store.set(name, value)
         return self.store.get(name).decode()
 
+    def split(self, members: Sequence[Sequence[int]]) -> dist.ProcessGroup:
+        """Return the group of this rank among disjoint groups of ranks; all ranks call it with the same ones."""
+        mine, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in members], timeout=self._collective)
+        assert isinstance(mine, dist.ProcessGroup), "this rank is in none of the groups"
+        return mine
+
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all ranks, in place."""
         if self.world_size > 1:
             with lost_peer_errors():
                 dist.all_reduce(tensor)
         return tensor
+
+    def _wait_until_told(self, timeout_s: float = 10.0) -> None:
+        """Wait, as rank 0, until every rank knows why all leave: its store, from which they learn it, ends with it."""
+        with contextlib.suppress(RuntimeError, dist.DistError):
+            self.store.add("told", 1)
+            if self.rank == 0:
+                self._wait_for("told", timeout_s)
 
     def exit_together(self, timeout_s: float = 600.0) -> None:
         """Wait until every rank has called this; rank 0, which hosts the store, exits last.
@@ -175,151 +203,8 @@ class ProcessGroup:
         """Destroy the process group and remove the rendezvous file."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self._relay is not None:
+            self._relay.close()
         if self.rank == 0:
             with contextlib.suppress(StorageError):
                 self._folder.delete(self.ranks.rendezvous_file)
-
-
-def pick_device(local_rank: int, gpus: int | None) -> torch.device:
-    """Return the device of a rank, and make it the current one.
-
-    Args:
-        local_rank: The rank on its node.
-        gpus: As in `ProcessGroup`.
-
-    Raises:
-        DeviceError: CUDA sees fewer GPUs than the job requests.
-    """
-    if gpus == 0 or (gpus is None and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    # If a site binds each task to a GPU of its own, a rank sees only that one.
-    is_bound = visible == 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
-    if gpus is not None and visible < gpus and not is_bound:
-        raise DeviceError(
-            f"{socket.gethostname()}: the job requests {gpus} GPU{'s' * (gpus > 1)} per node, and CUDA sees "
-            f"{visible or 'none'}. {_describe_cuda()}. Install a torch that matches the driver, exclude this host "
-            "(slurm.exclude), or request no GPU (--gpus-per-node 0)."
-        )
-    device = torch.device("cuda", local_rank % visible)
-    torch.cuda.set_device(device)
-    return device
-
-
-def check_gpus(cards: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """Return the models of GPUs that the ranks train on, each once; more than one is warned of.
-
-    Args:
-        cards: Of each rank: ``host``, ``gpu`` (its UUID) and ``model``; the last two are empty on a CPU.
-
-    Raises:
-        ConfigError: Two ranks have the same GPU.
-    """
-    ranks_of: dict[str, list[int]] = {}
-    models: dict[str, list[int]] = {}
-    for rank, card in enumerate(cards):
-        if card["gpu"]:
-            ranks_of.setdefault(card["gpu"], []).append(rank)
-            models.setdefault(card["model"], []).append(rank)
-    for gpu, ranks in ranks_of.items():
-        if len(ranks) > 1:
-            raise ConfigError(
-                f"ranks {', '.join(map(str, ranks))} on {cards[ranks[0]]['host']} have the same GPU ({gpu}): each rank "
-                "needs its own. Options such as --gpu-bind=closest can bind several tasks to one: remove them from "
-                "[slurm] and from SBATCH_* and SRUN_* variables, or use slurm.gpu-bind = 'none'."
-            )
-    if len(models) > 1:
-        counts = ", ".join(f"{len(ranks)} x {model}" for model, ranks in models.items())
-        log.warning("the ranks have different GPUs (%s): each step takes as long as on the slowest", counts)
-    return tuple(models)
-
-
-def _describe_cuda() -> str:
-    """Return what decides whether CUDA works here: torch's wheel, the driver, and CUDA_VISIBLE_DEVICES."""
-    wheel = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-    try:
-        driver = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].partition(":")[2].strip()
-    except (OSError, IndexError):
-        driver = "none is loaded"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        f"torch {torch.__version__} {wheel}; NVIDIA driver: {driver}; CUDA_VISIBLE_DEVICES "
-        f"{'is not set' if visible is None else f'= {visible!r}'}"
-    )
-
-
-def _join(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
-    """Return the store of rank 0, and its address.
-
-    In a cloud, the file may have the address of a killed attempt until rank 0 writes its own.
-    """
-    deadline = time.monotonic() + timeout.total_seconds()
-    problem = f"{folder.locate(ranks.rendezvous_file)} is missing"
-    while time.monotonic() < deadline:
-        try:
-            return _connect(ranks, folder, timeout)
-        except LostPeerError as error:
-            problem = str(error)
-        except MissingError:
-            time.sleep(0.2)
-    raise LostPeerError(
-        f"no rendezvous with rank 0 within {timeout.total_seconds():.0f} s ({problem}). "
-        "It may still be starting, or have failed: see its log."
-    )
-
-
-def _connect(ranks: Ranks, folder: Store, timeout: datetime.timedelta) -> tuple[dist.TCPStore, tuple[str, int]]:
-    rendezvous = folder.read_json(ranks.rendezvous_file)
-    address = (rendezvous["host"], rendezvous["port"])
-    try:
-        store = dist.TCPStore(*address, ranks.world_size, False, min(timeout, CONNECT_TIMEOUT))
-        attempt_key = store.get("attempt").decode()
-        store.set_timeout(timeout)
-    except (RuntimeError, dist.DistError) as error:
-        raise LostPeerError(f"rank 0 at {address[0]}:{address[1]} does not answer: {error}") from error
-    if attempt_key != ranks.attempt_key:
-        raise LostPeerError(f"{address[0]}:{address[1]} belongs to another attempt, {attempt_key}")
-    return store, address
-
-
-@contextlib.contextmanager
-def lost_peer_errors():  # type: ignore[no-untyped-def]
-    """Raise LostPeerError for the errors that a lost rank causes in its peers."""
-    try:
-        yield
-    except (dist.DistError, RuntimeError) as error:
-        if is_lost_peer(error):
-            # gloo appends advice that does not help here.
-            reason = str(error).splitlines()[0].partition(". This is typically")[0]
-            raise LostPeerError(f"lost a peer rank: {reason}") from error
-        raise
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says that a peer closed its connection or does not answer."""
-    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
-        return True
-    text = str(error)
-    signs = (
-        "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed",
-        "Timed out waiting", "ncclRemoteError",
-    )  # fmt: skip
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
-
-
-def is_nccl_error(error: BaseException) -> bool:
-    """Whether NCCL raised, for whatever reason."""
-    return isinstance(error, RuntimeError) and "NCCL" in str(error)
-
-
-def _reachable_name() -> str:
-    """Return a name or address by which other nodes reach this one."""
-    name = socket.gethostname()
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError:
-        # The host cannot resolve its own name: use the address of its default route.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737); a datagram socket sends nothing here
-            return str(probe.getsockname()[0])
-    return name

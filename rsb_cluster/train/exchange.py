@@ -11,7 +11,8 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from rsb_cluster.node.stopping import VECTOR_SIZE
+from rsb_cluster.node.stopping import VECTOR_SIZE, StopFlag
+from rsb_cluster.runs.run import Cause
 from rsb_cluster.train.batchnorm import RunningStatistics
 from rsb_cluster.train.distributed import ProcessGroup
 
@@ -25,7 +26,7 @@ class RankReport:
 
     Attributes:
         bad: Samples that could not be decoded.
-        data_wait_s: Seconds spent waiting for data.
+        data_wait_s: Seconds that the device lost to waiting for data (see ``DataWait``).
         bytes_read: Bytes that the rank's loader read from the store meanwhile.
     """
 
@@ -42,7 +43,7 @@ class StepReport:
         flags: Sum of the stop flags' vectors.
         bad: Samples that could not be decoded.
         loss: Mean over the global batch.
-        data_wait_s: Seconds spent waiting for data, mean over ranks.
+        data_wait_s: Seconds that a device lost to waiting for data, mean over ranks.
         bytes_read: Bytes that all ranks read from the store.
     """
 
@@ -86,7 +87,7 @@ class StepExchange:
         if self._on_gpu:
             arrived = torch.empty(_HEADER, pin_memory=True)
             arrived.copy_(header, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)  # a wait that spins takes a core from a decoder
             event.record()
         else:
             arrived = header.clone()
@@ -104,3 +105,41 @@ class StepExchange:
         *flags, bad, wait, read, loss = header.tolist()
         world_size = self._group.world_size
         return StepReport(flags, int(bad), loss / world_size, wait / world_size, read)
+
+
+class StopVote:
+    """Agrees on a stop between the batches of an evaluation.
+
+    Args:
+        group: The processes.
+        flag: The stop flag of this rank.
+        late: Whether a vote is read with the next one, when it has arrived, so that the host never waits for the batch
+            that it has just queued; as everywhere on a GPU.
+    """
+
+    def __init__(self, group: ProcessGroup, flag: StopFlag, *, late: bool) -> None:
+        self._group, self._flag, self._late = group, flag, late
+        self._on_gpu = group.device.type == "cuda"
+        self._cast: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def take(self) -> Cause | None:
+        """Vote, and return the cause on which all ranks agreed, the same after the same batch on each."""
+        host = torch.tensor(self._flag.to_vector(), pin_memory=self._on_gpu)
+        summed = self._group.sum_(host.to(self._group.device, non_blocking=True))
+        event = None
+        if self._on_gpu:
+            arrived = torch.empty(len(host), pin_memory=True)
+            arrived.copy_(summed, non_blocking=True)
+            event = torch.cuda.Event(blocking=True)
+            event.record()
+            summed = arrived
+        previous, self._cast = self._cast, (summed, event)
+        return self._read(previous if self._late else self._cast)
+
+    def _read(self, vote: tuple[Tensor, torch.cuda.Event | None] | None) -> Cause | None:
+        if vote is None:
+            return None
+        summed, event = vote
+        if event is not None:
+            event.synchronize()
+        return self._flag.agree(summed.tolist())

@@ -65,10 +65,12 @@ class Heartbeats:
         self._store, self._rank = store, rank
         self._names = [f"heartbeat/{r}" for r in range(world_size)]
         self._request: threading.Thread | None = None
+        self._asking = threading.Lock()
         if rank == 0:
             # So that one request reads all of them, although some ranks have not sent any yet.
             for name in self._names:
                 store.compare_set(name, "", json.dumps(asdict(RankHeartbeat())))
+            self.gather()  # so that who finds nothing gathered knows that rank 0 does not answer
 
     def send(self, heartbeat: RankHeartbeat) -> None:
         """Store the heartbeat of this rank."""
@@ -99,27 +101,29 @@ class Heartbeats:
     def ask(self, request: Callable[[], T], default: T) -> T:
         """Return the result of a request to the store of rank 0, or the default if it does not answer in time.
 
-        The connection serves one request at a time: none is made while an earlier one has no answer.
+        The connection serves one request at a time, for the main thread and the watchdog's: none is made while an
+        earlier one has no answer.
         """
-        if self._request is not None:
-            self._request.join(ANSWER_TIMEOUT_S)
-            if self._request.is_alive():
+        with self._asking:
+            if self._request is not None:
+                self._request.join(ANSWER_TIMEOUT_S)
+                if self._request.is_alive():
+                    return default
+            answers: list[T] = []
+
+            def ask() -> None:
+                with contextlib.suppress(RuntimeError, dist.DistError):
+                    answers.append(request())
+
+            # On a thread that can be abandoned: the store has no timeout if the process of rank 0 is stopped.
+            self._request = threading.Thread(target=ask, name="heartbeat-request", daemon=True)
+            try:
+                self._request.start()
+            except RuntimeError:  # no memory for a thread; the main thread will fail with that, too, and report it
+                self._request = None
                 return default
-        answers: list[T] = []
-
-        def ask() -> None:
-            with contextlib.suppress(RuntimeError, dist.DistError):
-                answers.append(request())
-
-        # On a thread that can be abandoned: the store has no timeout if the process of rank 0 is stopped.
-        self._request = threading.Thread(target=ask, name="heartbeat-request", daemon=True)
-        try:
-            self._request.start()
-        except RuntimeError:  # no memory for a thread; the main thread will fail with that, too, and report it
-            self._request = None
-            return default
-        self._request.join(ANSWER_TIMEOUT_S)
-        return answers[0] if answers else default
+            self._request.join(ANSWER_TIMEOUT_S)
+            return answers[0] if answers else default
 
 
 class PeerMonitor:

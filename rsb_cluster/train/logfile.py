@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -45,6 +46,8 @@ class LogFile:
             content = self._content()
             if self.name and len(content) > copied:
                 with contextlib.suppress(StorageError):
+                    if not self._store.exists("spec.json"):
+                        continue
                     self._store.write_bytes(self.name, content)
                     copied = len(content)
 
@@ -53,7 +56,7 @@ class LogFile:
         self._ended.set()
         if self._copier is not None:
             self._copier.join()
-        if self.name:
+        if self.name and self._store.exists("spec.json"):  # a deleted run must not be made again
             self._store.write_bytes(self.name, self._content())
 
     def _content(self) -> bytes:
@@ -61,7 +64,9 @@ class LogFile:
 
 
 class _Redacting(logging.Formatter):
-    """Removes secrets that errors of other libraries may quote, such as a signed URL."""
+    """Removes secrets that errors of other libraries may quote, such as a signed URL. Times are in UTC."""
+
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -76,7 +81,7 @@ def logging_to(store: Store, ranks: Ranks) -> Iterator[LogFile]:
         ranks: The rank of this process.
     """
     log_file = LogFile(store)
-    formatter = _Redacting(f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    formatter = _Redacting(f"%(asctime)s %(levelname).1s rank{ranks.rank} %(message)s", datefmt="%Y-%m-%d %H:%M:%SZ")
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.StreamHandler(log_file.file)]
     root = logging.getLogger("rsb_cluster")
     root.setLevel(logging.INFO)

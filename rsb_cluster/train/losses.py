@@ -32,14 +32,15 @@ def targets(weights_BK: Tensor, loss: Loss) -> Tensor:
         loss: Names the style: ``paper``, ``soft``, ``timm`` or ``deit``.
 
     Returns:
-        Targets, shape (B, K): for ``paper`` 1 − ε for each class mixed in and ε/K for all others; for ``soft`` the
+        Targets, shape (B, K): for ``paper`` 1 − ε for each class mixed in (with a share above the threshold, which is
+        0 by default) and ε/K for all others; for ``soft`` the
         smoothed shares; for ``timm`` 1 where a smoothed share exceeds the threshold, else 0; for ``deit`` the same
         with threshold 0.
 
     Source: Wightman et al. 2021 (arXiv:2110.00476) sec. 2; timm ``loss/binary_cross_entropy.py``; DeiT ``engine.py``.
     """
     if loss.targets == "paper":
-        present_BK = weights_BK > 0
+        present_BK = weights_BK > loss.target_threshold
         on, off = 1 - loss.smoothing, loss.smoothing / weights_BK.shape[1]
         return torch.where(present_BK, on, off).to(weights_BK.dtype)
     soft_BK = smooth(weights_BK, loss.smoothing)
@@ -55,12 +56,17 @@ def criterion(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """
 
     def bce(logits_BK: Tensor, weights_BK: Tensor) -> Tensor:
-        per_class_BK = F.binary_cross_entropy_with_logits(
-            logits_BK.float(), targets(weights_BK, loss), reduction="none"
-        )
+        wide_BK = _widen(logits_BK)
+        targets_BK = targets(weights_BK, loss).to(wide_BK.dtype)
+        per_class_BK = F.binary_cross_entropy_with_logits(wide_BK, targets_BK, reduction="none")
         return (per_class_BK.mean(1) if loss.reduction == "mean" else per_class_BK.sum(1)).mean()
 
     def cross_entropy(logits_BK: Tensor, weights_BK: Tensor) -> Tensor:
-        return F.cross_entropy(logits_BK.float(), targets(weights_BK, loss))
+        wide_BK = _widen(logits_BK)
+        return F.cross_entropy(wide_BK, targets(weights_BK, loss).to(wide_BK.dtype))
 
     return bce if loss.name == "bce" else cross_entropy
+
+
+def _widen(logits_BK: Tensor) -> Tensor:
+    return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()

@@ -1,27 +1,35 @@
-"""The optimizer and the learning rate over time, both timm's."""
+"""The optimizer and the learning rate over time, both timm's.
+
+Every optimizer takes its step in torch's fused kernels, on any device. They read on the device whether half precision
+overflowed, so the host queues a step without waiting for the one before.
+"""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import Lamb, create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from rsb_cluster.config.recipe import Optimizer, Schedule
+from rsb_cluster.train.lamb import FusedLamb
+from rsb_cluster.train.layer_decay import layer_decay_groups
 
 
 def build_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.Optimizer:
     """Create timm's optimizer with all settings from the recipe."""
-    arguments: dict[str, Any] = {"eps": spec.eps, "betas": spec.betas}
+    arguments: dict[str, Any] = {"eps": spec.eps, "betas": spec.betas, "fused": True}
     momentum = 0.9
     if spec.name == "lamb":
         # timm's LAMB clips the global gradient norm itself; the paper's "no clipping" refers to clip_grad_norm.
         arguments["max_grad_norm"] = spec.lamb_max_grad_norm or None
+        del arguments["fused"]
     elif spec.name == "sgd":
-        arguments, momentum = {"nesterov": True}, spec.momentum
+        arguments, momentum = {"nesterov": True, "fused": True}, spec.momentum
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
         opt=spec.name,
@@ -29,9 +37,30 @@ def build_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.Optimizer:
         weight_decay=spec.weight_decay,
         momentum=momentum,
         filter_bias_and_bn=not spec.decay_norm_and_bias,
+        param_group_fn=partial(layer_decay_groups, spec=spec) if spec.layer_decay < 1 else None,
         **arguments,
     )
+    if isinstance(optimizer, Lamb):
+        return FusedLamb(optimizer.param_groups, max_grad_norm=arguments["max_grad_norm"])
+    if isinstance(optimizer, torch.optim.SGD) and momentum:
+        # The kernel takes the first gradient for the momentum, and if that step overflowed, whatever is in the memory.
+        # From zeros it computes the same.
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that is on the host; what the optimizer keeps there, as some keep their step counters, stays there.
+
+    The state says which kernels wrote it, and the optimizer goes on with these: others differ in the last bit.
+    """
+    optimizer.load_state_dict(state)
+    if not isinstance(optimizer, FusedLamb):
+        # torch sets it when it creates an optimizer, and loading leaves it.
+        optimizer._step_supports_amp_scaling = all(  # type: ignore[attr-defined]
+            group.get("fused") for group in optimizer.param_groups
+        )
 
 
 class LearningRate:

@@ -16,22 +16,24 @@ from rsb_cluster.train.conversion.state_dict import fit_weights, parse
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.model import build_model
 from rsb_cluster.train.optimizer import LearningRate, build_optimizer
+from rsb_cluster.train.recomputation import enable
 from rsb_cluster.weights.resolve import WeightsFile
 
 
-def check(recipe: Recipe, init: WeightsFile | None = None) -> int:
+def check(recipe: Recipe, init: WeightsFile | None = None, *, recompute: bool = False) -> int:
     """Build everything that a recipe names, the model on torch's meta device.
 
     Args:
         recipe: The recipe.
         init: The file of initial weights.
+        recompute: Whether the job asks for gradient checkpointing.
 
     Returns:
         The number of parameters.
 
     Raises:
         ConfigError: timm does not know the model, an argument or a transform; or the model does not accept images of
-            the recipe's size, or the weights.
+            the recipe's size, the weights, or gradient checkpointing.
         CheckpointError: The weights cannot be read.
     """
     with torch.device("meta"):
@@ -48,6 +50,8 @@ def check(recipe: Recipe, init: WeightsFile | None = None) -> int:
                 raise ConfigError(
                     f"model.name = '{recipe.model.name}' gives outputs of shape {shape}, not one logit per class."
                 )
+    if recompute:
+        enable(model)
     if init is not None:
         fit_weights(model, parse(init.read(), init), recipe.model.name, init.source, recipe.init.head)
     build_optimizer(model, recipe.optimizer)
@@ -63,12 +67,13 @@ def check(recipe: Recipe, init: WeightsFile | None = None) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _work(models: Sequence[tuple[Any, Any]], send: Send) -> None:
-    """Check pairs of a recipe and its initial weights; all that is wrong is one error."""
+def _work(models: Sequence[tuple[Any, Any, bool]], send: Send) -> None:
+    """Check recipes, each with its initial weights and its use; all that is wrong is one error."""
     answers, errors = [], []
-    for values, init in models:
+    for values, init, recompute in models:
         try:
-            answers.append(check(read_record(Recipe, values, "recipe"), WeightsFile(**init) if init else None))
+            recipe = read_record(Recipe, values, "recipe")
+            answers.append(check(recipe, WeightsFile(**init) if init else None, recompute=recompute))
         except RsbError as error:
             errors.append(str(error))
     if errors:

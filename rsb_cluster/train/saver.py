@@ -106,7 +106,7 @@ class Saver:
         """Write the metrics rows in the background, at most every ``every_s`` seconds."""
         if time.monotonic() - self._last_flush >= every_s:
             self._last_flush = time.monotonic()
-            self._pending.append(self._executor.submit(self.metrics.flush))
+            self._pending.append(self._executor.submit(self._flush_metrics))
 
     def flush(self, *, within_s: float) -> None:
         """Wait for what is being written, from another thread; the main one may wait in a collective forever."""
@@ -120,9 +120,13 @@ class Saver:
             self._wait(raise_errors=False)
             self._executor.shutdown()
 
+    def _flush_metrics(self) -> None:
+        self._lease.check_exists()
+        self.metrics.flush()
+
     def _write(self, step: int, best_step: int, files: Mapping[str, memoryview]) -> None:
         start = time.monotonic()
-        self.metrics.flush()
+        self._flush_metrics()
         saved = checkpoint.CheckpointId(step, self._lease.record.number)
         checkpoint.write(self._folder, saved, files, before_manifest=self._lease.check)
         self._saved_step = step

@@ -42,7 +42,7 @@ class Progress:
         bad_samples: Images of the current epoch so far that could not be decoded.
         train_s: Seconds spent in the steps done, over all attempts.
         interval_loss: Sum of the losses since the last metrics row, so a resume leaves no trace in the rows.
-        interval_wait_s: Seconds spent waiting for data since the last metrics row.
+        interval_wait_s: Seconds that a device lost to waiting for data since the last metrics row.
         interval_bytes: Bytes read from the store since the last metrics row.
         interval_steps: Steps since the last metrics row.
         best_top1: Best top-1 of an evaluation so far, percent; negative before the first.
@@ -147,15 +147,15 @@ class _File:
             memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
 
 
-def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progress, dict[str, Any]]:
-    """Return the progress, and the state dicts by name, of a checkpoint."""
+def from_files(read: checkpoint.Checkpoint) -> tuple[Progress, dict[str, Any]]:
+    """Return the progress, and the state dicts by name, of a checkpoint; its tensors are on the host."""
     try:
         numbers = json.loads(read.files["progress.json"])
         if unknown := sorted(numbers.keys() - Progress.__dataclass_fields__.keys()):
             raise newer_version(f"the checkpoint of step {read.step}", unknown[0])
         progress = Progress(**numbers)
         states = {
-            name.removesuffix(_SUFFIX): _load_state(content, device)
+            name.removesuffix(_SUFFIX): _load_state(content)
             for name, content in read.files.items()
             if name.endswith(_SUFFIX)
         }
@@ -166,10 +166,10 @@ def from_files(read: checkpoint.Checkpoint, device: torch.device) -> tuple[Progr
     return progress, states
 
 
-def _load_state(content: bytes, device: torch.device) -> Any:
+def _load_state(content: bytes) -> Any:
     tensors = safetensors.torch.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return _join(json.loads(header["__metadata__"]["tree"]), tensors, device)
+    return _join(json.loads(header["__metadata__"]["tree"]), tensors)
 
 
 def _split(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
@@ -193,20 +193,20 @@ def _split(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any
     raise TypeError(f"a state has a {type(value).__name__}, which cannot be saved: {'.'.join(path)}")
 
 
-def _join(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Reverse ``_split``."""
     if isinstance(tree, list):
-        return [_join(item, tensors, device) for item in tree]
+        return [_join(item, tensors) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if "dict" in tree:
-        return {key: _join(item, tensors, device) for key, item in tree["dict"]}
+        return {key: _join(item, tensors) for key, item in tree["dict"]}
     if "tuple" in tree:
-        return tuple(_join(item, tensors, device) for item in tree["tuple"])
+        return tuple(_join(item, tensors) for item in tree["tuple"])
     tensor = tensors[tree["tensor"]]
     if "strides" in tree:
         tensor = torch.empty_strided(tensor.shape, tree["strides"], dtype=tensor.dtype).copy_(tensor)
-    return tensor.to(device)
+    return tensor
 
 
 def _round_up(size: int) -> int:

@@ -83,6 +83,7 @@ class Watchdog(threading.Thread):
         self._count, self._failure = 0, ""
         self._verdict: Cause | Literal[""] = ""
         self._closed = threading.Event()
+        self._sending = threading.Lock()
         self._store = group.connect()
         self._heartbeats = Heartbeats(self._store, group.rank, group.world_size)
         self._monitor = PeerMonitor(group.rank, group.world_size)
@@ -114,8 +115,9 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """Watch until closed."""
         last = asleep = time.monotonic()
-        # The ranks do not all ask at one moment.
-        while not self._closed.wait(INTERVAL_S * random.uniform(0.9, 1.1)):
+        # The ranks do not all ask at one moment. The global generator is the main thread's.
+        jitter = random.Random()
+        while not self._closed.wait(INTERVAL_S * jitter.uniform(0.9, 1.1)):
             now = time.monotonic()
             # Only what it overslept: to wait for an answer of rank 0, which may be gone, is to run.
             suspended_s = now - asleep if now - asleep > SUSPENDED_S else 0.0
@@ -195,12 +197,13 @@ class Watchdog(threading.Thread):
         return StalledRank(rank, host, f"rank {rank} on {host} {state}", stack)
 
     def _send_heartbeat(self) -> None:
-        self._count += 1
-        self._heartbeats.send(
-            RankHeartbeat(
-                self._count, self._step, self._phase, os.getpid(), self._closed.is_set(), self._failure, self._verdict
+        # The last one, of the main thread, must not be followed by one that the watchdog's thread has begun before.
+        with self._sending:
+            self._count += 1
+            exited = self._closed.is_set()
+            self._heartbeats.send(
+                RankHeartbeat(self._count, self._step, self._phase, os.getpid(), exited, self._failure, self._verdict)
             )
-        )
 
     def _find_silent(self) -> list[int]:
         before = self._heartbeats.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import uuid
@@ -17,8 +18,10 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.subprocesses.helper import ask
-from rsb_cluster.weights.model_card import write_card
+from rsb_cluster.weights.model_card import public_recipe, write_card
 from rsb_cluster.weights.resolve import CONFIG, WeightsFile, find_weights
+
+log = logging.getLogger(__name__)
 
 RECIPE, CARD = "recipe.toml", "README.md"
 
@@ -39,18 +42,19 @@ def export(
         The exported weights.
 
     Raises:
-        ConfigError: The destination is not empty.
+        ConfigError: The destination is not empty, or is only read.
         CheckpointError: There is no such checkpoint, or it is damaged.
         StorageError: The destination cannot be written.
     """
     target = Store(dest)
+    target.check_not_read_only("weights")
     if target.names() or (target.is_local and not _is_free(Path(target.url))):
         raise ConfigError(f"{target.url} already exists and is not empty. Choose another folder.")
     found = find_weights(run.url, run.runs_url, which=which, ema=ema)
     with _atomic_folder(target) as folder:
         _convert(found, folder)
         if to == "hf":
-            recipe = run.recipe().model_dump(mode="json")
+            recipe = public_recipe(run.recipe()).model_dump(mode="json")
             (folder / RECIPE).write_text(tomlkit.dumps(recipe), encoding="utf-8")
             (folder / CARD).write_text(write_card(run, found), encoding="utf-8")
     return found
@@ -90,4 +94,5 @@ def _atomic_folder(target: Store) -> Iterator[Path]:
 def _convert(found: WeightsFile, folder: Path) -> None:
     """Write the weights and their description in a subprocess, as this one must not import torch."""
     request = {"found": asdict(found), "folder": str(folder)}
+    log.info("exporting ...")
     ask("rsb_cluster.train.conversion.convert", request, doing="the export")

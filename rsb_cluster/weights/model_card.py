@@ -1,4 +1,7 @@
-"""The model card of a run for the Hugging Face Hub, from the run's folder."""
+"""The model card of a run for the Hugging Face Hub, from the run's folder.
+
+The card and the recipe beside it are for everybody: what they say of data and weights is a name, and no path or bucket.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,27 @@ from rsb_cluster.runs.run import Run, Spec
 from rsb_cluster.weights.resolve import WeightsFile
 
 
+def public_recipe(recipe: Recipe) -> Recipe:
+    """Return a recipe without paths; its runs have the same ids, unless the data set's name is a path."""
+    weights = recipe.init.weights
+    init = recipe.init.model_copy(update={"weights": weights if public_name(weights) == weights else ""})
+    data = recipe.data.model_copy(update={"set": public_name(recipe.data.set)})
+    return recipe.model_copy(update={"init": init, "data": data})
+
+
+def public_name(source: str) -> str:
+    """Return what may be said of a data set or of weights: a name, or of a path the run or the last word."""
+    if "/" not in source or source.startswith(("hf-hub:", "hf_hub:")):
+        return source
+    words = source.rstrip("/").split("/")
+    if len(words) > 2 and words[-2] == "checkpoints":
+        return f"{words[-3]}, {words[-1]}"
+    return words[-1]
+
+
 def write_card(run: Run, found: WeightsFile) -> str:
     """Return the model card of a run's weights: YAML for the hub, then Markdown for readers."""
-    recipe, spec = run.recipe(), run.spec()
+    recipe, spec = public_recipe(run.recipe()), run.spec()
     scores = _find_scores(run, found)
     front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in _front(recipe, spec, scores).items())
     parts = {
@@ -78,7 +99,7 @@ def _training(recipe: Recipe, spec: Spec, found: WeightsFile) -> dict[str, str]:
         "these weights": f"{_kind(found)} after step {found.step:,}, SHA-256 of the checkpoint file `{found.sha256}`",
     }
     if spec.init is not None:
-        rows["initial weights"] = f"{spec.init.source}, SHA-256 `{spec.init.sha256}`"
+        rows["initial weights"] = f"{public_name(spec.init.source)}, SHA-256 `{spec.init.sha256}`"
     versions = {**spec.code, **spec.packages}
     names = ("version", "commit", "torch", "timm")
     rows["versions"] = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
@@ -90,7 +111,10 @@ def _kind(found: WeightsFile) -> str:
 
 
 def _modified(spec: Spec) -> str:
-    changes = (f"`{key}` {there!r} → {here!r}" for key, (there, here) in sorted(spec.modified.items()))
+    def said(value: Any) -> str:
+        return repr(public_name(value) if isinstance(value, str) else value)
+
+    changes = (f"`{key}` {said(there)} → {said(here)}" for key, (there, here) in sorted(spec.modified.items()))
     return ", ".join(changes) or "nothing"
 
 
@@ -123,9 +147,13 @@ def _use() -> str:
 
 
 def _reproduce(spec: Spec) -> str:
-    init = f" --init {spec.init.source}" if spec.init is not None else ""
+    init, needed = "", "the data set at DATA"
+    if spec.init is not None:
+        is_public = public_name(spec.init.source) == spec.init.source
+        init = f" --init {spec.init.source if is_public else 'INIT'}"
+        needed += "" if is_public else " and the initial weights at INIT"
     return (
-        f"With the file recipe.toml of this folder, and the data set at DATA:\n\n```console\n"
+        f"With the file recipe.toml of this folder, {needed}:\n\n```console\n"
         f"$ rsb-cluster submit --recipe ./recipe.toml --seed {spec.seed} --virtual-ranks {spec.virtual_ranks}"
         f" --data DATA{init}\n```"
     )

@@ -14,6 +14,7 @@ All but the last are resolved without torch. `rsb_cluster.train.conversion.state
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.subprocesses.helper import ask
+
+log = logging.getLogger(__name__)
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
 CONFIG = "config.json"
@@ -90,6 +93,7 @@ def fetch_from_hub(name: str) -> WeightsFile:
     Raises:
         ConfigError: There is no such name, or the hub cannot be reached.
     """
+    log.info("fetching the weights %s from the Hugging Face Hub, if they are not in its cache ...", name)
     return WeightsFile(**ask("rsb_cluster.train.conversion.hub", name, doing=f"fetching '{name}'"))
 
 

@@ -85,7 +85,7 @@ def main() -> None:
             report(str(folder), arguments.runs)
             return
         with S3Server() as server:
-            os.environ.update(server.env)
+            os.environ.update(server.plain_env)
             url = f"s3://{server.make_bucket('benchmark-collect')}/runs"
             store = Store(url)
             with ThreadPoolExecutor(32) as pool:

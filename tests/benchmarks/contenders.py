@@ -25,9 +25,10 @@ from rsb_cluster.config.catalog import load_recipe
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.storage.s3 import endpoint_url
+from rsb_cluster.data.shared_index import SharedIndex
+from rsb_cluster.storage.s3_settings import endpoint_url
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.input.loader import ThreadedBatches
+from rsb_cluster.train.input.decoder_process import DecoderServer, ProcessBatches, Split
 from rsb_cluster.train.input.pixels.transforms import FastEval, FastTrain
 from rsb_cluster.train.input.streams import EvalStream, TrainStream
 
@@ -139,9 +140,11 @@ def torchvision_v2(task: Task) -> Iterator[Any]:
 
 
 def ours(task: Task, repeats: int = 1) -> Iterator[Any]:
-    """This package's loader."""
+    """This package's loader, with its decoding process."""
+    server = DecoderServer.start()
     store = Store(task.url)
-    index = load_index(store)
+    split = Split(task.url, SharedIndex(load_index(store)))
+    index = split.index.index
     virtual_ranks = repeats
     recipe = load_recipe(
         "a2",
@@ -153,13 +156,17 @@ def ours(task: Task, repeats: int = 1) -> Iterator[Any]:
     reader = ShardReader(store, index)
     if not task.training:
         stream = EvalStream(reader, index, rank=0, world_size=1, batch=BATCH)
-        batches = ThreadedBatches(stream, FastEval(recipe.eval), side=task.side, threads=task.workers, pin=False)
-        return _endless(batches)
+        transform = FastEval(recipe.eval)
+        return _endless(
+            ProcessBatches(server, split, stream, transform, side=task.side, threads=task.workers, pin=False)
+        )
     training = TrainStream(
         reader, recipe, index, seed=0, virtual_ranks=virtual_ranks, local_virtual_ranks=range(virtual_ranks),
         start_step=0, stop_step=recipe.total_steps,
     )  # fmt: skip
-    return iter(ThreadedBatches(training, FastTrain(recipe), side=task.side, threads=task.workers, pin=False))
+    return iter(
+        ProcessBatches(server, split, training, FastTrain(recipe), side=task.side, threads=task.workers, pin=False)
+    )
 
 
 OURS = "rsb-cluster"

@@ -142,7 +142,7 @@ def served(data: Path, where: str) -> Iterator[str]:
     if missing := server.unavailable():
         raise SystemExit(f"no S3 server can run here: {', '.join(missing)} missing")
     with server:
-        os.environ |= server.env
+        os.environ |= server.plain_env
         store = Store(f"s3://{server.make_bucket('corpus')}/train")
         for path in sorted(data.iterdir()):
             store.write_bytes(path.name, path.read_bytes())
@@ -180,7 +180,7 @@ def main() -> None:
     if options.contend:
         run(options)
         return
-    from rsb_cluster.data.index import build_index
+    from rsb_cluster.data.indexing import build_index
     from rsb_cluster.storage.store import Store
     from tests.benchmarks.contenders import LOCAL, S3
 

@@ -103,6 +103,7 @@ def still(url: str, where: str, rounds: int) -> None:
         record = Attempt(number=1, job_id="", world_size=1, hosts=(), started=0.0, start_step=0)
         run = Run(store.child(model), model)
         run.claim_attempt(record)
+        run.store.write_json("spec.json", {})  # without it the folder is none of a run
         saver = Saver(run.store, CheckpointPolicy(), Lease(run, record, []), DEVICE)
         theirs, ours, behind, burnt, peaks = [], [], [], [], []
         before = resident()
@@ -181,7 +182,7 @@ def main() -> None:
         still(folder, "folder", options.rounds)
         if options.s3:
             with S3Server() as server:
-                os.environ.update(server.env)
+                os.environ.update(server.plain_env)
                 still(f"s3://{server.make_bucket('saving')}", "S3", options.rounds)
 
 

@@ -55,7 +55,8 @@ def write_tar(root: Path, samples: int) -> None:
 
 def stage(name: str, root: Path, workers: int) -> dict[str, float]:
     """Run one stage in this process; return seconds, samples and peak memory."""
-    from rsb_cluster.data.index import build_index, load_index
+    from rsb_cluster.data.index import load_index
+    from rsb_cluster.data.indexing import build_index
     from rsb_cluster.data.make import make_set
     from rsb_cluster.data.order import EpochOrder
     from rsb_cluster.data.sources import open_set

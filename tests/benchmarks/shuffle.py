@@ -85,7 +85,7 @@ def main() -> None:
             table.add_column(column, justify="right")
         table.add_column("distance, steps", justify="right")
         for virtual_ranks in (4, 32):
-            rows = [(4096, 1000), (4096, 256), (4096, 64), (16384, 256)]
+            rows = [(4096, 1000), (4096, 256), (4096, 64), (4096, 8), (4096, 1), (16384, 256)]
             for block, piece in rows:
                 found = measure(micro_batches(index, virtual_ranks, block, piece), labels)
                 far = distance(index, virtual_ranks, block, piece)

@@ -27,7 +27,7 @@ import submitit
 from rich.console import Console
 from rich.table import Table
 
-from rsb_cluster.backends.slurm import _parameters
+from rsb_cluster.backends.slurm.script import _parameters
 from rsb_cluster.config.catalog import load_job
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile
@@ -39,7 +39,8 @@ from rsb_cluster.runs.lookup import find_runs
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.submission.plan import Plan, Request, plan
+from rsb_cluster.submission.plan import Plan, plan
+from rsb_cluster.submission.request import Request
 from rsb_cluster.submission.submit import submit
 from tests.servers.s3 import S3Server
 from tests.servers.slurm import SlurmCluster
@@ -66,7 +67,7 @@ def bare(folder: Path, count: int) -> None:
     """Hand over as many tasks by submitit alone."""
     job = load_job("slurm-cpu")[0]
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(**_parameters(job, folder, "bare") | {"additional_parameters": {"hold": True}})
+    executor.update_parameters(**_parameters(job, "bare") | {"additional_parameters": {"hold": True}})
     executor.map_array(Task.__call__, [Task("/nowhere", f"r{i}", job.model_dump(mode="json")) for i in range(count)])
 
 
@@ -142,7 +143,7 @@ def main() -> None:
         runs_url = str(folder / "runs")
         if args.s3:
             server = stack.enter_context(S3Server())
-            os.environ |= server.env
+            os.environ |= server.plain_env
             runs_url = f"s3://{server.make_bucket(f'sweep-{uuid.uuid4().hex[:8]}')}"
         data = folder / "digits"
         make_set(open_set("digits"), Store(data), shard_samples=200)

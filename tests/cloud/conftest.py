@@ -35,7 +35,10 @@ def ec2() -> Iterator[Ec2]:
 
 @pytest.fixture(scope="module")
 def store(ec2: Ec2) -> Iterator[S3Server]:
-    """An S3 server that this machine and those of EC2 reach at the same address, where their role lets them in."""
+    """An S3 server that this machine and those of EC2 reach at the same address, where their role lets them in.
+
+    By http, as they do not know the authority of its certificate.
+    """
     with S3Server(ec2.switch.gateway) as server:
         ec2.give_role(server.env["AWS_ACCESS_KEY_ID"], server.env["AWS_SECRET_ACCESS_KEY"])
         yield server
@@ -45,7 +48,7 @@ def store(ec2: Ec2) -> Iterator[S3Server]:
 def spot(ec2: Ec2, store: S3Server) -> Iterator[Sky]:
     """SkyPilot with an AWS account."""
     keys = {name: store.env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    sky = Sky(keys | {"AWS_ENDPOINT_URL_S3": store.endpoint})
+    sky = Sky(keys | {"AWS_ENDPOINT_URL_S3": store.plain_endpoint})
     sky.use_ec2(ec2)
     with sky:
         yield sky
@@ -54,7 +57,10 @@ def spot(ec2: Ec2, store: S3Server) -> Iterator[Sky]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmByLogin]:
     """A Slurm whose sessions find uv, and in its cache all that is installed there; there is no internet."""
-    env = {"UV_OFFLINE": "1", "UV_CACHE": f"{IMAGE}/var/cache/uv", "UV_PROGRAM": f"{IMAGE}/usr/local/bin/uv"}
+    env = {
+        "UV_OFFLINE": "1", "UV_CACHE": str(IMAGE.parent / "cache"), "UV_PROGRAM": f"{IMAGE}/usr/local/bin/uv",
+        "UV_CONSTRAINT": str(Path(__file__).with_name("constraints.txt")),
+    }  # fmt: skip
     with SlurmByLogin(IMAGE / "home/ubuntu/.local/bin/uv", env) as server:
         yield server
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.servers.daemons import poll
 from tests.servers.sky import Sky
 
 T = TypeVar("T")
+
+ASK_S = 60.0  # between two questions whether launches fail: each takes seconds of a core
+FAILED_LAUNCHES = 2  # one may be bad luck
 
 SCIENCE = (
     "--recipe", "digits", "--model", "test_resnet", "--set", "schedule.epochs=40", "--set", "eval.every_epochs=40",
@@ -59,11 +63,27 @@ class Journey:
 
     def wait(self, what: str, predicate: Callable[[], T | None], timeout: float = 900) -> T:
         """Wait, and note the time under ``what``."""
-        found = poll(predicate, timeout, 0.5)
+        asked = time.monotonic()
+
+        def check() -> T | None:
+            nonlocal asked
+            found = predicate()
+            if not found and time.monotonic() - asked >= ASK_S:
+                asked = time.monotonic()
+                self._give_up_if_nothing_starts()
+            return found
+
+        found = poll(check, timeout, 0.5)
         assert found is not None, f"not within {timeout} s: {what}\n{self.run.attempts()}\n{self._sky.tell()}"
         self.times[what] = time.time()
         print(f"{self.times[what] - self.times['submit']:7.1f} s  {what}", flush=True)
         return found
+
+    def _give_up_if_nothing_starts(self) -> None:
+        """Fail where nodes cannot be set up: SkyPilot would launch them for ever."""
+        (status,) = self.rsb.json("status", self.run.run_id, "--runs", self._runs, "--json")
+        failed = re.search(r"(\d+) failed launch", status["engine"])
+        assert failed is None or int(failed[1]) < FAILED_LAUNCHES, f"{status['problem']}\n{self._sky.tell()}"
 
     def wait_for_steps(self, number: int, count: int = 20) -> Attempt:
         """Wait until an attempt has made so many steps of its own."""

@@ -22,14 +22,14 @@ pytestmark = [pytest.mark.slurm, pytest.mark.s3, pytest.mark.long, pytest.mark.t
 
 @pytest.fixture(scope="module")
 def bucket(cluster: SlurmByLogin) -> Iterator[S3Server]:
-    """An S3 server that the hosts reach as well."""
+    """An S3 server that the hosts reach as well, by http: they do not know the authority of its certificate."""
     with S3Server(cluster.switch.gateway) as server:
         yield server
 
 
 @pytest.fixture
 def journey(cluster_sky: Sky, bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journey:
-    for name, value in bucket.env.items():
+    for name, value in bucket.plain_env.items():
         monkeypatch.setenv(name, value)
     bucket.make_bucket("lab")
     make_data("s3://lab/digits")

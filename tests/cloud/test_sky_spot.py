@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.s3, pytest.mark.long, pytest.mark.t
 @pytest.fixture
 def journey(spot: Sky, store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journey:
     """Everything reaches the bucket, and only the command line SkyPilot."""
-    for name, value in store.env.items():
+    for name, value in store.plain_env.items():
         monkeypatch.setenv(name, value)
     store.make_bucket("lab")
     make_data("s3://lab/digits")

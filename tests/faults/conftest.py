@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
-from tests.conftest import skip_without
 from tests.faults.lab import Lab, few_digits
 from tests.faults.victim import submit
 
@@ -41,12 +39,6 @@ def tiny_unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -
     lab = Lab(tmp_path_factory.mktemp("tiny-unbroken") / "run", tiny_digits)
     assert lab.attempt().cause == "finished"
     return lab.run
-
-
-@pytest.fixture
-def needs_root() -> None:
-    """Skip where file systems cannot be mounted; the servers need root as well."""
-    skip_without("slurm", [] if os.geteuid() == 0 else ["root rights"])
 
 
 @pytest.fixture

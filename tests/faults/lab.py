@@ -14,6 +14,7 @@ from rsb_cluster.config.catalog import load_job, load_recipe
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.data.index import load_index
 from rsb_cluster.data.sources import DataSource, open_set
+from rsb_cluster.data.subset import choose_classes
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.node.stopping import StopFlag
 from rsb_cluster.runs.run import Attempt, Cause, Run, Spec
@@ -83,13 +84,16 @@ class AtStep(StopFlag):
 def new_run(folder: str | Path, data: str | Path, *assignments: str, recipe: str = "digits") -> Run:
     """A run of a recipe that was never started, with four virtual ranks."""
     store = Store(folder)
-    digests = {name: load_index(Store(data).child(name)).digest for name in SAMPLES}
+    found = load_recipe(recipe, overrides=parse_overrides(assignments)).recipe
+    digests = {
+        name: choose_classes(load_index(Store(data).child(name)), found.data.classes, name).digest for name in SAMPLES
+    }
     spec = Spec(
-        run_id=store.url.rsplit("/", 1)[1], seed=0, virtual_ranks=4, data=Store(data).url,
+        run_id=store.url.rsplit("/", 1)[1], seed=0, virtual_ranks=found.train.virtual_ranks, data=Store(data).url,
         train_digest=digests["train"], val_digest=digests["val"],
     )  # fmt: skip
     run = Run(store, spec.run_id)
-    run.create(load_recipe(recipe, overrides=parse_overrides(assignments)).recipe, spec)
+    run.create(found, spec)
     return run
 
 
@@ -138,8 +142,8 @@ class Lab:
             except Killed as killed:
                 # Its threads would go with it: those of the loader end with the frames that hold it.
                 traceback.clear_frames(killed.__traceback__)
-                assert attempt._lease is not None and attempt._watchdog is not None
-                attempt._lease.release()
+                assert attempt._record.lease is not None and attempt._watchdog is not None
+                attempt._record.lease.release()
                 attempt._watchdog.close()
                 raise
 

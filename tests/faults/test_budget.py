@@ -1,5 +1,6 @@
 """A run that has exceeded its GPU-hour budget."""
 
+import json
 from pathlib import Path
 
 from rsb_cluster.runs import checkpoint
@@ -14,6 +15,9 @@ def test_it_saves_and_stops_is_not_restarted_and_resumes_with_more(
     """The budget is so small that it is exceeded before the first step."""
     lab = Lab(tmp_path / "run", tiny_digits)
     ample = lab.job
+    told = tmp_path / "told"
+    tell = {"notify_command": f"cat >>'{told}'; echo >>'{told}'"}
+    ample = ample.model_copy(update=tell)
     lab.job = ample.model_copy(update={"max_gpu_hours": 1e-7})
     stopped = lab.attempt()
     assert (stopped.cause, stopped.start_step, stopped.end_step) == ("stopped", 0, 1)
@@ -28,5 +32,9 @@ def test_it_saves_and_stops_is_not_restarted_and_resumes_with_more(
     lab.resubmit()
     finished = lab.attempt()
     assert (finished.cause, finished.start_step) == ("finished", 1)
+    first, second, last = map(json.loads, told.read_text().splitlines())
+    assert [m["state"] for m in (first, second, last)] == ["budget exceeded", "budget exceeded", "finished"]
+    assert first["reason"] == stopped.message and first["row"]["state"] == "stopped"
+    assert last["row"]["top1"] == lab.run.result()["top1"]  # type: ignore[index]
     assert_bit_equal(final_state(lab.run), final_state(tiny_unbroken))
     assert rows_of(lab.run) == rows_of(tiny_unbroken)

@@ -13,10 +13,10 @@ import pytest
 from rsb_cluster.errors import StorageError
 from rsb_cluster.monitor.status import read_status
 from rsb_cluster.node.exit_codes import EXIT_RESTART
-from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs import checkpoint, lease
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
-from rsb_cluster.train.worker import EXIT_CODES
+from rsb_cluster.train.causes import EXIT_CODES
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Killed, Lab
 
@@ -176,3 +176,27 @@ def test_a_result_that_cannot_be_written_is_a_crash_and_is_not_tried_for_ever(
     lab.resubmit()
     assert lab.start() == "finished"
     assert_as_if_nothing_had_been(lab.run, whole)
+
+
+@pytest.mark.parametrize("heartbeat_s", [0.01, 1000.0])
+def test_a_run_whose_folder_vanishes_stops_with_a_message_and_does_not_make_it_again(
+    tmp_path: Path,
+    tiny_digits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    heartbeat_s: float,
+) -> None:
+    """Its heartbeats find out, or the next save does at the latest."""
+    monkeypatch.setattr(lease, "HEARTBEAT_S", heartbeat_s)
+    lab = Lab(tmp_path / "runs" / "run", tiny_digits)
+
+    def vanish() -> None:
+        while not (Path(lab.run.url) / "checkpoints" / ".last-a0001.json").exists():
+            pass  # what is being written when a folder goes is nobody's fault
+        Path(lab.run.url).rename(tmp_path / "aside")
+
+    assert lab.start(AtStep({4: vanish})) == "failed"
+    said = capsys.readouterr().err
+    assert "no longer exists, so nothing can be saved: it was deleted or moved. Submit the run again" in said
+    if heartbeat_s > 1:
+        assert list((tmp_path / "runs").iterdir()) == []

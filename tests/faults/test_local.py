@@ -17,7 +17,10 @@ import pytest
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.faults.victim import EVERY_STEPS, PACE, SCIENCE, Victim, on_this_machine, submit
-from tests.servers.daemons import GUARD_S, kill_all, poll
+from tests.servers.daemons import GUARD_S, kill_all
+
+# The unbroken run that it must equal decodes in its ranks, as later attempts here do.
+IN_A_PROCESS = ("--set", "job.loader_workers=2")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def rsb(tmp_path_factory: pytest.TempPathFactory) -> RsbCluster:
 
 @pytest.fixture(scope="module")
 def victim(rsb: RsbCluster, digits: Path) -> Iterator[Victim]:
-    found = on_this_machine(rsb, submit(rsb, digits, "--job", "local"))
+    found = on_this_machine(rsb, submit(rsb, digits, "--job", "local", *IN_A_PROCESS))
     yield found
     kill_all(None, [f"\0VICTIM={rsb.cwd}\0"])
 
@@ -48,21 +51,6 @@ def test_a_rank_that_is_stopped_is_named_and_costs_the_steps_since_the_last_chec
     assert victim.steps_lost(1, reached) <= EVERY_STEPS
 
 
-@pytest.fixture
-def no_memory(needs_root: None) -> Iterator[Path]:
-    """A control group whose processes get no memory but what they have."""
-    v1 = Path("/sys/fs/cgroup/memory")
-    group = (v1 if v1.exists() else v1.parent) / f"rsb-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / ("memory.limit_in_bytes" if v1.exists() else "memory.max")).write_text(str(1 << 14))
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-    yield group
-    assert poll(lambda: not (group / "cgroup.procs").read_text(), 30), "the kernel has killed what was in it"
-    group.rmdir()
-
-
 def test_a_rank_that_the_kernel_kills_for_lack_of_memory_is_named(victim: Victim, no_memory: Path) -> None:
     reached = victim.wait_for_steps(2)
     (no_memory / "cgroup.procs").write_text(str(victim.pid(rank=1)))
@@ -73,6 +61,16 @@ def test_a_rank_that_the_kernel_kills_for_lack_of_memory_is_named(victim: Victim
     assert "the kernel killed a process on this host because it ran out of memory. Request more" in ended.message
     victim.wait_for_steps(3)
     assert victim.steps_lost(2, reached) <= EVERY_STEPS
+
+
+def test_a_decoding_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(victim: Victim) -> None:
+    reached = victim.wait_for_steps(3)
+    os.kill(victim.decoder(rank=1), signal.SIGKILL)
+    victim.rsb.allow(reached + 60)  # what is decoded already is used
+    ended = victim.wait_for_end(3)
+    assert ended.cause == "crashed" and "decodes this rank's images has died without a word" in ended.message
+    victim.wait_for_steps(4)
+    assert victim.steps_lost(3, reached) <= EVERY_STEPS
 
 
 def foreground(rsb: RsbCluster, data: Path) -> subprocess.Popen[str]:

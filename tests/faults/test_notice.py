@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.train.distributed import LostPeerError
+from rsb_cluster.train.lost_peer import LostPeerError
 from tests.faults.lab import AtStep, Lab
 
 

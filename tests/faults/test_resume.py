@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rsb_cluster.config.job import CheckpointPolicy
 from rsb_cluster.runs import checkpoint
 from rsb_cluster.runs.metrics import MetricsRow
-from rsb_cluster.train.distributed import LostPeerError
+from rsb_cluster.train.lost_peer import LostPeerError
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab, StopAfter
 

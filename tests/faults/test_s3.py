@@ -1,4 +1,4 @@
-"""A run whose shards, checkpoints and records are on S3, while S3 fails. One process, in this one.
+"""A run whose shards, checkpoints and records are on S3 (by https), while S3 fails. One process, in this one.
 
 What one read does about each fault, one by one, is in tests/integration/test_s3_reading.py.
 """
@@ -11,13 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from rsb_cluster.errors import AccessError, StorageError
 from rsb_cluster.runs.run import Run
+from rsb_cluster.storage import file_systems
 from rsb_cluster.storage import s3 as s3_client
-from rsb_cluster.storage import store
 from tests.equality import assert_bit_equal, final_state, rows_of
 from tests.faults.lab import STEPS, AtStep, Lab
 from tests.servers.proxy import Fault, FaultyProxy
@@ -32,7 +31,7 @@ def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy
     """What this process talks to instead of the server."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    with FaultyProxy(s3.endpoint, methods=EVERYTHING) as proxy:
+    with FaultyProxy(s3.plain_endpoint, methods=EVERYTHING, certificate=s3.certificate) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
 
@@ -40,7 +39,7 @@ def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy
 @pytest.fixture
 def lab(s3: S3Server, proxy: FaultyProxy, s3_bucket: str, tiny_digits: Path) -> Lab:
     data = f"s3://{s3_bucket}/data"
-    fsspec.filesystem("s3", endpoint_url=s3.endpoint).put(f"{tiny_digits}/", f"{data}/", recursive=True)
+    s3.upload(tiny_digits, data)
     return Lab(f"s3://{s3_bucket}/runs/run", data)
 
 
@@ -91,8 +90,8 @@ def test_a_server_that_is_gone_for_long_ends_the_attempt_and_the_next_one_says_s
 ) -> None:
     """For longer than any timeout, which is shorter than usual here. The run resumes when it is submitted again."""
     monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 3)
-    monkeypatch.setitem(store.S3_CLIENT, "retries", {"total_max_attempts": 1})
-    store._filesystem.cache_clear()
+    monkeypatch.setitem(file_systems.S3_CLIENT, "retries", {"total_max_attempts": 1})
+    file_systems.open_file_system.cache_clear()
     with pytest.raises(StorageError):  # its end cannot be recorded
         lab.attempt(AtStep({8: proxy.refuse}))
     assert "crashed: cannot use s3://" in capfd.readouterr().err, "the scheduler is asked for another attempt"
@@ -121,7 +120,7 @@ def test_credentials_that_expire_end_the_run_with_a_message(
     with pytest.raises(AccessError):  # its end cannot be recorded either, as the run's folder is unreachable
         lab.attempt(AtStep({8: expire}))
     said = capfd.readouterr().err
-    assert "failed: not allowed to use s3://" in said and "whether the credentials have expired" in said
+    assert "failed: not allowed to use s3://" in said and "the credentials have expired. Renew them" in said
     with pytest.raises(AccessError):
         lab.attempt()
     assert "failed: not allowed to use s3://" in capfd.readouterr().err, "it does not ask for another attempt"

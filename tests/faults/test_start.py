@@ -13,7 +13,7 @@ import pytest
 from rsb_cluster.monitor.status import read_status
 from rsb_cluster.node.exit_codes import EXIT_RESTART
 from rsb_cluster.runs.run import Submission
-from rsb_cluster.train.worker import EXIT_CODES
+from rsb_cluster.train.causes import EXIT_CODES
 from tests.command import ROOT
 from tests.faults.lab import Lab, fill
 from tests.servers.daemons import GUARD_S

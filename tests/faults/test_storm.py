@@ -37,7 +37,7 @@ SMOOTH = (
     "--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.001",
 )  # fmt: skip
 STEPS, VIRTUAL_RANKS = 200, 4
-NODES = (1, 2, 4)
+PROCESSES = (1, 2, 4, 8)  # on at most four hosts; two of eight share a virtual rank
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +56,24 @@ class Storm:
     """What is done to a run, drawn from a seed."""
 
     def __init__(
-        self, hosts: SlurmHosts, data: Path, folder: Path, seed: int, nodes: tuple[int, ...], science: tuple[str, ...]
+        self, hosts: SlurmHosts, data: Path, folder: Path, seed: int, worlds: tuple[int, ...], science: tuple[str, ...]
     ) -> None:
-        self.hosts, self.data, self.draw, self.nodes = hosts, data, random.Random(seed), nodes
+        self.hosts, self.data, self.draw, self.worlds = hosts, data, random.Random(seed), worlds
         self.science = science
         folder.mkdir()
         self.rsb = RsbCluster(folder, hosts.env)
         self.rsb.hold()
-        self.now_on = self.draw.choice(nodes)
+        self.processes = self.draw.choice(worlds)
         self.victim: Victim = self.submit()
         dying: list[Callable[[], object]] = [*[self.preempt] * 4, *[self.requeue] * 3, *[self.kill_rank] * 4]
-        more = [self.move] * 7 if len(nodes) > 1 else [self.preempt, self.requeue, self.kill_rank] * 2 + [self.requeue]
+        more = [self.move] * 7 if len(worlds) > 1 else [self.preempt, self.requeue, self.kill_rank] * 2 + [self.requeue]
         self.plan = [*dying, *more, *[self.kill_host] * 2]
         self.draw.shuffle(self.plan)
 
     def submit(self) -> Victim:
-        options = ("--job", "slurm-cpu", "--nodes", str(self.now_on), "--set", "job.slurm.partition=spot")
+        nodes = min(self.processes, 4)
+        tasks = f"job.tasks_per_node={self.processes // nodes}"
+        options = ("--job", "slurm-cpu", "--nodes", str(nodes), "--set", tasks, "--set", "job.slurm.partition=spot")
         printed = self.rsb("submit", *self.science, *options, "--data", str(self.data))
         return on_slurm(self.rsb, Run.at(self.rsb.cwd / "runs", printed.split()[-1]), self.hosts)
 
@@ -80,7 +82,7 @@ class Storm:
         for moment, action in enumerate(self.plan, 1):
             step = self.victim.wait_for_steps(moment, self.draw.randint(1, 6))
             name = getattr(action, "__name__", "")
-            print(f"{moment:2d}. attempt {moment} on {self.now_on} nodes, step {step}: {name}", flush=True)
+            print(f"{moment:2d}. attempt {moment}, {self.processes} processes, step {step}: {name}", flush=True)
             action()
         self.rsb.allow()
 
@@ -94,7 +96,7 @@ class Storm:
         self.hosts.run("scontrol", "requeue", self.victim.job_id)
 
     def kill_rank(self) -> None:
-        self.victim.kill(self.draw.randrange(self.now_on))
+        self.victim.kill(self.draw.randrange(self.processes))
 
     def kill_host(self) -> None:
         lost = self.draw.choice(self.victim.run.attempts()[-1].hosts)
@@ -106,12 +108,12 @@ class Storm:
     def move(self) -> None:
         self.rsb("cancel", self.victim.run.run_id)
         self.victim.wait_for_state("stopped")
-        self.now_on = self.draw.choice([n for n in self.nodes if n != self.now_on])
+        self.processes = self.draw.choice([n for n in self.worlds if n != self.processes])
         self.submit()
 
 
-def unbroken(hosts: SlurmHosts, data: Path, folder: Path, nodes: int, science: tuple[str, ...]) -> Run:
-    quiet = Storm(hosts, data, folder, 0, (nodes,), science)
+def unbroken(hosts: SlurmHosts, data: Path, folder: Path, processes: int, science: tuple[str, ...]) -> Run:
+    quiet = Storm(hosts, data, folder, 0, (processes,), science)
     quiet.rsb.allow()
     quiet.victim.wait_for_state("finished")
     assert len(quiet.victim.run.attempts()) == 1
@@ -123,10 +125,10 @@ def report(run: Run) -> None:
         print(f"attempt {a.number:2d}: {a.world_size} ranks, steps {a.start_step}..{a.end_step}, {a.cause or 'killed'}")
 
 
-def test_a_storm_that_moves_a_run_between_one_two_and_four_nodes(hosts: SlurmHosts, data: Path, tmp_path: Path) -> None:
+def test_a_storm_that_moves_a_run_among_one_to_eight_processes(hosts: SlurmHosts, data: Path, tmp_path: Path) -> None:
     science = (*SCIENCE, *SMOOTH)
     calm = unbroken(hosts, data, tmp_path / "calm", 2, science)
-    storm = Storm(hosts, data, tmp_path / "storm", 2026, NODES, science)
+    storm = Storm(hosts, data, tmp_path / "storm", 2026, PROCESSES, science)
     storm.rage()
     storm.victim.wait_for_state("finished")
     run = storm.victim.run
@@ -138,7 +140,7 @@ def test_a_storm_that_moves_a_run_between_one_two_and_four_nodes(hosts: SlurmHos
     largest = max(abs(a - b) for a, b in zip(losses, calm_losses, strict=True))
     print(f"final loss {losses[-1]:.8f}, unbroken {calm_losses[-1]:.8f}; largest difference of any step {largest:.1e}")
     assert losses[-1] == pytest.approx(calm_losses[-1], abs=1e-5)
-    assert {a.world_size for a in run.attempts()} == set(NODES)
+    assert {a.world_size for a in run.attempts()} == set(PROCESSES)
     assert len(run.attempts()) >= 20
 
 

@@ -14,7 +14,7 @@ from rsb_cluster.runs.metrics import read_rows
 from rsb_cluster.runs.run import Attempt, Run
 from tests.command import RsbCluster
 from tests.equality import assert_bit_equal, final_state, rows_of
-from tests.servers.daemons import GUARD_S, poll, processes_with
+from tests.servers.daemons import GUARD_S, parent, poll, processes_with
 from tests.servers.slurm import SlurmCluster
 
 T = TypeVar("T")
@@ -32,6 +32,13 @@ TOTAL_STEPS, EVERY_STEPS = 176, 10
 
 _BEGIN = re.compile(r"rank0 attempt (\d+), rank 0 ")
 _STEP = re.compile(r"rank0 step (\d+)/")
+
+
+DECODER = "rsb-decoder"
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 class Victim:
@@ -113,7 +120,13 @@ class Victim:
 
     def pid(self, rank: int) -> int:
         """The process of a rank that runs now."""
-        (pid,) = processes_with(self.rank_env(self.job_id, rank))
+        (pid,) = (p for p in processes_with(self.rank_env(self.job_id, rank)) if _name(p) != DECODER)
+        return pid
+
+    def decoder(self, rank: int) -> int:
+        """The process that decodes for a rank, whose parent is the one that forks such processes."""
+        found = [p for p in processes_with(self.rank_env(self.job_id, rank)) if _name(p) == DECODER]
+        (pid,) = (p for p in found if parent(p) in found)
         return pid
 
     def kill(self, rank: int, signal_: signal.Signals = signal.SIGKILL) -> None:

@@ -15,6 +15,7 @@ import pytest
 from rsb_cluster.config import catalog
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
+from tests.commands_of import as_printed
 from tests.faults.victim import on_slurm
 from tests.servers.daemons import GUARD_S
 from tests.servers.slurm import SlurmCluster
@@ -23,7 +24,8 @@ RECIPES = {"low": 4e-3, "high": 1.6e-2}
 MODELS = ("test_resnet", "test_byobnet")
 
 SWEEP = f"""
-name = "trial"
+name = "resnet-depths"
+job = "slurm-cpu"
 
 [[grid]]
 recipes = ["./low.toml"]
@@ -36,7 +38,10 @@ models = ["{MODELS[0]}"]
 
 [[resources]]
 models = ["{MODELS[0]}"]
-set = {{ cpus_per_task = 2 }}
+set = {{ cpus_per_task = 2, log_every_steps = 2 }}
+
+[[resources]]
+set = {{ log_every_steps = 2 }}
 """
 
 
@@ -47,8 +52,8 @@ class FinishedSweep:
     Attributes:
         runs: Folder of the runs, all finished.
         before: A copy from before the failed run was retried, with the files that --collect wrote.
-        sent: The output of the submit, as JSON.
-        sent_again: The output of a second submit while the first was queued.
+        sent: The plan of the submit, as JSON.
+        sent_again: The plan of a second submit while the jobs of the first were queued or running.
         status_before: The status of all runs before the retry.
         preempted: Id of the run that was preempted.
         failed: Id of the run that failed at first.
@@ -80,18 +85,21 @@ def finished_sweep(
         for key, value in values.items():
             mine = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value}", mine, count=1)
         (rsb.cwd / f"{name}.toml").write_text(mine)
-    (rsb.cwd / "trial.toml").write_text(SWEEP)
+    (rsb.cwd / "jobs" / "sweeps").mkdir(parents=True)
+    (rsb.cwd / "jobs" / "sweeps" / "resnet-depths.toml").write_text(SWEEP)
+    (rsb.cwd / "data").mkdir()
+    (rsb.cwd / "data" / "digits").symlink_to(digits)
     rsb.hold()
-    submit = ("sweep", "./trial.toml", "--job", "slurm-cpu", "--parallel", "2", "--data", str(digits), "--json",
-              "--set", "job.log_every_steps=2")  # fmt: skip
-
-    sent = rsb.json(*submit, "--collect")
-    sweep_id, ids = sent["sweep_id"], [run["run_id"] for run in sent["runs"]]
+    submit = as_printed("rsb-cluster sweep resnet-depths --parallel 4")
+    sent = rsb.json(*submit, "--dry-run", "--json")
+    sweep_id, ids = rsb(*submit).strip(), [run["run_id"] for run in sent["runs"]]
     preempted, failed = ids[0], ids[-1]
     runs = rsb.cwd / "runs"
-    # The last task of its array cannot have started yet; it will fail to write its metrics.
+    # It is held before its first step, and will fail to write its metrics.
     (runs / failed / "metrics").write_text("in the way")
-    sent_again = rsb.json(*submit)
+    sent_again = rsb.json(*submit, "--dry-run", "--json")
+    # Nothing new: it waits for the jobs of the first.
+    assert rsb(*as_printed("rsb-cluster sweep resnet-depths --collect")).strip() == sweep_id
 
     on_slurm(rsb, Run.at(runs, preempted), slurm_cluster).wait_for_steps(1, 6)
     rsb("preempt", preempted)
@@ -107,8 +115,8 @@ def finished_sweep(
     shutil.copytree(runs, before)
 
     (runs / failed / "metrics").unlink()
-    retried = rsb.run("retry", "--failed", sweep_id).stderr
-    wait(rsb, "the retried run has ended", all_over)
+    retried = rsb.run(*as_printed("rsb-cluster retry --failed resnet-depths")).stderr
+    rsb(*as_printed("rsb-cluster status resnet-depths --watch"))
     return FinishedSweep(rsb, sweep_id, runs, before, sent, sent_again, status_before, preempted, failed, retried)
 
 

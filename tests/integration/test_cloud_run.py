@@ -6,6 +6,7 @@ exit codes as SkyPilot. The real SkyPilot is tested in test_skypilot.py.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,9 +24,11 @@ from rsb_cluster.backends.skypilot import backend as skypilot
 from rsb_cluster.backends.skypilot import engine
 from rsb_cluster.backends.skypilot.engine import EngineJob
 from rsb_cluster.cli import main
+from rsb_cluster.config.catalog import find
 from rsb_cluster.runs.metrics import read_rows
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
+from tests.commands_of import as_printed
 from tests.servers.daemons import GUARD_S
 
 pytestmark = pytest.mark.s3
@@ -36,6 +39,22 @@ UV = f"""#!/bin/bash
 mkdir -p "${{@: -1}}/bin"
 printf '#!/bin/bash\\nexec "{sys.executable}" "$@"\\n' >"${{@: -1}}/bin/python"
 chmod +x "${{@: -1}}/bin/python"
+"""
+
+
+# The smallest machine of a cloud.
+JOB = """
+name = "cloud-spot"
+backend = "cloud"
+gpus_per_node = 0
+tasks_per_node = 1
+cpus_per_task = 1
+loader_workers = 0
+log_every_steps = 5
+notice = ""
+
+[cloud]
+spot = true
 """
 
 
@@ -116,52 +135,63 @@ def wait_for(what: str, machine: OneMachine, predicate: Callable[[], object], ti
 
 def test_a_cloud_run_is_preempted_resumes_is_cancelled_and_finishes(machine, s3, s3_bucket, digits, monkeypatch):
     monkeypatch.setattr(skypilot, "_POLL_S", 0.5)
+    monkeypatch.chdir(machine.home)
     held = RsbCluster(machine.home, {})
     held.hold(6)
     for name in ("PYTHONPATH", "RSB_TEST_TRAINER"):
         monkeypatch.setenv(name, held.env[name])
     data, runs = f"s3://{s3_bucket}/digits", f"s3://{s3_bucket}/runs"
-    store = fsspec.filesystem("s3", endpoint_url=s3.endpoint)
-    store.put(f"{digits}/", f"{data}/", recursive=True)
-    submit = (
-        "submit", "--recipe=digits", "--model=test_resnet", "--job=cloud-spot", "--gpus-per-node=0", "--data", data,
-        "--runs", runs, "--set=job.cloud.accelerators=''", "--set=job.tasks_per_node=1", "--set=job.notice=''",
-        "--set=job.cpus_per_task=1", "--set=job.loader_workers=0", "--set=job.log_every_steps=5",
-        "--set=schedule.epochs=4",
-    )  # fmt: skip
+    s3.upload(digits, data)
+    assert as_printed("export RSB_RUNS=s3://bucket/runs") == ["RSB_RUNS=s3://bucket/runs"]
+    monkeypatch.setenv("RSB_RUNS", runs)
+    Path("jobs").mkdir()
+    Path("jobs/cloud-spot.toml").write_text(JOB)
+    Path("recipes").mkdir()
+    digits_recipe = find("recipes", "digits").read_text().replace('name = "digits"', 'name = "a1"', 1)
+    Path("recipes/a1.toml").write_text(digits_recipe.replace("epochs = 25 ", "epochs = 4 ", 1))
+    submit = ("submit", "--recipe", "a1", "--model", "test_resnet", "--job", "cloud-spot", "--data", data)
     run = Run.at(runs, rsb(*submit).strip())
+    assert run.run_id.startswith("a1-test_resnet-s0-")
 
     def steps(attempt: int) -> int:
         heartbeat = run.heartbeat(attempt)
         return heartbeat.step if heartbeat is not None else 0
 
     wait_for("steps", machine, lambda: steps(1) == 6)
-    rsb("preempt", run.run_id, "--runs", runs)
+    rsb(*as_printed("rsb-cluster preempt a1"))
     wait_for("a second attempt", machine, lambda: run.attempt_numbers() == [1, 2])
     first = run.attempt(1)
     assert first.cause == "preempted" and first.end_step > 5
     held.allow(first.end_step + 5)
     wait_for("it resumes", machine, lambda: steps(2) == first.end_step + 5)
-    assert "sky 1 RUNNING (1 recovered)" in rsb("status", "--runs", runs)
+    assert "sky 1 RUNNING (1 recovered)" in rsb(*as_printed("rsb-cluster status"))
 
-    rsb("cancel", run.run_id, "--runs", runs)
+    rsb(*as_printed("rsb-cluster cancel a1"))
     second = run.attempt(2)
     assert (second.cause, second.start_step) == ("stopped", first.end_step)
     wait_for("the machine is given back", machine, lambda: machine.process.poll() is not None)
 
     held.allow()
     rsb(*submit)
+    assert "attempt 3" in rsb(*as_printed("rsb-cluster logs -f a1")), "it ends with the run"
     wait_for("the end", machine, lambda: run.result())
     wait_for("the engine knows", machine, lambda: list(machine.table.values())[-1].state == "SUCCEEDED")
     assert [a.cause for a in run.attempts()] == ["preempted", "stopped", "finished"]
     rows = [row["step"] for row in read_rows(run) if row["kind"] == "train"]
     assert rows == sorted(set(rows)), "no step twice"
-    assert "attempt 3" in rsb("logs", run.run_id, "--runs", runs)
-    assert "test_resnet" in rsb("collect", "--runs", runs, "--format", "md")
 
+    evaluation = Run.at(f"{runs}/evaluation-jobs", rsb("evaluate", "a1", "--job", "cloud-spot").strip())
+    wait_for("the evaluation", machine, lambda: evaluation.result())
+    collected = json.loads(rsb("collect", "--json"))
+    ((evaluated,),) = ([e["values"]["top1"] for e in line["evaluations"]] for line in collected["evaluations"])
+    assert evaluated == pytest.approx(run.result()["top1"]), "on the run's own data"
+    assert "test_resnet" in rsb(*as_printed("rsb-cluster collect"))
+
+    store = fsspec.filesystem("s3", endpoint_url=s3.endpoint)
     left = store.find(runs)
     assert not [name for name in left if name.endswith(".pkl")]
-    assert len([name for name in left if name.endswith(".whl")]) == 1
-    assert all(name.startswith(f"{s3_bucket}/runs/{run.run_id}/") for name in left)
+    assert len([name for name in left if name.endswith(".whl")]) == 2, "of the run, and of its evaluation"
+    ours = (run.run_id, f"evaluations/{run.run_id}", f"evaluation-jobs/{evaluation.run_id}")
+    assert all(name.startswith(tuple(f"{s3_bucket}/runs/{one}/" for one in ours)) for name in left)
     secret = s3.env["AWS_SECRET_ACCESS_KEY"].encode()
     assert not [name for name in left if secret in store.cat_file(name)]

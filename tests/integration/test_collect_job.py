@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster.backends.slurm import Slurm
+from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.config.job import Job
 from rsb_cluster.runs.run import Submission
 from rsb_cluster.runs.sweep import Member, Sweep, write_sweep

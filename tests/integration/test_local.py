@@ -4,19 +4,26 @@ Starting torch in a process takes longer than each training, so one training tes
 """
 
 import dataclasses
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rsb_cluster.config.catalog import find
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
+from rsb_cluster.runs.lookup import list_runs
 from rsb_cluster.runs.metrics import MetricsRow
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
+from tests.commands_of import as_printed
 from tests.equality import rows_of, samples_of
 from tests.faults.victim import on_this_machine
+from tests.servers.daemons import GUARD_S, poll
 
 IMAGES, VAL_IMAGES, STEPS = 2560, 1003, 20  # of an epoch; the number of validation images has no divisor among ours
 # So each of the first 20 steps has the recipe's own learning rate: they are the start of its 234 warm-up steps.
@@ -26,6 +33,8 @@ FASHION = (
     "--set", f"optimizer.lr={8e-3 * 20 / 234}", "--set", "job.log_every_steps=1", "--set", "job.log_samples=true",
     "--set", 'job.trackers=["tensorboard"]',
 )  # fmt: skip
+
+SHORT = {"epochs": 1, "warmup_epochs": 0, "name": '"test_resnet"'}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,28 @@ def test_one_two_and_four_processes_have_the_same_result_whatever_stops_them(
     events.Reload()
     tracked = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert tracked == [(row["step"], pytest.approx(row["loss"])) for row in rows(run, "train")]
+
+
+def test_the_first_commands_of_the_readme_train_preempt_and_finish(rsb: RsbCluster) -> None:
+    """As printed there, with a shorter recipe of that name, which makes its own data."""
+    text = find("recipes", "digits").read_text()
+    for name, value in (("epochs", "25"), ("warmup_epochs", "2"), ("name", '"resnet10t"')):
+        assert len(re.findall(f"(?m)^{name} = {value} ", text)) == 1, name
+        text = re.sub(f"(?m)^{name} = {value} ", f"{name} = {SHORT[name]} ", text)
+    (rsb.cwd / "recipes").mkdir()
+    (rsb.cwd / "recipes" / "digits.toml").write_text(text)
+    rsb.hold(3)
+    command = [sys.executable, "-m", "rsb_cluster", *as_printed("rsb-cluster submit --recipe digits --wait")]
+    with subprocess.Popen(command, cwd=rsb.cwd, env=rsb.env, stdout=subprocess.PIPE, text=True) as submit:
+        poll(lambda: list((rsb.cwd / "runs").glob("digits-*/recipe.json")) or None, GUARD_S)
+        (run,) = list_runs(str(rsb.cwd / "runs"))
+        assert poll(lambda: (beat := run.heartbeat(1)) is not None and beat.step == 3, GUARD_S)
+        rsb(*as_printed("rsb-cluster preempt digits"))
+        poll(lambda: run.attempt_numbers() == [1, 2] or None, GUARD_S)
+        rsb.allow()
+        said, _ = submit.communicate(timeout=GUARD_S)
+    assert (submit.returncode, said) == (0, f"{run.run_id}\n")
+    assert [(a.cause, a.world_size) for a in run.attempts()] == [("preempted", 2), ("finished", 2)]
 
 
 def test_an_evaluation_has_the_result_of_the_training(rsb: RsbCluster, few_images: Path, alone: Run) -> None:

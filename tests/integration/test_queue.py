@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.node import starts
+from rsb_cluster.runs.lookup import list_runs
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
 from tests.integration.jobs import DIGITS
@@ -45,7 +46,8 @@ def test_starts_that_fail_before_training_are_delayed_and_then_fail(
     run = Run.at(rsb.cwd / "runs", run_id)
     (submission,) = run.submissions()
     job, counted = submission.job_id, Path(submission.folder) / f"{submission.job_id}_starts"
-    slurm.wait_for("the first start is counted", lambda: counted.exists() or None)
+    slurm.wait_for("the first start failed", lambda: (slurm.job_state(job) == "PENDING" and counted.exists()) or None)
+    failed = counted.stat().st_mtime  # the delay counts from here or later
     with counted.open("a") as file:
         file.write("0 75\n" * (starts.LIMIT - 2))
     assert slurm.wait_for_state(job, "FAILED") == "FAILED"
@@ -53,9 +55,8 @@ def test_starts_that_fail_before_training_are_delayed_and_then_fail(
     assert status["state"] == "never started"
     assert "starts in a row failed before training: ImportError: libcudart.so.13" in status["cause"]
     assert "giving up" in rsb("logs", run_id)
-    times = slurm.run("sacct", "-D", "-X", "-n", "-P", "-o", "Start,End", "-j", job).splitlines()
-    (_, ended), (began, _) = ([datetime.fromisoformat(text) for text in row.split("|")] for row in times[:2])
-    assert (began - ended).total_seconds() >= starts.SLURM_DELAY_S - 2, "by itself, Slurm waits for some ten here"
+    began = slurm.run("sacct", "-D", "-X", "-n", "-P", "-o", "Start", "-j", job).splitlines()[1]
+    assert datetime.fromisoformat(began).timestamp() >= int(failed) + starts.SLURM_DELAY_S, "Slurm's own is some ten"
 
 
 def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_cancels_all_jobs_of_a_run(
@@ -89,8 +90,45 @@ def test_ctrl_c_leaves_a_queued_job_alone_and_cancel_cancels_all_jobs_of_a_run(
     assert cancelled == f"{run.run_id}: cancelled job {first.job_id}, {second.job_id}\n"
     assert [slurm.job_state(job) for job in (first.job_id, second.job_id)] == ["CANCELLED"] * 2
     assert run.is_cancelled(first.job_id) and run.is_cancelled(second.job_id)
+    (status,) = rsb.json("status", run.run_id, "--json")
+    assert (status["state"], status["cause"]) == ("cancelled", f"cancelled job {second.job_id}")
+    assert "nothing to retry" in rsb.run("retry", "--failed", run.run_id).stderr
+
+
+def test_a_queued_job_is_replaced_alone_and_a_scancel_is_known(
+    rsb: RsbCluster, slurm: SlurmCluster, digits: Path
+) -> None:
+    """Of an array, whose tasks Slurm keeps in one record while they wait."""
+    asked = ("submit", *DIGITS, "--data", str(digits), "--set", "job.slurm.begin=now+1hour")
+    rsb(*asked, "--seeds", "2")
+    runs = list_runs(str(rsb.cwd / "runs"))
+    (kept,), (replaced,) = (run.submissions() for run in runs)
+    again = rsb.run(*asked, "--seed", "1", "--time", "7")
+    assert f"{runs[1].run_id} is queued as job {replaced.job_id}, which keeps time_min = " in again.stderr
+    assert "(here 7). --resubmit cancels the queued job" in again.stderr and len(runs[1].submissions()) == 1
+    said = rsb.run(*asked, "--seed", "1", "--time", "7", "--resubmit").stderr
+    assert f"{runs[1].run_id}: cancelled job {replaced.job_id}; submitted anew\n" in said
+    new = runs[1].submissions()[-1]
+    waiting = slurm.run("squeue", "-h", "-r", "--states=PENDING", "-o", "%i").split()
+    assert kept.job_id in waiting and new.job_id in waiting and replaced.job_id not in waiting
+    assert [s["state"] for s in rsb.json("status", "--json")] == ["queued", "queued"]
+    slurm.run("scancel", new.job_id)
+    slurm.wait_for_state(new.job_id, "CANCELLED")
+
+    def states() -> dict[str, str]:
+        return {s["run_id"]: s["state"] for s in rsb.json("status", "--json")}
+
+    expected = {runs[0].run_id: "queued", runs[1].run_id: "cancelled"}
+    slurm.wait_for("accounting knows it", lambda: states() == expected or None)
+    assert "nothing to retry" in rsb.run("retry", "--failed", runs[1].run_id).stderr
+    table = rsb("status", "--state", "cancelled").splitlines()
+    assert len(table) == 2 and f"cancelled job {new.job_id}" in table[1]
+    pruned = rsb.run("runs", "prune", "--yes")
+    assert f"left alone: {runs[0].run_id} is queued" in pruned.stderr
+    assert runs[0].exists() and not runs[1].exists(), "it had never started"
 
 
 def test_a_job_that_slurm_refuses_is_explained(rsb: RsbCluster, digits: Path) -> None:
     message = rsb.error("submit", *DIGITS, "--data", str(digits), "--set", "job.slurm.partition=gpu", code=1)
     assert "sbatch refused the job" in message and "partition" in message
+    assert not (rsb.cwd / "runs").exists(), "a refused submit leaves nothing"

@@ -1,4 +1,4 @@
-"""Shards made directly in a real S3 server, by several processes, one of which is killed."""
+"""Shards made directly in a real S3 server (by https), by several processes, one of which is killed."""
 
 import signal
 import subprocess
@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from rsb_cluster.data.index import build_index
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.make import make_set, plan_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.verify import verify
 from rsb_cluster.errors import ConfigError
+from rsb_cluster.storage.file_systems import file_system
 from rsb_cluster.storage.store import Store
 from tests.command import RsbCluster
 from tests.unit import formats
@@ -73,5 +74,5 @@ def test_files_of_others_in_a_bucket_are_kept(s3, s3_bucket, monkeypatch):
     assert theirs.items() - there().items() == {("mine/train/own-0.tar", b"x")}
     assert build_index(dest.child("val")).num_samples == 2  # over an index of ours
     for key in ("marked/", "marked/train/"):  # as consoles mark a folder
-        bucket._fs.call_s3("put_object", Bucket=s3_bucket, Key=key, Body=b"")
+        file_system(bucket.url).call_s3("put_object", Bucket=s3_bucket, Key=key, Body=b"")
     assert make_set(sources, bucket.child("marked"))["train"].num_samples == 3

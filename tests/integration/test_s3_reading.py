@@ -1,7 +1,11 @@
-"""Reading from a real S3 server through a proxy that breaks the connection: the right bytes, or a clear error soon."""
+"""Reading from a real S3 server through a proxy that breaks the connection: the right bytes, or a clear error soon.
+
+By https, as from most servers: a connection that breaks does so within TLS, too. By http the same code reads.
+"""
 
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +18,9 @@ import pytest
 
 from rsb_cluster.data.ahead import ReadAhead
 from rsb_cluster.data.cache import ShardCache
-from rsb_cluster.data.index import build_index
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.errors import DataError, MissingError, StorageError
 from rsb_cluster.storage import s3 as s3_module
 from rsb_cluster.storage.store import Store
@@ -26,6 +30,8 @@ from tests.servers.daemons import GUARD_S, poll
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.unit.tars import FORMATS, ODD, image, pair, tar_of
 from tests.unit.threads import threads_named
+from tests.unit.train.input.node import children, decoders, wait_until_gone
+from tests.unit.train.input.part import Part, recipe_of
 
 pytestmark = pytest.mark.s3
 
@@ -81,7 +87,7 @@ def own_set(environment, s3_bucket, shards):
 @pytest.fixture
 def proxy(s3, environment, uploaded, monkeypatch):
     """The proxy through which stores connect."""
-    with FaultyProxy(s3.endpoint, matching=".tar") as proxy:
+    with FaultyProxy(s3.plain_endpoint, matching=".tar", certificate=s3.certificate) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
 
@@ -332,6 +338,75 @@ def test_threads_read_ahead_through_faults(data_set, proxy):
             assert ahead.get(start) == {n: images[n] for n in samples.tolist()}
             ahead.release(start)
     assert reader.retries == 8
+
+
+# --- in a decoding process ------------------------------------------------------------------------------------------
+
+# A rank that iterates over the same batches once for each line, in a decoding process that is as patient as it says.
+RANK = """
+import json, os, sys
+from rsb_cluster.storage import s3
+from rsb_cluster.train.input.decoder_process import DecoderServer, ProcessBatches, Split
+s3.FIRST_BACKOFF_S = 0.02
+patience = {"asks again": (1, 9), "gives up": (1, 2), "waits": (600, 9)}
+servers = {}
+for name, (s3.READ_TIMEOUT_S, s3.MAX_ATTEMPTS) in patience.items():
+    servers[name] = DecoderServer.start()
+from rsb_cluster.data.index import load_index
+from rsb_cluster.data.reader import ShardReader
+from rsb_cluster.data.shared_index import SharedIndex
+from rsb_cluster.errors import StorageError
+from rsb_cluster.storage.store import Store
+from rsb_cluster.train.input.pixels.transforms import FastTrain
+from rsb_cluster.train.input.streams import TrainStream
+from tests.unit.train.input.part import recipe_of
+store, recipe = Store(sys.argv[1]), recipe_of()
+index = SharedIndex(load_index(store))
+stream = TrainStream(
+    ShardReader(store, index.index), recipe, index.index, seed=0, virtual_ranks=4, local_virtual_ranks=range(4),
+    start_step=0, stop_step=2,
+)
+for line in sys.stdin:
+    batches = ProcessBatches(
+        servers[line.strip()], Split(store.url, index), stream, FastTrain(recipe), side=32, threads=1, pin=False
+    )
+    try:
+        found = [batch.samples.tolist() for batch in batches]
+    except StorageError as error:
+        found = str(error)
+    print(json.dumps(found), flush=True)
+"""
+
+
+def test_a_server_that_stalls_costs_a_decoding_process_time_or_is_an_error_and_nothing_is_left(
+    environment, s3_bucket, proxy, digits
+):
+    store = Store(f"s3://{s3_bucket}/digits")
+    for path in sorted((digits / "train").iterdir()):
+        store.write_bytes(path.name, path.read_bytes())
+    with subprocess.Popen(
+        [sys.executable, "-c", RANK, store.url], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as rank:
+
+        def iterate(patience):
+            rank.stdin.write(f"{patience}\n")
+            rank.stdin.flush()
+
+        proxy.break_next(Fault(wait_s=600), Fault(cut=20_000, stall_s=600))
+        iterate("asks again")
+        drawn = [batch.samples.tolist() for batch in Part(digits, recipe_of()).batches(0, 0, 2)]
+        assert json.loads(rank.stdout.readline()) == drawn and not proxy.faults
+        proxy.always = Fault(wait_s=600)
+        iterate("gives up")
+        assert f"cannot use {store.url}" in json.loads(rank.stdout.readline()), "the rank hears of it"
+        assert poll(lambda: not decoders(rank.pid) or None, GUARD_S)
+        begun = len(proxy.gets())
+        iterate("waits")
+        assert poll(lambda: len(proxy.gets()) > begun or None, GUARD_S), "it waits for an answer"
+        found = [*children(rank.pid), *decoders(rank.pid)]
+        assert len(found) == 4, "three that fork, and one that waits"
+        rank.kill()
+    wait_until_gone(*found)
 
 
 # --- with a cache ---------------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.checks import selftest
+from rsb_cluster.config.catalog import find
 from rsb_cluster.runs.run import Run
 from tests.command import RsbCluster
+from tests.commands_of import as_printed
 from tests.servers.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slurm
@@ -18,7 +20,8 @@ def test_a_preempted_run_equals_an_uninterrupted_one_and_a_difference_is_detecte
     tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     rsb = RsbCluster(tmp_path, slurm.env)
-    shown = rsb("selftest", "resume", "--job", "slurm-cpu", "--set", "job.nodes=2")
+    (tmp_path / "here.toml").write_text(find("jobs", "slurm-cpu").read_text().replace("nodes = 1 ", "nodes = 2 "))
+    shown = rsb(*as_printed("rsb-cluster selftest resume --job ./here.toml"))
     lines = [line.split()[0] for line in shown.splitlines()[1:]]
     assert lines == ["ok"] * 6, shown
     assert "2 in 3 attempts" in shown and "bit-equal" in shown

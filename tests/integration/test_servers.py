@@ -107,6 +107,7 @@ def client(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3 client that is configured only by its environment."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")  # as the server demands by https
     client = botocore.session.Session().create_client("s3")
     yield client
     client.close()

@@ -11,6 +11,7 @@ import pytest
 
 from rsb_cluster.backends.skypilot.sky_task import sky_task
 from tests.command import ROOT
+from tests.commands_of import as_printed
 from tests.unit.bundled import load_job
 from tests.unit.sky_jobs import CPU, TASKS, spec_of, task
 
@@ -24,7 +25,8 @@ def python(tmp_path_factory) -> str:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     subprocess.run([uv, "venv", "--quiet", "--python", version, folder / "venv"], check=True)
     made = str(folder / "venv" / "bin" / "python")
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", made, f"{ROOT}[cloud]"], check=True)
+    install = as_printed("pip install '.[cloud]'")
+    subprocess.run([uv, "pip", *install, "--quiet", "--python", made], cwd=ROOT, check=True)
     return made
 
 
@@ -134,12 +136,20 @@ from sky.jobs import ManagedJobStatus
 inspect.signature(sky.jobs.launch).bind("task", name="x", pool=None)
 inspect.signature(sky.jobs.queue_v2).bind(refresh=False, name_match="rsb-", fields=engine._FIELDS)
 inspect.signature(sky.jobs.cancel).bind(job_ids=[1])
+inspect.signature(sky.jobs.tail_logs).bind(job_id=1, follow=False, controller=True, tail=9, output_stream=None)
 assert set(engine._FIELDS) <= set(ManagedJobRecord.model_fields)
 live = {status.value for status in ManagedJobStatus if not status.is_terminal()}
 assert live <= set(_STATES), live - set(_STATES)
 assert not {status.value for status in ManagedJobStatus.terminal_statuses()} & set(_STATES)
 common.is_api_server_local, common.get_server_url, sdk.enabled_clouds
 sky.exceptions.ClusterNotUpError, sky.api_info, sky.api_stop, sky.get
+# What its log says of launches.
+from sky.jobs import controller, recovery_strategy, state
+from rsb_cluster.backends.skypilot import launches
+said = "".join(map(inspect.getsource, (controller, recovery_strategy, state))).replace("'\\n", "'")
+words = " ".join(said.replace("'", " ").split())
+for sign in (launches._FAILED, launches._CRASHED, *launches._STARTED, "Failed to successfully submit the job to the"):
+    assert " ".join(sign.split()) in words, sign
 """
 
 

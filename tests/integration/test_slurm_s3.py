@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from rsb_cluster.runs.metrics import read_rows
@@ -37,7 +36,7 @@ def test_preempted_run_on_four_nodes_finishes_without_repeating_a_step(
     rsb = RsbCluster(tmp_path, slurm.env | on_s3.env)
     rsb.hold()
     data, runs = f"s3://{s3_bucket}/{recipe}", f"s3://{s3_bucket}/runs"
-    fsspec.filesystem("s3", endpoint_url=on_s3.endpoint).put(f"{shards}/", f"{data}/", recursive=True)
+    on_s3.upload(shards, data)
 
     run_id = rsb(
         "submit", "--recipe", recipe, "--job", "slurm-cpu", "--nodes", "4", "--data", data, "--runs", runs,

@@ -8,11 +8,13 @@ import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from tests.command import ROOT
+from tests.commands_of import as_printed
 
 RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.toml")}
 JOBS = {path.stem for path in (ROOT / "jobs").glob("*.toml")}
@@ -53,14 +55,31 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty virtual environment into which the wheel alone was installed."""
-    folder = tmp_path_factory.mktemp("venv")
+    """An empty virtual environment into which the package was installed as the README says, and a folder as a target.
+
+    Without a network: what the package needs is found where it is installed for these tests, in these versions.
+    """
+    folder, tree = tmp_path_factory.mktemp("venv"), dist.parent
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pinned = [line for line in (tree / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    here = {name: version(name) for name in (line.partition("==")[0] for line in pinned) if is_installed(name)}
+    (tree / "constraints.txt").write_text("".join(f"{name}=={number}\n" for name, number in here.items()))
+    env = os.environ | {
+        "PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHONPATH": PACKAGES,
+        "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1",
+    }  # fmt: skip
+    subprocess.run(["pip", *as_printed("pip install -c constraints.txt .")], cwd=tree, env=env, check=True)
     (wheel,) = dist.glob("*.whl")
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--no-index", "--no-deps", "--quiet"]
-    subprocess.run([*pip, wheel], check=True)
-    subprocess.run([*pip, "--target", folder / "target", wheel], check=True)
+    to_target = ["pip", "install", "--no-deps", "--target", folder / "target", wheel]
+    subprocess.run(to_target, env=env | {"PYTHONPATH": ""}, check=True)
     return folder
+
+
+def is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def run(command: list[object], cwd: Path, *path: object) -> str:
@@ -131,8 +150,8 @@ def test_an_installed_wheel_finds_its_files(installed, neutral):
 def test_an_installed_wheel_in_an_environment_of_its_own_has_the_command(installed, neutral):
     (package,) = installed.glob("lib/python*/site-packages/rsb_cluster")
     check([installed / "bin" / "python"], neutral, PACKAGES, package=package, bundled=package / "_bundled")
-    command = [installed / "bin" / "rsb-cluster", "submit", "--recipe", "a1", "--job", "slurm", "--dry-run"]
-    assert "375,000 (600 epochs of 625)" in run(command, neutral, PACKAGES)
+    command = [installed / "bin" / "rsb-cluster", "submit", "--recipe", "digits", "--job", "local", "--dry-run"]
+    assert "550 (25 epochs of 22)" in run(command, neutral, PACKAGES)
 
 
 def test_recipes_beside_an_installed_wheel_are_not_used(installed, neutral):

@@ -71,7 +71,7 @@ def poll(predicate: Callable[[], T | None], timeout: float = GUARD_S, interval: 
         time.sleep(interval)
 
 
-def _parent(pid: int) -> int:
+def parent(pid: int) -> int:
     """Parent process id, 0 if the process is gone. The name (2nd field) may hold blanks and parentheses."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -90,9 +90,9 @@ def kill_all(writers_to: str | None, env: Iterable[str]) -> None:
     ancestor = os.getppid()
     while ancestor > 0:
         spared.add(ancestor)
-        ancestor = _parent(ancestor)
+        ancestor = parent(ancestor)
     for _ in range(50):  # again until none is left: a process may fork while we look
-        parents = {int(path.name): _parent(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
+        parents = {int(path.name): parent(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
         doomed = {pid for pid in parents if (writers_to and _writes_to(pid, writers_to)) or _has_env(pid, env)} - spared
         while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
             doomed |= more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
@@ -12,6 +13,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
+
+from tests.servers.tls import Certificate
 
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>broken by the proxy</Message></Error>"
 
@@ -39,12 +42,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came: ``GET``, the path, and the first and last byte of its range."""
+    """One request as it came: ``GET``, the path, first and last byte of its range, and the headers in lower case."""
 
     method: str
     path: str
     first: int | None
     last: int | None
+    headers: str = ""
 
 
 class FaultyProxy:
@@ -54,9 +58,16 @@ class FaultyProxy:
         target: The server's URL.
         matching: What the path of a request that fits holds.
         methods: Those of a request that fits.
+        certificate: Clients come by https; the server is asked by http all the same.
     """
 
-    def __init__(self, target: str, matching: str = "", methods: Collection[str] = ("GET",)) -> None:
+    def __init__(
+        self,
+        target: str,
+        matching: str = "",
+        methods: Collection[str] = ("GET",),
+        certificate: Certificate | None = None,
+    ) -> None:
         host, port = target.removeprefix("http://").split(":")
         self._target = (host, int(port))
         self._matching, self._methods = matching, methods
@@ -70,7 +81,11 @@ class FaultyProxy:
         self._closing = threading.Event()
         self._listener = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate.path, certificate.key)
 
     def __enter__(self) -> Self:
         self._start(self._accept, self._listener)
@@ -134,6 +149,10 @@ class FaultyProxy:
         with self._lock:
             self._sockets.add(server)
         try:
+            if self._tls is not None:
+                plain, client = client, self._tls.wrap_socket(client, server_side=True)
+                with self._lock:
+                    self._sockets = self._sockets - {plain} | {client}
             with client.makefile("rb") as from_client, server.makefile("rb") as from_server:
                 while head := _read_head(from_client):
                     self._answer(head, client, server, from_client, from_server)
@@ -149,7 +168,8 @@ class FaultyProxy:
         method, path = head.split(b" ", 2)[:2]
         bounds = re.search(rb"\r\nRange: bytes=(\d+)-(\d*)\r", head, re.IGNORECASE)
         first, last = (int(b) if b else None for b in bounds.groups()) if bounds else (None, None)
-        request = Request(method.decode(), path.decode(), first, last)
+        headers = head.decode("latin-1").partition("\r\n")[2].lower()
+        request = Request(method.decode(), path.decode(), first, last, headers)
         with self._lock:
             self.requests.append(request)
             matches = request.method in self._methods and self._matching in request.path
@@ -189,8 +209,8 @@ class FaultyProxy:
             content = from_server.read(most)
             if not content:
                 raise EOFError
+            self.body_bytes += len(content)  # before, as the client may have all of it before this thread goes on
             client.sendall(content)
-            self.body_bytes += len(content)
             sent += len(content)
             left -= len(content)
 

@@ -180,6 +180,23 @@ class SlurmCluster(Server):
         """Start the slurmd of one node; after kill_node, this is the node's reboot."""
         self.spawn(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
+    def stop_controller(self) -> None:
+        """Stop slurmctld as an administrator does: it saves its state. Jobs and nodes go on."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(GUARD_S)
+
+    def start_controller(self) -> None:
+        """Start slurmctld again, with the jobs that it knew."""
+        self.spawn("slurmctld", "slurmctld", "-D")
+        self.wait_daemon("slurmctld", self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.run("squeue", "-h", "-o", "x") or True)
+        except ServerError:
+            return False
+
     def kill_node(self, node: str) -> None:
         """Lose one node at once, as in a power cut: its slurmd and all jobs there, without a word to slurmctld."""
         self.kill_daemon(f"slurmd-{node}")

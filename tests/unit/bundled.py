@@ -12,7 +12,7 @@ RECIPES = catalog.bundled_dir("recipes")
 CLOUD_JOBS = (
     "cloud", "cloud-spot", "cloud-aws-spot", "cloud-gcp-spot", "cloud-azure-spot", "cloud-kubernetes", "cloud-slurm",
 )  # fmt: skip
-JOBS = ("local", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
+JOBS = ("local", "local-gpu", "slurm", "slurm-cpu", "slurm-spot", *CLOUD_JOBS)
 
 
 def load_job(name: str, *assignments: str) -> Job:
@@ -48,9 +48,9 @@ OPEN_IN_TABLE_2 = {
     "schedule.warmup_lr": 1e-4,
     "schedule.min_lr": 1e-6,
     "schedule.update": "epoch",
-    "train.virtual_ranks": 0,
     "train.channels_last": True,
     "train.compile": False,
+    "train.ema_warmup": False,
     "eval.interpolation": "bicubic",
     "eval.every_epochs": 1,
     "data.shuffle_samples": 4096,
@@ -59,9 +59,11 @@ OPEN_IN_TABLE_2 = {
     "data.make": "",
     "data.pipeline": "fast",
     "eval.exact": False,
+    "train.deterministic": False,
+    "optimizer.layer_decay": 1.0,
 }
 # The table gives these, but not entirely.
-PARTLY_OPEN = {"augment.rand_augment", "augment.repeats", "loss.targets", "train.amp"}
+PARTLY_OPEN = {"train.virtual_ranks", "augment.rand_augment", "augment.repeats", "loss.targets", "train.amp"}
 
 
 def put_recipe(folder: Path, name: str, *changes: tuple[str, str]) -> Path:

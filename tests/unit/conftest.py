@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rsb_cluster.backends import BACKENDS
 from rsb_cluster.backends.skypilot import engine
+from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.data.labels import real_labels
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import DataSource
@@ -16,11 +18,7 @@ from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from tests.unit.formats import picture
 from tests.unit.sky_jobs import Engine
-
-# What is compared in these is told apart as in a test.
-pytest.register_assert_rewrite(
-    "tests.unit.results.collect.made", "tests.unit.train.input.part", "tests.unit.train.input.pixels.images"
-)
+from tests.unit.slurm_programs import Programs
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +44,15 @@ def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A folder that does not exist yet, on a local disk and on a real S3 server."""
-    if request.param == "local":
+    return new_folder(request.param, request, tmp_path, monkeypatch)
+
+
+def new_folder(where: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Return a folder that does not exist yet: ``local``, ``s3``, or ``s3-http`` for the same server by http."""
+    if where == "local":
         return Store(tmp_path / "a folder")
     server = request.getfixturevalue("s3")
-    for name, value in server.env.items():
+    for name, value in (server.plain_env if where == "s3-http" else server.env).items():
         monkeypatch.setenv(name, value)
     return Store(f"s3://{request.getfixturevalue('s3_bucket')}/a folder")
 
@@ -70,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def sky(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """SkyPilot, as far as it says anything: a table of its jobs in its one module's place."""
     made = Engine()
-    for name in ("launch", "jobs", "cancel"):
+    for name in ("launch", "jobs", "cancel", "controller_log"):
         monkeypatch.setattr(engine, name, getattr(made, name))
     monkeypatch.setattr(engine, "check_installed", lambda: None)
     return made
@@ -82,3 +85,12 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "60"]) as process:
         yield process
         process.kill()
+
+
+@pytest.fixture
+def slurm_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """Programs in place of Slurm's; a test writes those that it needs."""
+    folder = tmp_path / "slurm-programs"
+    folder.mkdir()
+    monkeypatch.setitem(BACKENDS, "slurm", Slurm())  # that remembers no answer of another test
+    return Programs(folder, monkeypatch)

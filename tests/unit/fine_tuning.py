@@ -11,7 +11,8 @@ import torch
 
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.config.sweep_file import Grid, SweepFile, expand
-from rsb_cluster.submission.plan import PlannedRun, plan_runs
+from rsb_cluster.submission.plan_runs import plan_runs
+from rsb_cluster.submission.planned_run import PlannedRun
 
 # timm's smallest network, so that some hundred steps take seconds on one core.
 SHORT = (

@@ -111,14 +111,46 @@ def imagenet_tars(root: Path, *, packed_devkit: bool = True, val_tar: bool = Tru
     return content
 
 
-def imagenet_v2(root: Path) -> Content:
+def imagenet_kaggle(root: Path) -> Content:
+    """The same images as Kaggle ships them: val flat, its classes in a table, and a test set without any."""
+    content = imagenet_folders(root / "unpacked")
+    folder = root / "ILSVRC" / "Data" / "CLS-LOC"
+    rows = ["ImageId,PredictionString"]
+    for number, file in enumerate(sorted((root / "unpacked" / "val").rglob("*.JPEG"), reverse=True)):
+        boxes = f"{file.parent.name} 85 1 499 272 " * (1 + number % 2)
+        rows.append(f"{file.stem},{boxes}")
+        write(folder / "val" / file.name, file.read_bytes())
+        write(folder / "test" / f"ILSVRC2012_test_{number:08d}.JPEG", picture(7000 + number))
+    (root / "unpacked" / "train").rename(folder / "train")
+    (root / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n")
+    (root / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a name, another\n" for wnid in WNIDS))
+    write(root / "ILSVRC" / "ImageSets" / "CLS-LOC" / "val.txt", b"ILSVRC2012_val_00000001 1\n")
+    return content
+
+
+def imagenet_v2(root: Path, variant: str = "matched-frequency") -> Content:
     """ImageNet-V2: folders are numbers, and "10" sorts before "2"."""
-    folder = root / "imagenetv2-matched-frequency-format-val"
+    folder = root / f"imagenetv2-{variant}-format-val"
     val = {}
     for label in (0, 1, 2, 10, 99, 100, 999):
         for i in range(2):
             val[write(folder / str(label) / f"{label:04x}{i}.jpeg", picture(7 * label + i))] = label
     return {"val": val}
+
+
+def imagenet_subset(root: Path, name: str, classes: dict[str, int]) -> Content:
+    """ImageNet-A, -R and -Sketch: folders of some of ImageNet's classes, which keep their numbers, and a text."""
+    val = {}
+    for wnid, label in classes.items():
+        for i in range(2):
+            val[write(root / name / wnid / f"{wnid}_{i}.jpg", picture(3 * label + i))] = label
+    write(root / name / "README.txt", b"n01498041 stingray\n")
+    return {"val": val}
+
+
+# Some classes of ImageNet-A, and of -R, with their numbers among the 1,000.
+A_CLASSES = {"n01498041": 6, "n01531178": 11, "n12267677": 988}
+R_CLASSES = {"n01443537": 1, "n01484850": 2, "n12267677": 988}
 
 
 def cifar(root: Path, *, classes: int) -> Content:
@@ -234,34 +266,80 @@ def indl(root: Path) -> Content:
 
 def parquet(root: Path, *, paths: bool = True, names: bool = True, text_labels: bool = False) -> Content:
     """A data set of the Hugging Face Hub: structs of bytes and path, row groups, the names in the metadata."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    classes = ["cat", "dog", "owl"]
     content: Content = {}
     (root / "data").mkdir(parents=True)
     (root / "README.md").write_text("---\nlicense: mit\n---\n")
     for part, word, files in (("train", "train", 2), ("val", "validation", 1)):
         content[part] = {}
         for number in range(files):
-            rows = []
-            for i in range(10):
-                seed = 100 * files + 10 * number + i
-                image = picture(seed, format="PNG" if i % 2 else "JPEG")
-                label = i // 4  # sorted by class
-                content[part][image] = label
-                path = f"{word}/{classes[label]}.{seed}.{'png' if i % 2 else 'jpg'}" if paths else None
-                rows.append({"image": {"bytes": image, "path": path}, "label": label})
-            kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-            labels = [classes[row["label"]] if text_labels else row["label"] for row in rows]
-            columns = {
-                "image": pa.array([row["image"] for row in rows], kind),
-                "label": pa.array(labels, pa.string() if text_labels else pa.int64()),
-            }
-            feature = {"label": {"names": classes, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
-            about = {"huggingface": json.dumps({"info": {"features": feature}})} if names else {}
-            table = pa.table(columns).replace_schema_metadata(about)
-            pq.write_table(table, root / "data" / f"{word}-{number:05d}-of-{files:05d}.parquet", row_group_size=4)
+            file = root / "data" / f"{word}-{number:05d}-of-{files:05d}.parquet"
+            seed = 100 * files + 10 * number
+            content[part] |= parquet_file(file, seed, paths=paths and word, names=names, text_labels=text_labels)
+    return content
+
+
+def parquet_file(
+    file: Path, seed: int, *, paths: str | bool = False, names: bool = True, text_labels: bool = False
+) -> dict[bytes, int]:
+    """A parquet file of ten images of three classes; paths, if any, begin with a word."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    classes, rows, content = ["cat", "dog", "owl"], [], {}
+    for i in range(10):
+        image = picture(seed + i, format="PNG" if i % 2 else "JPEG")
+        label = i // 4  # sorted by class
+        content[image] = label
+        path = f"{paths}/{classes[label]}.{seed + i}.{'png' if i % 2 else 'jpg'}" if paths else None
+        rows.append({"image": {"bytes": image, "path": path}, "label": label})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    labels = [classes[row["label"]] if text_labels else row["label"] for row in rows]
+    columns = {
+        "image": pa.array([row["image"] for row in rows], kind),
+        "label": pa.array(labels, pa.string() if text_labels else pa.int64()),
+    }
+    feature = {"label": {"names": classes, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    about = {"huggingface": json.dumps({"info": {"features": feature}})} if names else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), file, row_group_size=4)
+    return content
+
+
+MINI_CARD = """---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  splits:
+  - name: train
+    num_bytes: 6284840508.0
+    num_examples: 20
+  - name: validation
+    num_examples: 10
+  - name: test
+    num_examples: 10
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+  - split: validation
+    path: data/validation-*
+  - split: test
+    path: data/test-*
+license: other
+---
+## Dataset Description
+"""
+
+
+def mini_imagenet(root: Path) -> Content:
+    """timm/mini-imagenet, as a download of the Hub's command line leaves it."""
+    content = parquet(root)
+    (root / "README.md").write_text(MINI_CARD)
+    parquet_file(root / "data" / "test-00000-of-00001.parquet", 900)
+    parquet_file(root / ".cache" / "huggingface" / "download" / "data" / "train-00000-of-00002.parquet", 0)
+    write(root / ".gitattributes", b"*.parquet filter=lfs\n")
     return content
 
 
@@ -269,6 +347,12 @@ def parquet(root: Path, *, paths: bool = True, names: bool = True, text_labels: 
 FORMATS: dict[str, Callable[[Path], Content]] = {
     "imagenet-1k": imagenet_tars,
     "imagenet-v2": imagenet_v2,
+    "imagenet-v2-threshold": lambda root: imagenet_v2(root, "threshold0.7"),
+    "imagenet-v2-top-images": lambda root: imagenet_v2(root, "top-images"),
+    "imagenet-a": lambda root: imagenet_subset(root, "imagenet-a", A_CLASSES),
+    "imagenet-r": lambda root: imagenet_subset(root, "imagenet-r", R_CLASSES),
+    "imagenet-sketch": lambda root: imagenet_subset(root, "sketch", {"n01440764": 0, "n15075141": 999}),
+    "mini-imagenet": mini_imagenet,
     "cifar10": lambda root: cifar(root, classes=10),
     "cifar100": lambda root: cifar(root, classes=100),
     "flowers102": flowers,

@@ -20,6 +20,7 @@ class Engine:
         self.table: dict[str, EngineJob] = {}
         self.tasks: list[dict] = []
         self.pools: list[str] = []
+        self.logs: dict[int, str] = {}
         self.calls = 0
 
     def launch(self, tasks, *, pool):
@@ -36,8 +37,11 @@ class Engine:
         for name in names:
             self.say(name, "CANCELLED")
 
-    def say(self, name, state, recoveries=0, reason=""):
-        self.table[name] = EngineJob(self.table[name].number, state, recoveries, reason)
+    def controller_log(self, number):
+        return self.logs.get(number, "")
+
+    def say(self, name, state, recoveries=0, reason="", details=""):
+        self.table[name] = EngineJob(self.table[name].number, state, recoveries, reason, details)
 
 
 def task_of(run: Run, *assignments: str) -> Task:

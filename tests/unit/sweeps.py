@@ -6,7 +6,7 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import parse_overrides, validate
 from rsb_cluster.config.sweep_file import SweepFile, expand
 from rsb_cluster.runs.run import Run, Spec, Submission
-from rsb_cluster.submission.plan import plan_runs
+from rsb_cluster.submission.plan_runs import plan_runs
 
 
 def file(**values: object) -> SweepFile:
@@ -30,7 +30,7 @@ def planned_with_notes(runs: Path, digits: Path, *job_overrides: str):
 
 def make(one, job: Job | None = None) -> Run:
     """Make a planned run's folder, as sent with a job if there is one."""
-    spec = Spec(run_id=one.run.run_id, seed=one.seed, virtual_ranks=2, data="", train_digest="", val_digest="")
+    spec = Spec(run_id=one.run.run_id, seed=one.seed, virtual_ranks=4, data="", train_digest="", val_digest="")
     one.run.create(one.recipe, spec)
     if job:
         one.run.add_submission(

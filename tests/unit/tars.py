@@ -99,7 +99,7 @@ ODD = {
         for i in range(4)
         for m in (
             (f"k{i}.cls", b"1"), (f"k{i}.json", b'{"label": 1}'), (f"k{i}.seg.png", image(9)), (f"k{i}.png", image(i)),
-            (f"k{i}.jpg", image(8)), (f"k{i}.txt", b"a caption"),
+            (f"k{i}.mask.jpg", image(8)), (f"k{i}.txt", b"a caption"),
         )
     ],
     "large neighbours": [

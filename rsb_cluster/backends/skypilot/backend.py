@@ -8,26 +8,28 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rsb_cluster.backends.base import Backend, Check, JobStatus, Price, State
+from rsb_cluster.backends.base import Backend, Check, JobStatus, Price, State, refuse_fields
 from rsb_cluster.backends.skypilot import engine, rank_logs, wheel
+from rsb_cluster.backends.skypilot.launches import LAUNCHING, FailedLaunches, failed_launches
 from rsb_cluster.backends.skypilot.prices import price
 from rsb_cluster.backends.skypilot.sky_task import as_yaml, sky_task
 from rsb_cluster.config.job import Job
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, SubmitError
 from rsb_cluster.node.task import Task
-from rsb_cluster.runs.run import Run, Submission
+from rsb_cluster.runs.run import FINAL_CAUSES, Run, Submission
+from rsb_cluster.storage.location import is_s3
 
 # Time limit for a cancelled run to save, s: its ranks see the request at a heartbeat, and stop after a step.
 SAVE_S = 120.0
 _POLL_S = 2.0
 
+# Jobs that do not start whose log one query reads: each takes SkyPilot about a second.
+LOGS_READ = 4
+
 _STATES: dict[str, State] = {
     "PENDING": "queued", "SUBMITTED": "queued", "STARTING": "queued", "RECOVERING": "queued",
     "RUNNING": "running", "WINDING_DOWN": "running", "CANCELLING": "running",
 }  # fmt: skip
-
-# Causes of an attempt's end after which the engine starts no other attempt.
-_FINAL_CAUSES = ("finished", "failed", "stopped", "superseded")
 
 
 class SkyPilot(Backend):
@@ -45,6 +47,7 @@ class SkyPilot(Backend):
     def check_job(self, job: Job) -> None:
         """Refuse a job that SkyPilot cannot run, and spot machines without checkpoints."""
         cloud, where = job.cloud, f"job '{job.name}'"
+        refuse_fields(job, "gpu_type", "python")
         if cloud.gpus != job.gpus_per_node and not (cloud.instance_type and not cloud.accelerators):
             accelerators = f"accelerators = '{cloud.accelerators}'" if cloud.accelerators else "no cloud.accelerators"
             raise ConfigError(
@@ -75,6 +78,14 @@ class SkyPilot(Backend):
         """Return the lowest price in SkyPilot's catalogs."""
         return price(job, spot=spot)
 
+    def describe_wait(self, submission: Submission) -> str:
+        """Return SkyPilot's state of a job, and why its launches fail."""
+        try:
+            (status,) = self.query([submission])
+        except SubmitError as error:
+            return str(error)
+        return ": ".join(filter(None, (status.engine, status.problem or status.reason)))
+
     def log_hint(self, submission: Submission) -> str:
         """Name the command that shows SkyPilot's own log."""
         return f"For the nodes' other output: sky jobs logs --name {submission.job_id}."
@@ -97,7 +108,7 @@ class SkyPilot(Backend):
         from rsb_cluster.backends.skypilot.plugin import make_spec
 
         url = tasks[0].run_url
-        if not url.startswith(("s3://", "s3a://")):
+        if not is_s3(url):
             raise ConfigError(f"job '{job.name}': cloud machines cannot reach {url}. Use --runs s3://bucket/runs.")
         if job.array_parallelism < len(tasks) and not job.cloud.pool:
             raise ConfigError(
@@ -116,10 +127,13 @@ class SkyPilot(Backend):
         jobs = SkyExecutor(folder).submit_array(list(tasks))
         return [job.record for job in jobs if isinstance(job, SkyJob)]
 
-    def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
-        """Return the status of managed jobs; one query for all."""
+    def query(self, submissions: Sequence[Submission], *, fresh: bool = True) -> list[JobStatus]:
+        """Return the status of managed jobs; one query for all, and one for each of the first that do not start."""
         jobs = engine.jobs()
-        return [_status(jobs.get(submission.job_id)) for submission in submissions]
+        named = [(submission.job_id, jobs.get(submission.job_id)) for submission in submissions]
+        launching = [job for _, job in named if job is not None and job.state in LAUNCHING]
+        problems = {job.number: _failed_launches(job) for job in launching[:LOGS_READ]}
+        return [_status(name, job, problems) for name, job in named]
 
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:
         """Cancel managed jobs and release their machines, after running attempts have saved or ``SAVE_S`` have passed.
@@ -146,18 +160,33 @@ class SkyPilot(Backend):
     def has_ended(self, run: Run, submission: Submission) -> bool:
         """Whether a job has ended according to the run's folder; a query to SkyPilot would take seconds."""
         last = run.attempts()[-1:]
-        return bool(last) and last[0].job_id == submission.job_id and last[0].cause in _FINAL_CAUSES
+        return bool(last) and last[0].job_id == submission.job_id and last[0].cause in FINAL_CAUSES
 
     def read_log(self, run: Run, submission: Submission, rank: int, start: int) -> bytes | None:
         """Return a rank's log from a byte offset; None if there is none."""
         return rank_logs.read_log(run, submission.job_id, rank, start)
 
 
-def _status(job: engine.EngineJob | None) -> JobStatus:
+def _failed_launches(job: engine.EngineJob) -> FailedLaunches:
+    try:
+        return failed_launches(engine.controller_log(job.number))
+    except SubmitError:  # its state is known all the same
+        return FailedLaunches()
+
+
+def _status(name: str, job: engine.EngineJob | None, problems: Mapping[int, FailedLaunches]) -> JobStatus:
     if job is None:
         return JobStatus("gone")
-    text = f"sky {job.number} {job.state}" + (f" ({job.recoveries} recovered)" if job.recoveries else "")
-    return JobStatus(_STATES.get(job.state, "gone"), text, job.reason)
+    failed = problems.get(job.number, FailedLaunches())
+    restarts = f"{job.recoveries} recovered" if job.recoveries else ""
+    launches = f"{failed.count} failed launch{'es' if failed.count > 1 else ''}" if failed.count else ""
+    notes = ", ".join(filter(None, (restarts, launches)))
+    problem = str(failed) or (job.details if job.state in LAUNCHING else restarts)
+    if problem:
+        problem += f". SkyPilot's log: sky jobs logs --controller --name {name}"
+    text = f"sky {job.number} {job.state}{f' ({notes})' if notes else ''}"
+    is_cancelled = job.state == "CANCELLED"
+    return JobStatus(_STATES.get(job.state, "gone"), text, job.reason, problem, is_cancelled=is_cancelled)
 
 
 def _request_stop(submission: Submission) -> tuple[Run, int] | None:

@@ -64,6 +64,13 @@ def _clouds_of(job: Job) -> set[str]:
     return {where.split("/")[0].lower() for where in job.cloud.infra}
 
 
+def _bounds(job: Job) -> str:
+    return (
+        f"at most {job.cloud.max_restarts} after failures of our own set-up (cloud.max_restarts); launches that fail "
+        "before it (no capacity, nodes that SkyPilot cannot set up) have none: 'status' counts them, 'cancel' ends them"
+    )
+
+
 def _egress(job: Job) -> Finding | str:
     if not any(map(_answers, PROBES)):
         return Finding(
@@ -95,5 +102,6 @@ CHECKS: dict[str, Check] = {
     "SkyPilot": _skypilot,
     "API server": _server,
     "clouds": _clouds,
+    "restarts": _bounds,
     "network": _egress,
 }

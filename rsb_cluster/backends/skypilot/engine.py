@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,9 @@ from rsb_cluster.storage.redact import redact
 NAME_PREFIX = "rsb-"
 
 # The fields to query; by default SkyPilot sends the whole task of each job.
-_FIELDS = ("job_id", "job_name", "status", "recovery_count", "failure_reason", "submitted_at")
+_FIELDS = ("job_id", "job_name", "status", "recovery_count", "failure_reason", "details", "submitted_at")
+
+_LOG_LINES = 20_000  # of a controller's log, some hundreds for each launch
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class EngineJob:
         state: SkyPilot's state: PENDING, STARTING, RUNNING, RECOVERING, SUCCEEDED ...
         recoveries: How often SkyPilot restarted it.
         reason: Why it failed, or empty.
+        details: What SkyPilot says that it waits for, or empty.
     """
 
     number: int
     state: str
     recoveries: int
     reason: str
+    details: str = ""
 
 
 def check_installed() -> None:
@@ -112,10 +117,22 @@ def jobs() -> dict[str, EngineJob]:
             return {}  # no controller, no jobs
         return {
             record.job_name: EngineJob(
-                record.job_id, record.status.value, record.recovery_count or 0, redact(record.failure_reason or "")
+                record.job_id,
+                record.status.value,
+                record.recovery_count or 0,
+                redact(record.failure_reason or ""),
+                redact(record.details or ""),
             )
             for record in records
         }
+
+
+def controller_log(number: int) -> str:
+    """Return the end of what SkyPilot's controller logged about a managed job: its launches, and why they failed."""
+    with _sky() as sky:
+        content = io.StringIO()
+        sky.jobs.tail_logs(job_id=number, follow=False, controller=True, tail=_LOG_LINES, output_stream=content)
+        return redact(content.getvalue())
 
 
 def cancel(names: Sequence[str]) -> None:

@@ -166,7 +166,7 @@ class SkyJobEnvironment(JobEnvironment):
 
 def new_id() -> str:
     """Return a new id for a submission, which is also the name of its managed job."""
-    return f"{engine.NAME_PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    return f"{engine.NAME_PREFIX}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
 
 
 def make_spec(task: Task, submission_id: str, code: wheel.BuiltWheel, pins: Sequence[str]) -> NodeSpec:

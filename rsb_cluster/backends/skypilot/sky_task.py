@@ -13,6 +13,7 @@ from rsb_cluster.errors import ConfigError
 from rsb_cluster.node.exit_codes import EXIT_FAILED, EXIT_RESTART, EXIT_STOPPED
 from rsb_cluster.node.node_spec import SPEC_SHA256, SPEC_URL, NodeSpec, digest
 from rsb_cluster.storage.redact import redact
+from rsb_cluster.storage.s3_settings import ANONYMOUS, REQUESTER_PAYS
 
 # When a node exits, SkyPilot kills the others, and may report their exit code first: 128 + SIGTERM.
 _RESTART_CODES = [EXIT_RESTART, 143]
@@ -29,8 +30,11 @@ esac
 exit "$code"
 """
 
-# The address of the object store; the nodes use their own credentials.
-STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+# How the object store is reached; the nodes use their own credentials.
+STORE_VARIABLES = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION", ANONYMOUS, REQUESTER_PAYS,
+)  # fmt: skip
 
 # Runs on a node before this package is installed.
 _FETCH = """\

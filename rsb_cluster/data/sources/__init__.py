@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rsb_cluster.data.datasets import DataSet, known_data_sets
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS
+from rsb_cluster.data.sources.chosen import choose_from
 from rsb_cluster.data.sources.digits import digits
 from rsb_cluster.data.sources.folder import class_folders, image_folder
 from rsb_cluster.data.sources.illusions import indl
-from rsb_cluster.data.sources.imagenet import imagenet_1k, imagenet_v2
+from rsb_cluster.data.sources.imagenet import imagenet_1k, imagenet_folders, imagenet_v2
+from rsb_cluster.data.sources.label_table import LabelTable, read_labels
+from rsb_cluster.data.sources.labelled import labelled_set
+from rsb_cluster.data.sources.layout import open_image_folders
 from rsb_cluster.data.sources.lists import inat_2019, indl_folder, vizwiz
-from rsb_cluster.data.sources.parquet import is_parquet, parquet, parquet_splits
-from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample, extension_of
+from rsb_cluster.data.sources.parquet import ParquetChoice, is_parquet, parquet_set
+from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample
+from rsb_cluster.data.sources.tree import spelled
 from rsb_cluster.errors import ConfigError, did_you_mean
 
-__all__ = ["SPLITS", "DataSource", "Sample", "open_set"]
+__all__ = ["SPLITS", "DataSource", "LabelTable", "ParquetChoice", "Sample", "open_set", "read_labels"]
 
 
 def open_set(
-    source: str, *, root: Path | None = None, split: str | None = None, any_count: bool = False
+    source: str,
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    any_count: bool = False,
+    classes: Sequence[str] = (),
+    choice: ParquetChoice | None = None,
+    table: LabelTable | None = None,
 ) -> dict[str, DataSource]:
     """Open a source given by the user.
 
@@ -30,7 +42,10 @@ def open_set(
             ``val/`` is both splits; any other folder is the one that ``split`` names.
         root: Folder of a data set known by name.
         split: ``train`` or ``val`` for one of them; None for both.
-        any_count: Accept a known data set with an unexpected number of images or classes.
+        any_count: Accept a known data set with an unexpected number of images or classes, and missing parquet files.
+        classes: Only these classes, numbered in this order; all if empty.
+        choice: The configuration and the columns of parquet files.
+        table: The classes of the images in a folder, which then needs no folder per class.
 
     Returns:
         The source of each split, for `rsb_cluster.data.make.plan_set`.
@@ -38,10 +53,46 @@ def open_set(
     Raises:
         ConfigError: There is no such source, or it is invalid.
     """
+    opened = _open(source, root, split, any_count, classes, choice, table)
+    if classes:
+        opened = {name: choose_from(part, classes) for name, part in opened.items()}
+    first = next(iter(opened))  # both have the same classes
+    if note := _differ_in_case(opened[first]):
+        opened[first] = replace(opened[first], notes=(*opened[first].notes, note))
+    return opened
+
+
+def _differ_in_case(source: DataSource) -> str:
+    """Return a note on classes of the user's own that may have been meant as one; empty if there are none."""
+    spellings: dict[str, list[str]] = {}
+    for name in () if source.data_set else source.classes:
+        spellings.setdefault(name.casefold(), []).append(name)
+    found = [" and ".join(map(spelled, names)) for names in spellings.values() if len(names) > 1]
+    if not found:
+        return ""
+    shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
+    return f"classes whose names differ only in case, and are different classes here: {shown}"
+
+
+def _open(
+    source: str,
+    root: Path | None,
+    split: str | None,
+    any_count: bool,
+    classes: Sequence[str],
+    choice: ParquetChoice | None,
+    table: LabelTable | None,
+) -> dict[str, DataSource]:
     if split is not None and split not in SPLITS:
         raise ConfigError(f"the split '{split}' is none of: {', '.join(SPLITS)}.")
     splits = (split,) if split else SPLITS
     known = known_data_sets()
+    if not source:
+        raise ConfigError("the source is empty. Name a data set (rsb-cluster shards list) or a folder.")
+    if table is not None:
+        if not Path(source).expanduser().is_dir():
+            raise ConfigError(f"--labels is for a folder of images or of tars, and there is no folder {source}.")
+        return labelled_set(Path(source).expanduser(), split, table)
     # A name takes precedence over a folder: torchvision itself creates a folder FashionMNIST in the current one.
     if source in known:
         return _open_known(known[source], root, split, any_count)
@@ -52,13 +103,19 @@ def open_set(
         others = data_set_names()
         if source in others:
             return {name: torchvision_dataset(source, root, name) for name in splits}
-        if not path.is_dir():
-            hint = did_you_mean(source, (*known, *others)) or " Write a folder with a slash: ./folder"
+        if not path.exists():
+            hint = _suggestion(source, (*known, *others)) or " Write a folder with a slash: ./folder"
             raise ConfigError(
                 f"'{source}' is neither a known data set (rsb-cluster shards list), nor one of torchvision, "
                 f"nor a folder.{hint}"
             )
-    return _open_folder(path, split)
+    return _open_folder(path, split, any_count, classes, choice)
+
+
+def _suggestion(source: str, known: Sequence[str]) -> str:
+    """Suggest the first data set whose name goes on like the given one (imagenet: imagenet-1k), else the closest."""
+    longer = next((name for name in known if name.startswith(f"{source}-")), "")
+    return f" Did you mean '{longer}'?" if longer else did_you_mean(source, known)
 
 
 def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_count: bool) -> dict[str, DataSource]:
@@ -95,17 +152,24 @@ def _open_part(data_set: DataSet, root: Path | None, split: str) -> DataSource:
         return digits(split)
     if reader == "indl":
         return indl_folder(root, split) if root else indl(argument, split)
+    if reader == "parquet":
+        assert root is not None  # as below
+        return parquet_set(root, split, any_count=True)[split]
     if reader == "torchvision":
         from rsb_cluster.data.sources.vision import torchvision_dataset
 
         return torchvision_dataset(argument, root, split)
     assert root is not None  # required above for every data set with files
+    if reader == "imagenet-v2":
+        return imagenet_v2(root, argument)
+    if reader == "imagenet-folders":
+        return imagenet_folders(root, argument)
     if reader == "folders":
         return _two_folders(root, argument.split(","), split)
     return _READERS[reader](root, split)
 
 
-_READERS = {"imagenet": imagenet_1k, "imagenet-v2": imagenet_v2, "inat-2019": inat_2019, "vizwiz": vizwiz}
+_READERS = {"imagenet": imagenet_1k, "inat-2019": inat_2019, "vizwiz": vizwiz}
 
 
 def _two_folders(root: Path, folders: list[str], split: str) -> DataSource:
@@ -114,38 +178,11 @@ def _two_folders(root: Path, folders: list[str], split: str) -> DataSource:
     return image_folder(root / (train if split == "train" else val), classes=classes)
 
 
-def _open_folder(path: Path, split: str | None) -> dict[str, DataSource]:
-    splits = (split,) if split else SPLITS
-    parts = {name: path / name for name in SPLITS}
+def _open_folder(
+    path: Path, split: str | None, any_count: bool, classes: Sequence[str], choice: ParquetChoice | None
+) -> dict[str, DataSource]:
     if is_parquet(path):
-        named = parquet_splits(path)
-        if split is None and not named:
-            raise ConfigError(f"the names of the .parquet files in {path} do not tell their split. Add --split.")
-        return {name: parquet(path, name) for name in splits if split or name in named}
-    if all(part.is_dir() for part in parts.values()):
-        # One list of names for both: a class that val lacks must not shift the numbers of the others.
-        classes = class_folders(parts["train"])
-        return {name: image_folder(parts[name], classes=classes) for name in splits}
-    if split is not None and _has_folders(parts[split]):
-        return {split: image_folder(parts[split])}
-    folders = class_folders(path)
-    if all(name in _NAMES_OF_SPLITS and _has_folders(path / name) for name in folders):
-        raise ConfigError(
-            f"the folders in {path} are splits and no classes: {', '.join(folders)}. Name one of them, such as "
-            f"{path / folders[-1]}, with --split train or --split val; or call them train and val."
-        )
-    if split is None:
-        raise ConfigError(f"{path} has no train/ and val/, so it is a single split. Add --split train or --split val.")
-    return {split: image_folder(path)}
-
-
-# As data sets call them. A class may have such a name, too, but then its folder holds images.
-_NAMES_OF_SPLITS = ("dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation")
-
-
-def _has_folders(path: Path) -> bool:
-    """Whether a folder holds folders and no image next to them: it is a split, as a class holds images."""
-    if not path.is_dir():
-        return False
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    return any(map(Path.is_dir, entries)) and not any(extension_of(entry.name) in IMAGE_EXTENSIONS for entry in entries)
+        return parquet_set(path, split, choice, any_count)
+    if choice:
+        raise ConfigError(f"--config and the columns are for parquet files, and {path} has none. Omit them.")
+    return open_image_folders(path, split, classes)

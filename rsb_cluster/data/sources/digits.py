@@ -32,7 +32,7 @@ def digits(split: str) -> DataSource:
     is_val[order[2::5]] = True
     assert is_val.sum() == DIGITS_VAL_SAMPLES
     numbers = np.flatnonzero(is_val if split == "val" else ~is_val).tolist()
-    return DataSource(f"scikit-learn's digits, {split}", tuple("0123456789"), numbers, _read)
+    return DataSource(f"scikit-learn's digits, {split}", tuple("0123456789"), numbers, _read, class_of=_class_of)
 
 
 def _read(number: int) -> Sample:
@@ -40,6 +40,10 @@ def _read(number: int) -> Sample:
 
     images, labels = _load()
     return f"digits-{number:04d}", as_png(Image.fromarray(images[number])), "png", int(labels[number])
+
+
+def _class_of(number: int) -> int:
+    return int(_load()[1][number])
 
 
 @cache

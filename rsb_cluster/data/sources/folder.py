@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
+from stat import S_ISREG
 
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS, SNIFFED_BYTES, sniff, stored_extension
+from rsb_cluster.data.left_out import printable
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.data.sources.tree import ImageTree, same_name, spelled
+from rsb_cluster.data.split_folder import abbreviate
+from rsb_cluster.data.subset import class_numbers
+from rsb_cluster.errors import ConfigError, is_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class _ReadFile:
             content = (self.folder / file).read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot read the image {self.folder / file}: {error.strerror}. Check it.") from error
-        return key, content, extension_of(file), label
+        return key, content, stored_extension(extension_of(file) or sniff(content[:SNIFFED_BYTES])), label
 
 
 def file_source(
@@ -43,92 +47,127 @@ def file_source(
         sizes: Size of each file, bytes; if empty, it is determined here.
 
     Raises:
-        ConfigError: A file does not exist.
+        ConfigError: A file does not exist, or is empty.
     """
     keys = safe_keys([file for file, _ in files])
     entries = [(key, file, label) for key, (file, label) in zip(keys, files, strict=True)]
     known = array("q", sizes or (_size(folder / file) for file, _ in files))
+    if 0 in known:
+        empty = [file for (file, _), size in zip(files, known, strict=True) if not size]
+        raise ConfigError(
+            f"{description}: {len(empty):,} files are empty: {abbreviate(map(printable, empty))}. "
+            "Restore them, or remove them."
+        )
     return DataSource(description, tuple(classes), entries, _ReadFile(folder), sizes=known, show=itemgetter(1))
 
 
 def class_folders(path: Path) -> tuple[str, ...]:
-    """Return the names of a folder's sub-folders, sorted; hidden ones are left out.
+    """Return the names of a folder's sub-folders, sorted; hidden ones and those of systems and tools are left out.
 
     Raises:
-        ConfigError: There is no such folder, or it has no sub-folders.
+        ConfigError: There is no such folder, it has no sub-folders, or two of them are not two classes.
     """
-    if not path.is_dir():
-        raise ConfigError(f"there is no folder {path}. Check the path.")
-    classes = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry.name)))
-    if not classes:
-        raise ConfigError(f"{path} has no sub-folders. It needs one folder of images for each class.")
-    return classes
+    return _class_folders(ImageTree(path), path)
 
 
-def image_folder(path: Path, *, classes: Sequence[str] = (), names: Sequence[str] = ()) -> DataSource:
+def image_folder(
+    path: Path, *, classes: Sequence[str] = (), names: Sequence[str] = (), only: Sequence[str] = ()
+) -> DataSource:
     """Open a folder of images with one sub-folder per class, as torchvision's ``ImageFolder`` does.
 
-    Image files are kept as they are. Folders may be nested below the class. Files without an image's extension and
-    hidden files (such as macOS's ``._x.jpg``) are skipped.
+    Image files are kept as they are. Folders may be nested below the class. What is left out is in the source's notes:
+    hidden files (such as macOS's ``._x.jpg``), those of systems and tools, and those that are no images.
 
     Args:
         path: The folder.
         classes: The names of the class folders, in the order of their numbers; if empty, those found, sorted.
         names: Names of the classes, if they differ from the folders.
+        only: The class folders to read; if empty, all. They need not be in this order.
 
     Raises:
-        ConfigError: There is no class folder, one is not in ``classes``, or one of those found has no image.
+        ConfigError: There is no class folder, one of ``only`` is missing, one is not in ``classes``, one of those found
+            has no image, or an image is an empty file.
     """
-    found = class_folders(path)
-    folders = tuple(classes) or found
-    unknown = sorted(set(found) - set(folders))
+    tree = ImageTree(path)
+    found = {same_name(name): name for name in _class_folders(tree, path)}
+    for name in found.values():
+        if not is_text(name):
+            raise ConfigError(f"{path}: the name of the class folder {name!r} is not UTF-8. Rename it.")
+    if only:
+        if not classes:
+            class_numbers(only, tuple(found.values()), str(path))  # says which is missing
+        found = {key: name for key, name in found.items() if key in set(map(same_name, only))}
+    folders = tuple(classes) or tuple(found.values())
+    unknown = sorted(found.keys() - set(map(same_name, folders)))
     if unknown:
         raise ConfigError(
-            f"{path} has {len(unknown)} class folders that are missing in train: {', '.join(unknown[:5])}. "
+            f"{path} has {len(unknown)} class folders that are missing in train: "
+            f"{', '.join(spelled(found[name]) for name in unknown[:5])}. "
             "Give both the same class folders, or remove these."
         )
     files: list[tuple[str, int]] = []
     sizes = array("q")
     for label, name in enumerate(folders):
-        for file, size in images(path / name):
-            files.append((file.relative_to(path).as_posix(), label))
+        for file, size in tree.images(found[same_name(name)]) if same_name(name) in found else ():
+            files.append((file, label))
             sizes.append(size)
     counts = Counter(label for _, label in files)
     empty = [name for label, name in enumerate(folders) if not counts[label]]
-    if empty and not classes:
+    notes = (*tree.left_out.notes(), *_notes_of_names(folders))
+    if files and empty and not classes:
         raise ConfigError(
-            f"{len(empty)} class folders in {path} have no image: {', '.join(empty[:5])}. Remove them, or fill them."
+            "\n".join(
+                (
+                    f"{len(empty)} class folders in {path} have no image: {', '.join(map(spelled, empty[:5]))}. "
+                    "Remove them, fill them, or name the others with --classes.",
+                    *notes,
+                )
+            )
         )
     if not files:
-        raise ConfigError(
-            f"{path} has no image in its class folders. Extensions of images: {', '.join(IMAGE_EXTENSIONS)}."
-        )
+        what = f"{path} has no image in its class folders. Extensions of images: {', '.join(IMAGE_EXTENSIONS)}."
+        raise ConfigError("\n".join((what, *notes)))
     source = file_source(f"images in {path}", tuple(names) or folders, path, files, sizes)
-    return replace(source, folder=path)
+    return replace(source, folder=path, notes=notes)
+
+
+def _notes_of_names(folders: Sequence[str]) -> Iterator[str]:
+    """Say where the numbers of classes are not what their names suggest."""
+    if all(name.isdecimal() for name in folders):
+        number, name = next(((n, name) for n, name in enumerate(folders) if n != int(name)), (0, ""))
+        if name and list(folders) != sorted(folders, key=int):
+            yield f"classes are numbered in the order of their names as text: class {number} is the folder '{name}'"
 
 
 def images(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Yield the image files below a folder, in a fixed order, and their sizes in bytes.
+    """Yield the image files below a folder, in a fixed order, and their sizes in bytes (see `ImageTree`)."""
+    return ((folder / file, size) for file, size in ImageTree(folder).images())
 
-    Each size is read right after its folder was listed: network file systems return both in one response.
 
-    Raises:
-        ConfigError: A file is a dangling link.
-    """
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in sorted(files):
-            if extension_of(name) in IMAGE_EXTENSIONS and not _is_hidden(name):
-                file = Path(parent, name)
-                yield file, _size(file)
+def _class_folders(tree: ImageTree, path: Path) -> tuple[str, ...]:
+    if not path.exists():
+        raise ConfigError(f"there is no folder {path}. Check the path.")
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder. If it is an archive, unpack it and give the folder with the images.")
+    classes = tree.classes()
+    if not classes:
+        raise ConfigError(
+            "\n".join(
+                (
+                    f"{path} has no sub-folders. It needs one folder of images for each class, or a table with the "
+                    "class of each image (--labels FILE.csv).",
+                    *tree.left_out.notes(),
+                )
+            )
+        )
+    return classes
 
 
 def _size(file: Path) -> int:
     try:
-        return file.stat().st_size
+        found = file.stat()
     except OSError as error:
         raise ConfigError(f"cannot read the image {file}: {error.strerror}. Check it.") from error
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
+    if not S_ISREG(found.st_mode):  # never opened: a pipe would wait for ever
+        raise ConfigError(f"the image {file} is no regular file. Restore it, or take it out of the list.")
+    return found.st_size

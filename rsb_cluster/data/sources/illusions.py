@@ -39,20 +39,26 @@ def indl(name: str, split: str) -> DataSource:
     number = SETS.index(name)
     start = 0 if split == "train" else SAMPLES["train"]
     entries = [(number, i) for i in range(start, start + SAMPLES[split])]
-    return DataSource(f"InDL's {name}, {split}, drawn here", INDL_CLASSES, entries, _draw)
+    return DataSource(f"InDL's {name}, {split}, drawn here", INDL_CLASSES, entries, _draw, class_of=_class_of)
 
 
 def _draw(entry: tuple[int, int]) -> Sample:
     number, i = entry
-    # Raw words, as only these stay the same in later versions of NumPy.
-    generator = np.random.Philox(np.random.SeedSequence((SHUFFLE_SEED, number, i)))
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(generator.random_raw() >> np.uint64(11)) * 2.0**-53
-
+    uniform = _uniform(entry)
     label = int(uniform(0, 1) < 0.5)
     image = (_hering, _muller_lyer, _poggendorff, _vertical_horizontal, _zollner)[number](uniform, bool(label))
     return f"{SETS[number]}-{i:05d}", as_png(image), "png", label
+
+
+def _class_of(entry: tuple[int, int]) -> int:
+    return int(_uniform(entry)(0, 1) < 0.5)  # the first draw of _draw()
+
+
+def _uniform(entry: tuple[int, int]) -> Uniform:
+    """Return the draws of an image."""
+    # Raw words, as only these stay the same in later versions of NumPy.
+    generator = np.random.Philox(np.random.SeedSequence((SHUFFLE_SEED, *entry)))
+    return lambda low, high: low + (high - low) * float(generator.random_raw() >> np.uint64(11)) * 2.0**-53
 
 
 def _hering(uniform: Uniform, same: bool) -> Image.Image:

@@ -1,4 +1,4 @@
-"""ImageNet-1k as downloaded, and ImageNet-V2.
+"""ImageNet-1k as downloaded from its authors or from Kaggle, and ImageNet-V2.
 
 The tars and the extracted class folders give the same shards, byte for byte: keys, order and image files are the same.
 torchvision's ``ImageNet`` is not used: it extracts the 150 GB next to the tars before it reads anything.
@@ -6,12 +6,13 @@ torchvision's ``ImageNet`` is not used: it extracts the 150 GB next to the tars 
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import sys
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 
+KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+KAGGLE_TRUTH = "LOC_val_solution.csv"
+
 _VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _V2_FOLDER = "imagenetv2-"
 
@@ -34,39 +38,55 @@ def imagenet_1k(root: Path, split: str) -> DataSource:
     """Open ImageNet-1k, from folders if they exist, else from the tars. Val includes the ReaL labels.
 
     Args:
-        root: Folder with ``train/`` and ``val/`` with a folder per class (``n01440764``), or with the two tars. A
-            ``val`` that is not sorted into class folders, or is a tar, needs the devkit in root, packed or extracted.
+        root: Folder with ``train/`` and ``val/`` with a folder per class (``n01440764``), or with the two tars; or as
+            Kaggle ships it, with both in ``ILSVRC/Data/CLS-LOC``. A ``val`` that is not sorted into class folders, or
+            is a tar, needs the devkit in root, packed or extracted, or Kaggle's ``LOC_val_solution.csv``.
         split: ``train`` or ``val``.
 
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    source = _train(root) if split == "train" else _val(root)
+    folder = next((root / name for name in KAGGLE_FOLDERS if (root / name).is_dir()), root)
+    source = _train(folder) if split == "train" else _val(root, folder)
     if split == "val":
         source = replace(source, labels={REAL: real_labels(entry[0] for entry in source.entries)})
     return source
 
 
-def imagenet_v2(root: Path, split: str) -> DataSource:
+def imagenet_v2(root: Path, variant: str) -> DataSource:
     """Open a variant of ImageNet-V2: 1,000 folders named by the class number.
 
     torchvision's ``ImageFolder`` sorts them as text: "10" comes before "2", and nearly all labels are wrong.
 
     Args:
-        root: The folder of a variant, or one that holds a single ``imagenetv2-...`` folder.
-        split: ``val``; it is for evaluation only.
+        root: The folder of a variant, or one that holds ``imagenetv2-...`` folders.
+        variant: The beginning of the variant's name; empty for the only one.
     """
-    variants = sorted(path for path in root.glob(f"{_V2_FOLDER}*") if path.is_dir())
+    variants = sorted(path for path in root.glob(f"{_V2_FOLDER}{variant}*") if path.is_dir())
     if len(variants) > 1:
         raise ConfigError(
             f"{root} holds {len(variants)} variants of ImageNet-V2: {', '.join(path.name for path in variants)}. "
             "Use one of these folders as --root; timm's results are on matched-frequency."
         )
     folder = variants[0] if variants else root
+    if not variants and folder.name.startswith(_V2_FOLDER) and not folder.name.startswith(f"{_V2_FOLDER}{variant}"):
+        raise ConfigError(f"{root} is another variant of ImageNet-V2 than {variant}. Check --root.")
     odd = [name for name in class_folders(folder) if not name.isdecimal()]
     if odd:
         raise ConfigError(f"{folder} has the folder '{odd[0]}'; ImageNet-V2's are called 0 to 999. Check --root.")
     return image_folder(folder, classes=[str(i) for i in range(1000)], names=imagenet_synsets())
+
+
+def imagenet_folders(root: Path, name: str) -> DataSource:
+    """Open other images of ImageNet's classes: ImageNet-A, -R or -Sketch, a folder for each class (``n01443537``).
+
+    A class keeps its number among the 1,000, however few of them the set has.
+
+    Args:
+        root: That folder, or the one that it is in.
+        name: Its name as its authors pack it.
+    """
+    return image_folder(root / name if (root / name).is_dir() else root, classes=imagenet_synsets())
 
 
 def imagenet_synsets() -> tuple[str, ...]:
@@ -88,13 +108,14 @@ def _train(root: Path) -> DataSource:
     return _in_tar(tar, classes, found)
 
 
-def _val(root: Path) -> DataSource:
-    folder = root / "val"
+def _val(root: Path, parent: Path) -> DataSource:
+    """Open val in a folder; what the root holds besides tells the classes of its images."""
+    folder = parent / "val"
     if folder.is_dir():
-        if any(path.is_dir() for path in folder.iterdir()):
-            known = class_folders(root / "train") if (root / "train").is_dir() else ()
+        if any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()):
+            known = class_folders(parent / "train") if (parent / "train").is_dir() else ()
             return image_folder(folder, classes=known)
-        truth = _Devkit.open(root)
+        truth = _Truth.open(root)
         files = sorted((truth.wnid_of(file.name), file.name, size) for file, size in images(folder))
         # The key contains the class folder, as if val were sorted into class folders.
         label = {wnid: i for i, wnid in enumerate(truth.classes)}
@@ -104,29 +125,55 @@ def _val(root: Path) -> DataSource:
         entries = [(key, *entry[1:]) for key, entry in zip(keys, flat.entries, strict=True)]
         return replace(flat, entries=entries, folder=folder)
     tar = _require_file(root / VAL_TAR, f"{folder} with the images")
-    truth = _Devkit.open(root)
+    truth = _Truth.open(root)
     with _tar_errors(tar), tar.open("rb") as file:
         found = sorted((truth.wnid_of(name), name, offset, size) for name, offset, size in _members(file, 0))
     return _in_tar(tar, truth.classes, [(f"{wnid}/{name}", wnid, offset, size) for wnid, name, offset, size in found])
 
 
 @dataclass(frozen=True)
-class _Devkit:
+class _Truth:
     """The classes, and the ground truth of the validation images, as WordNet ids."""
 
     classes: tuple[str, ...]
-    truth: tuple[str, ...]  # of ILSVRC2012_val_00000001.JPEG, ...
+    truth: Mapping[int, str]  # by the number in ILSVRC2012_val_00000001.JPEG
+    file: str
 
     def wnid_of(self, name: str) -> str:
         found = _VAL_FILE.fullmatch(name)
-        if found is None or not 1 <= int(found[1]) <= len(self.truth):
-            raise ConfigError(
-                f"'{name}' is not one of the {len(self.truth):,} validation images of the devkit. Remove it."
-            )
-        return self.truth[int(found[1]) - 1]
+        wnid = self.truth.get(int(found[1])) if found else None
+        if wnid is None:
+            raise ConfigError(f"'{name}' is not one of the {len(self.truth):,} images of {self.file}. Remove it.")
+        return wnid
 
     @classmethod
-    def open(cls, root: Path) -> _Devkit:
+    def open(cls, root: Path) -> _Truth:
+        """Read the devkit, or Kaggle's list if that is all there is."""
+        has_devkit = (root / DEVKIT).is_dir() or (root / f"{DEVKIT}.tar.gz").is_file()
+        above = (root, *root.absolute().parents[:3])  # the root may be any folder down to the one of train and val
+        lists = [folder / KAGGLE_TRUTH for folder in above if (folder / KAGGLE_TRUTH).is_file()]
+        return cls._of_kaggle(lists[0]) if lists and not has_devkit else cls._of_devkit(root)
+
+    @classmethod
+    def _of_kaggle(cls, path: Path) -> _Truth:
+        """Read rows of an image's name, and its class with a box: ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``.
+
+        The box may be followed by others, with the class before each.
+        """
+        truth: dict[int, str] = {}
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):
+                found = _VAL_FILE.fullmatch(f"{row.get('ImageId')}.JPEG")
+                classes = set((row.get("PredictionString") or "").split()[::5])
+                if found is None or len(classes) != 1:
+                    raise ConfigError(
+                        f"{path} is not Kaggle's list of classes: it has the row {row}. Download it again."
+                    )
+                truth[int(found[1])] = classes.pop()
+        return cls(tuple(sorted(set(truth.values()))), truth, str(path))
+
+    @classmethod
+    def _of_devkit(cls, root: Path) -> _Truth:
         """Read meta.mat and the ground truth.
 
         The ground truth has ILSVRC's class numbers, 1 to 1,000. Models are trained with the order of the sorted WordNet
@@ -138,7 +185,8 @@ class _Devkit:
         synsets = loadmat(io.BytesIO(read("data/meta.mat")), squeeze_me=True)["synsets"]
         leaves = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
         numbers = read("data/ILSVRC2012_validation_ground_truth.txt").split()
-        return cls(tuple(sorted(leaves.values())), tuple(leaves[int(number)] for number in numbers))
+        truth = {i: leaves[int(number)] for i, number in enumerate(numbers, 1)}
+        return cls(tuple(sorted(leaves.values())), truth, "the devkit")
 
 
 def _devkit_reader(root: Path) -> Callable[[str], bytes]:
@@ -147,7 +195,7 @@ def _devkit_reader(root: Path) -> Callable[[str], bytes]:
         return lambda name: (root / DEVKIT / name).read_bytes()
     packed = _require_file(
         root / f"{DEVKIT}.tar.gz",
-        f"{root / 'val'} sorted into class folders; the devkit has the classes of the validation images",
+        f"{root / KAGGLE_TRUTH}, nor a val sorted into class folders; they tell the classes of the validation images",
     )
 
     def read(name: str) -> bytes:

@@ -93,7 +93,7 @@ def indl_folder(root: Path, split: str) -> DataSource:
         ConfigError: A file is missing or invalid.
     """
     path = root / "label.csv"
-    with _file_errors(path), path.open(newline="") as file:
+    with _file_errors(path), path.open(newline="", encoding="utf-8-sig") as file:
         files = sorted((row["name"], int(row["label"])) for row in csv.DictReader(file))
     is_val = np.zeros(len(files), dtype=bool)
     is_val[permutation(len(files), SHUFFLE_SEED)[: len(files) // 5]] = True

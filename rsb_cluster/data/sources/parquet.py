@@ -3,79 +3,168 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS
+import numpy as np
+
+from rsb_cluster.data.sources.parquet_files import ParquetFiles, abbreviate, parquet_files, visible_parquet
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
 
-# Names of a file, or of a folder above it, for each of our splits; the first that exists is used.
-_SPLIT_NAMES = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev", "test")}
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "cls", "target")
+_IMAGE_COLUMNS = ("image", "img")
+# Of the paths that become keys. It never grows, whatever else is read: a set has the same keys, and so the same digest
+# and the same runs, in all versions.
+_KEY_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
+_MAX_CLASS = np.iinfo(np.int32).max
+_LFS = b"version https://git-lfs"
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"} | dict.fromkeys(
     (b"II*\0", b"MM\0*"), "tiff"
 )
 
 
+@dataclass(frozen=True)
+class ParquetChoice:
+    """What the user chooses where parquet files leave it open; empty fields are found out.
+
+    Attributes:
+        config: The configuration (see `rsb_cluster.data.sources.parquet_files.parquet_files`).
+        image_column: Name of the column of images.
+        label_column: Name of the column of classes.
+    """
+
+    config: str = ""
+    image_column: str = ""
+    label_column: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.config or self.image_column or self.label_column)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    has_path: bool
+    names: tuple[str, ...]  # of the classes, empty if unknown
+    notes: tuple[str, ...] = ()
+
+
 def is_parquet(root: Path) -> bool:
-    """Whether a folder holds parquet files, and not images: the first file found decides."""
-    files = (file for _, _, names in os.walk(root) for file in names)
-    first = next((file for file in files if extension_of(file) in (*IMAGE_EXTENSIONS, "parquet")), "")
-    return extension_of(first) == "parquet"
+    """Whether a folder is a data set of parquet files: one without images, or with images in the parquet files."""
+    files, images = visible_parquet(root)
+    if not files or not images:
+        return bool(files)
+    try:
+        import pyarrow  # noqa: F401
+
+        return bool(_image_columns(_schema(files[0])))
+    except (ModuleNotFoundError, ConfigError):
+        return True
 
 
-def parquet_splits(root: Path) -> list[str]:
-    """Return those of our splits that occur in the names of the files."""
-    return [split for split in _SPLIT_NAMES if _files(root, split)]
+def parquet_set(
+    root: Path, split: str | None = None, choice: ParquetChoice | None = None, any_count: bool = False
+) -> dict[str, DataSource]:
+    """Open the splits of a parquet image data set, as ``datasets`` writes it: an image and a label column.
 
+    The images are structs of ``bytes`` and ``path``, or bytes alone; labels are integers, names or truth values. Class
+    names are read from the metadata of ``datasets`` in the files, if present. A key is the image's path if all paths
+    are unique, else its position.
 
-def parquet(root: Path, split: str) -> DataSource:
-    """Open a split of a parquet image data set, as ``datasets`` writes it: an image and a label column.
-
-    The images are structs of ``bytes`` and ``path``, or bytes alone; labels are integers or names. Class names are read
-    from the metadata of ``datasets`` in the files, if present. A key is the image's path if all paths are unique, else
-    its position.
+    Args:
+        root: The folder.
+        split: ``train`` or ``val`` for one of them; None for all that there are.
+        choice: The configuration and the columns.
+        any_count: Accept missing parts, and another number of rows than the data set's card has.
 
     Raises:
         ConfigError: pyarrow is missing, the split has no files, or they are not as described.
     """
+    _require_pyarrow()
+    choice = choice or ParquetChoice()
+    found = parquet_files(root, choice.config, any_count)
+    if split is None and "" in found.splits:
+        raise ConfigError(f"the names of the .parquet files in {root} do not tell their split. Add --split.")
+    if split is not None and not found.of(split):
+        there = ", ".join(found.splits)
+        raise ConfigError(f"no .parquet file in {root} is of {split}; there is {there}. Check --split.")
+    return {name: _source(found, name, choice, any_count) for name in ([split] if split else found.splits)}
+
+
+def read_table(file: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
+    """Return the names of a file's columns, and its rows without columns of images.
+
+    Raises:
+        ConfigError: pyarrow is missing, or the file is damaged; also while the rows are read.
+    """
+    _require_pyarrow()
+    import pyarrow.parquet as pq
+
+    schema = _schema(file)
+    names = [name for name in schema.names if name not in _image_columns(schema)]
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        with _file_errors(file):
+            for batch in pq.ParquetFile(file).iter_batches(columns=names):
+                yield from batch.to_pylist()
+
+    return names, rows()
+
+
+def _require_pyarrow() -> None:
     try:
-        import pyarrow.parquet as pq
+        import pyarrow  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError("reading parquet files needs pyarrow. Use pip install 'rsb-cluster[parquet]'.") from error
 
-    files = _files(root, split) or (sorted(root.rglob("*.parquet")) if not parquet_splits(root) else [])
-    if not files:
-        raise ConfigError(f"no .parquet file in {root} is named {' or '.join(_SPLIT_NAMES[split])}. Check --split.")
-    schema = pq.read_schema(files[0])
-    image, label, names = _columns(schema, files[0])
-    has_path = any(field.name == "path" for field in _struct(schema.field(image).type))
+
+def _source(found: ParquetFiles, split: str, choice: ParquetChoice, any_count: bool) -> DataSource:
+    root, files = found.root, found.of(split)
+    columns = _same_columns(files, choice)
     rows: list[tuple[str, int, int]] = []
     labels: list[Any] = []
     paths: list[str | None] = []
     blocks: list[int] = []
     for file in files:
-        opened = pq.ParquetFile(file)
         name = file.relative_to(root).as_posix()
-        for group in range(opened.num_row_groups):
-            table = opened.read_row_group(group, columns=[label, f"{image}.path"] if has_path else [label])
-            labels += table[label].to_pylist()
-            paths += [value["path"] for value in table[image].to_pylist()] if has_path else [None] * len(table)
+        for group, table in _label_groups(file, columns):
+            labels += table[columns.label].to_pylist()
+            paths += _paths(table, columns)
             rows += [(name, group, row) for row in range(len(table))]
             blocks.append(len(table))
-    numbers, classes = _numbered(labels, names, f"the column '{label}' of {root}")
-    keys = _keys(paths, split)
-    entries = [(key, number, *row) for key, number, row in zip(keys, numbers, rows, strict=True)]
-    packed = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
-    read = _ReadRow(root, image)
-    return DataSource(f"parquet files in {root}, {split}", classes, entries, read, tuple(blocks), packed=packed)
+    expected = found.samples.get(split, len(rows))
+    if len(rows) != expected and not any_count:
+        raise ConfigError(
+            f"{root}: {split} has {len(rows):,} rows, and README.md says {expected:,}. Was a download interrupted? To "
+            "use them anyway, pass --any-count."
+        )
+    names = columns.names
+    if not names and any(isinstance(label, str) for label in labels):
+        # Those of train: a class that val lacks must not shift the numbers of the others.
+        names = _class_names(found.splits.get("train", files), choice)
+
+    def where(i: int) -> str:
+        name, group, row = rows[i]
+        return f"row {row} of row group {group} in {root / name}"
+
+    numbers, classes = _numbered(labels, names, columns.label, where)
+    entries = [(key, n, *row) for key, n, row in zip(_keys(paths, split), numbers, rows, strict=True)]
+    return DataSource(
+        f"parquet files in {root}, {split}",
+        classes,
+        entries,
+        _ReadRow(root, columns.image),
+        tuple(blocks),
+        packed={file.relative_to(root).as_posix(): file.stat().st_size for file in files},
+        notes=(*found.notes, *columns.notes),
+    )
 
 
 @dataclass(frozen=True)
@@ -100,42 +189,114 @@ class _ReadRow:
 def _row_group(file: Path, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file).read_row_group(group, columns=[column])[column]
+    with _file_errors(file):
+        return pq.ParquetFile(file).read_row_group(group, columns=[column])[column]
 
 
-def _files(root: Path, split: str) -> list[Path]:
-    found = sorted(root.rglob("*.parquet"))
-    for name in _SPLIT_NAMES[split]:
-        word = re.compile(rf"(^|[^a-z]){name}([^a-z]|$)", re.IGNORECASE)
-        chosen = [file for file in found if word.search(file.relative_to(root).as_posix())]
-        if chosen:
-            return chosen
-    return []
+def _label_groups(file: Path, columns: _Columns) -> Iterator[tuple[int, Any]]:
+    """Yield each row group of a file with its labels, and the paths of its images."""
+    import pyarrow.parquet as pq
+
+    wanted = [columns.label, f"{columns.image}.path"] if columns.has_path else [columns.label]
+    with _file_errors(file):
+        opened = pq.ParquetFile(file)
+        for group in range(opened.num_row_groups):
+            yield group, opened.read_row_group(group, columns=wanted)
 
 
-def _columns(schema: Any, file: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Return the image column, the label column, and the class names, empty if unknown."""
+def _paths(table: Any, columns: _Columns) -> list[str | None]:
+    if not columns.has_path:
+        return [None] * len(table)
+    return [value["path"] if value else None for value in table[columns.image].to_pylist()]
+
+
+def _class_names(files: Sequence[Path], choice: ParquetChoice) -> tuple[str, ...]:
+    """Return the sorted names in the label column of some files."""
+    columns = _same_columns(files, choice)
+    names: set[str] = set()
+    for file in files:
+        for _, table in _label_groups(file, columns):
+            names.update(label for label in table[columns.label].unique().to_pylist() if isinstance(label, str))
+    return tuple(sorted(names))
+
+
+# --- columns ---
+
+
+def _same_columns(files: Sequence[Path], choice: ParquetChoice) -> _Columns:
+    """Return the columns of the files; refuse files that differ in them."""
+    first = _columns(_schema(files[0]), files[0], choice)
+    for file in files[1:]:
+        other = _columns(_schema(file), file, choice)
+        if other != first:
+            raise ConfigError(
+                f"{file} has other columns or class names than {files[0]}: are they of one data set? Choose the files "
+                "with --config 'PATTERN'."
+            )
+    return first
+
+
+def _columns(schema: Any, file: Path, choice: ParquetChoice) -> _Columns:
+    features = _features(schema)
+    images = [name for name in _image_columns(schema) if features.get(name, {}).get("_type", "Image") == "Image"]
+    labels = [name for name in _LABEL_COLUMNS if name in schema.names]
+    labels += [n for n, f in features.items() if f.get("_type") == "ClassLabel" and n in schema.names]
+    labels = list(dict.fromkeys(labels))
+    image = _choose("image", images, _IMAGE_COLUMNS, choice.image_column, schema, file)
+    label = _choose("label", labels, ("label",), choice.label_column, schema, file)
+    names = features.get(label, {}).get("names") or ()
+    notes = [f"columns that are not used: {', '.join(rest)}"] if (rest := _rest(images + labels, image, label)) else []
+    has_path = any(field.name == "path" for field in _struct(schema.field(image).type))
+    return _Columns(image, label, has_path, tuple(map(str, names)), tuple(notes))
+
+
+def _rest(candidates: list[str], *used: str) -> list[str]:
+    return [name for name in candidates if name not in used]
+
+
+def _choose(kind: str, found: list[str], usual: Sequence[str], asked: str, schema: Any, file: Path) -> str:
+    """Return the column of images or of classes."""
+    if asked:
+        if asked not in schema.names:
+            raise ConfigError(f"{file} has no column '{asked}'; its columns are {', '.join(schema.names)}.")
+        if kind == "image" and asked not in _image_columns(schema):
+            raise ConfigError(
+                f"the column '{asked}' of {file} has no bytes of images: it is {schema.field(asked).type}."
+            )
+        return asked
+    if not found:
+        raise ConfigError(
+            f"{file} has no {kind} column; its columns are {', '.join(schema.names)}. Images are bytes, or structs "
+            f"with bytes; a label column is called {' or '.join(_LABEL_COLUMNS)}, or named by --label-column."
+        )
+    preferred = [name for name in usual if name in found]
+    if len(found) > 1 and len(preferred) != 1:
+        raise ConfigError(
+            f"{file} has several {kind} columns: {', '.join(found)}. Choose one with --{kind}-column NAME."
+        )
+    return preferred[0] if preferred else found[0]
+
+
+def _features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return the types of the columns that ``datasets`` keeps in the file."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        found = about.get("info", {}).get("features", {})
+        return {name: value for name, value in found.items() if isinstance(value, dict)}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _image_columns(schema: Any) -> list[str]:
     import pyarrow as pa
 
-    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = about.get("info", {}).get("features", {})
-    images = [
+    return [
         field.name
         for field in schema
         if any(part.name == "bytes" for part in _struct(field.type))
         or pa.types.is_binary(field.type)
         or pa.types.is_large_binary(field.type)
     ]
-    labels = [name for name in _LABEL_COLUMNS if name in schema.names]
-    labels += [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
-    if not images or not labels:
-        raise ConfigError(
-            f"{file} has no {'image' if not images else 'label'} column; its columns are {', '.join(schema.names)}. "
-            f"Images are bytes, or structs with bytes; a label column has one of the names {', '.join(_LABEL_COLUMNS)}."
-        )
-    image = "image" if "image" in images else "img" if "img" in images else images[0]
-    names = features.get(labels[0], {}).get("names", ())
-    return image, labels[0], tuple(map(str, names))
 
 
 def _struct(kind: Any) -> Sequence[Any]:
@@ -144,20 +305,57 @@ def _struct(kind: Any) -> Sequence[Any]:
     return [kind.field(i) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
 
 
-def _numbered(labels: list[Any], names: tuple[str, ...], where: str) -> tuple[list[int], tuple[str, ...]]:
+def _schema(file: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    with _file_errors(file):
+        return pq.read_schema(file)
+
+
+@contextmanager
+def _file_errors(file: Path) -> Iterator[None]:
+    """Turn pyarrow's errors into ours."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        with file.open("rb") as opened:
+            is_pointer = opened.read(len(_LFS)) == _LFS
+        if is_pointer:
+            raise ConfigError(f"{file} is a pointer of Git LFS and not the file. Run: git lfs pull") from error
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{file} is no complete parquet file: {said}. Download it again.") from error
+
+
+# --- labels ---
+
+
+def _numbered(
+    labels: list[Any], names: tuple[str, ...], column: str, where: Callable[[int], str]
+) -> tuple[list[int], tuple[str, ...]]:
     """Return a class number for each label, and the names of the classes."""
-    if labels and all(isinstance(label, str) for label in labels):
-        classes = names or tuple(sorted(set(labels)))
-        number = {name: i for i, name in enumerate(classes)}
-        return [number[label] for label in labels], classes
-    bad = [label for label in labels if not isinstance(label, int) or label < 0]
+    if labels and all(isinstance(label, bool) for label in labels):
+        return [int(label) for label in labels], names or ("False", "True")
+    if any(isinstance(label, str) for label in labels):
+        number = {name: i for i, name in enumerate(names)}
+        bad = [i for i, label in enumerate(labels) if label not in number]
+        why = f"none of the {len(names):,} classes ({abbreviate(names)})"
+    else:
+        limit = len(names) or _MAX_CLASS + 1
+        number = {}
+        bad = [i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label < limit]
+        why = f"not a class from 0 to {limit - 1:,}"
     if bad:
-        raise ConfigError(f"{where} holds {bad[0]!r}, which is not a class. A split without labels cannot be used.")
-    return labels, names
+        raise ConfigError(
+            f"{where(bad[0])} holds {labels[bad[0]]!r} in '{column}', which is {why}; so do {len(bad):,} of "
+            f"{len(labels):,} rows. A split without labels cannot be used; --label-column chooses another column."
+        )
+    return [number.get(label, label) for label in labels], names
 
 
 def _keys(paths: list[str | None], split: str) -> list[str]:
-    named = [path.lstrip("/") for path in paths if path and extension_of(path) in IMAGE_EXTENSIONS]
+    named = [path.lstrip("/") for path in paths if path and extension_of(path) in _KEY_EXTENSIONS]
     if len(named) == len(paths) and max(Counter(named).values(), default=0) == 1:
         return safe_keys(named)
     return [f"{split}-{i:07d}" for i in range(len(paths))]

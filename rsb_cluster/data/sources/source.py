@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +30,13 @@ _WINDOW_BLOCKS = 64
 def key_of(entry: Any) -> str | None:
     """Return the key of an entry's sample: the entry's first element, if it is text."""
     return entry[0] if isinstance(entry, tuple) and isinstance(entry[0], str) else None
+
+
+def class_in_entry(entry: Any) -> int | None:
+    """Return the class of an entry that has a key: its first number. None of any other entry."""
+    if key_of(entry) is None:
+        return None
+    return next((value for value in entry if isinstance(value, int)), None)
 
 
 def _key_or_number(entry: Any) -> str:
@@ -54,6 +61,8 @@ class DataSource:
         folder: Folder in which each sub-folder is a class, so that no shards may be written there; None if there is
             none.
         show: Returns an entry's name for messages.
+        class_of: Returns an entry's class without its image; None where only ``read`` tells.
+        notes: What was left out, and what else the user should know before shards are made.
     """
 
     description: str
@@ -67,6 +76,8 @@ class DataSource:
     packed: Mapping[str, int] = field(default_factory=dict)
     folder: Path | None = None
     show: Callable[[Any], str] = _key_or_number
+    class_of: Callable[[Any], int | None] = class_in_entry
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.sizes) not in (0, len(self.entries)):
@@ -119,13 +130,13 @@ def safe_keys(files: Sequence[str]) -> list[str]:
     readers fail on spaces, quotes and line breaks. ``urllib.parse.unquote`` returns the path.
 
     Args:
-        files: Relative paths with an extension, all different. If two differ only in the extension, it is appended to
+        files: Relative paths, all different. If two differ only in the extension, it is appended to
             both with a ``+``, which occurs nowhere else in a key.
     """
-    stems = Counter(file.rpartition(".")[0] for file in files)
+    stems = Counter(_split(file)[0] for file in files)
     keys = []
     for file in files:
-        stem, _, extension = file.rpartition(".")
+        stem, extension = _split(file)
         key = _quoted(stem) + ("+" + _quoted(extension) if stems[stem] > 1 else "")
         # webdataset takes files below a folder like `__x__` for metadata and skips them.
         keys.append(re.sub(r"^_(?=_[^/]*__(/|$))", "%5F", key))
@@ -134,7 +145,9 @@ def safe_keys(files: Sequence[str]) -> list[str]:
 
 def extension_of(file: str) -> str:
     """Return a file's extension, in lower case and without the dot."""
-    return PurePosixPath(file).suffix[1:].lower()
+    name = file.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[dot + 1 :].lower() if dot > 0 else ""
 
 
 def as_png(image: Any) -> bytes:
@@ -144,6 +157,12 @@ def as_png(image: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _split(file: str) -> tuple[str, str]:
+    """Return a path without its extension, and the extension (which may be empty) as it is written."""
+    stem, _, extension = file.rpartition(".")
+    return (stem, extension) if extension_of(file) else (file, "")
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
 from rsb_cluster.data.sources.source import DataSource, Sample, as_png, extension_of
 from rsb_cluster.errors import ConfigError, did_you_mean
 
@@ -64,13 +64,15 @@ def torchvision_dataset(name: str, root: Path | None, split: str) -> DataSource:
         root = DEBIAN_FASHION_MNIST
     if root is None:
         raise ConfigError(f"{name} needs --root FOLDER, the folder with its files (nothing is downloaded).")
+    read = _ReadItem(name, root.expanduser(), split)
     parts = _parts(name, root.expanduser(), split)
     _check_sample(name, parts[0])
     return DataSource(
         f"torchvision's {name} in {root}, {split}",
         _class_names(parts[0]),
         range(sum(len(part) for part in parts)),
-        _ReadItem(name, root.expanduser(), split),
+        read,
+        class_of=read.class_of,
     )
 
 
@@ -83,12 +85,20 @@ class _ReadItem:
     split: str
 
     def __call__(self, entry: int) -> Sample:
+        image, label = self._item(entry)
+        content, extension = _encoded(image)
+        return f"{self.name}-{self.split}-{entry:07d}", content, extension, label
+
+    def class_of(self, entry: int) -> int:
+        """Return an item's class. torchvision has no common way to ask for it alone, so the image is opened, too."""
+        return self._item(entry)[1]
+
+    def _item(self, entry: int) -> tuple[Any, int]:
         position = entry
         for part in _parts(self.name, self.root, self.split):
             if position < len(part):
                 image, label = part[position]
-                content, extension = _encoded(image)
-                return f"{self.name}-{self.split}-{entry:07d}", content, extension, int(label)
+                return image, int(label)
             position -= len(part)
         raise IndexError(entry)
 

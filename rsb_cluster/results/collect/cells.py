@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rsb_cluster.results.collect.collection import Collection, Group
 from rsb_cluster.results.collect.rows import describe
 from rsb_cluster.results.references import Reference
@@ -42,6 +44,11 @@ def cells(group: Group) -> dict[str, str]:
     }
 
 
+def filled_columns(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the columns that say something: without published values, say, three are empty, and a screen is narrow."""
+    return [name for name in columns if not rows or any(row[name] for row in rows)]
+
+
 def remarks(collection: Collection) -> dict[str, list[str]]:
     """Return the remarks below the table, by heading."""
     compared: list[str] = []
@@ -60,12 +67,26 @@ def remarks(collection: Collection) -> dict[str, list[str]]:
     unfinished = [f"{run.run_id}: {run.state}: {_short(run.reason)}" for run in collection.unfinished]
     found = {
         "Compared with": compared,
+        "Global batch": _batches(collection),
         "Changed (there → here)": changed,
         "Notes": notes,
         "Not counted": flagged,
         "No result": unfinished,
     }
     return {heading: [" ".join(line.split()) for line in lines] for heading, lines in found.items() if lines}
+
+
+def _batches(collection: Collection) -> list[str]:
+    """Return the virtual ranks and the span of BatchNorm, with the groups that have them where these differ."""
+    names: dict[str, list[str]] = {}
+    for group in collection.groups:
+        if group.virtual_ranks:
+            plural = "s" if group.virtual_ranks > 1 else ""
+            text = f"{group.virtual_ranks * group.micro_batch} = {group.virtual_ranks} virtual rank{plural} of "
+            text += f"{group.micro_batch} images, BatchNorm over {group.micro_batch}"
+            text += " as in the paper" if group.is_papers_batch else ""
+            names.setdefault(text, []).append(f"{group.label}, {group.model}")
+    return [text if len(names) == 1 else f"{text}: {'; '.join(found)}" for text, found in names.items()]
 
 
 def published_text(reference: Reference) -> str:

@@ -20,6 +20,9 @@ class Group:
     """Runs that differ only in their seed.
 
     Attributes:
+        virtual_ranks: Micro-batches of a step; 0: unknown, as all of the three.
+        micro_batch: Images of each, over which BatchNorm's statistics are.
+        is_papers_batch: Whether both are the paper's for the procedure and the model.
         rows: All finished runs, also those that do not count.
         unfinished: Runs without a result.
         n: Number of runs that count; mean, min and max are over these, in percent.
@@ -37,6 +40,8 @@ class Group:
     verdict: Verdict
     changes: Changes = field(default_factory=dict)
     virtual_ranks: int = 0
+    micro_batch: int = 0
+    is_papers_batch: bool = False
     rows: tuple[FinishedRun, ...] = ()
     unfinished: tuple[UnfinishedRun, ...] = ()
     n: int = 0

@@ -6,6 +6,7 @@ training runs (see the package), with the value of the metric in place of top-1.
 - ``agrees``, ``differs``: released weights, whose value is at most 0.05 points from timm's measurement, or more. That
   is a statement about the evaluation and not about training.
 - ``reconstruction``: the recipe's values, or the images, are not public; a match would not be a reproduction.
+- ``modified``: also an evaluation with other ``--mean`` or ``--std`` than the weights say.
 - ``not public``: others report results on this data set and cite the paper, but there is no value to compare with.
 """
 
@@ -99,7 +100,7 @@ def _group_row(group: Group, rows: tuple[Evaluation, ...]) -> EvaluationRow:
         delta, _, verdict = judge(values, chosen[0].reference)
         if recipe.reconstruction or not chosen[0].is_same:
             verdict = "reconstruction"
-    if group.changes:
+    if group.changes or _other_input(evaluation):
         verdict = "modified"
     return EvaluationRow(
         name=group.label + (" (EMA)" if evaluation.ema else ""),
@@ -128,6 +129,8 @@ def _weights_row(row: Evaluation) -> EvaluationRow:
         verdict = "reconstruction"
         if chosen[0].is_same:
             verdict = "agrees" if abs(delta) <= AGREES_POINTS + 1e-9 else "differs"
+    if _other_input(row):
+        verdict = "modified"
     return EvaluationRow(
         name=row.weights,
         model=row.model,
@@ -146,6 +149,8 @@ def _comparable(
     candidates: Sequence[PublishedValue], evaluation: Evaluation, procedure: str
 ) -> tuple[list[PublishedValue], tuple[str, ...]]:
     """Return the published values that are comparable, and remarks on them."""
+    if changed := _other_input(evaluation):
+        return [], (f"not compared: evaluated with {changed}, which is not what the weights say",)
     notes = [note] if (note := not_public(evaluation.data_set)) else []
     of_metric = [one for one in candidates if one.metric == _published_metric(evaluation)]
     px, crop = evaluation.resolution, evaluation.crop
@@ -158,6 +163,12 @@ def _comparable(
         if evaluation.data_set == "imagenet-1k":  # the paper contradicts itself
             chosen = []
     return chosen, tuple(notes)
+
+
+def _other_input(evaluation: Evaluation) -> str:
+    """Return the options with which images were normalised otherwise than the weights say; empty if there are none."""
+    changed = {name: evaluation.overrides[name] for name in ("mean", "std") if name in evaluation.overrides}
+    return " and ".join(f"--{name} {','.join(f'{v:.4g}' for v in values)}" for name, values in changed.items())
 
 
 def _published_metric(evaluation: Evaluation) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rsb_cluster.config.catalog import differences
+from rsb_cluster.config.paper import is_papers_batch
 from rsb_cluster.results.collect.collection import Collection, Group, Verdict
 from rsb_cluster.results.collect.rows import (
     RESOLUTIONS,
@@ -107,6 +108,7 @@ def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Grou
     if science is None:
         return _missing(unfinished)
     recipe, changes = science.recipe, science.changes
+    virtual_ranks, global_batch = science.spec.virtual_ranks, recipe.train.global_batch
     counted = [row for row in rows if not row.flags]
     top1 = [row.result.top1 for row in counted]
     references, notes = _references(science)
@@ -125,7 +127,9 @@ def _group(finished: list[FinishedRun], unfinished: list[UnfinishedRun]) -> Grou
         procedure=recipe.paper,
         model=recipe.model.name,
         changes=changes,
-        virtual_ranks=science.spec.virtual_ranks,
+        virtual_ranks=virtual_ranks,
+        micro_batch=global_batch // virtual_ranks,
+        is_papers_batch=is_papers_batch(recipe.paper, recipe.model.name, virtual_ranks, global_batch),
         rows=tuple(rows),
         unfinished=tuple(unfinished),
         n=len(top1),
@@ -225,6 +229,7 @@ def _tell_apart(groups: Sequence[Group]) -> list[Group]:
             here, there = (_science([*g.rows, *g.unfinished]) for g in (group, other))
             assert here is not None and there is not None  # a group without one has a unique name
             changes: Changes = dict(differences(there.recipe, here.recipe))
+            changes.pop("train.virtual_ranks", None)  # the specs have it, those of earlier versions too
             if other.virtual_ranks != group.virtual_ranks:
                 changes["virtual ranks"] = (other.virtual_ranks, group.virtual_ranks)
             if there.spec.draws != here.spec.draws:

@@ -18,10 +18,11 @@ from pydantic import ConfigDict, Field
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import Section, read_record
-from rsb_cluster.errors import MissingError, RsbError, StorageError
+from rsb_cluster.errors import AccessError, MissingError, RsbError, StorageError
 from rsb_cluster.results.references import PublishedModel, lookup
 from rsb_cluster.runs.gpu_hours import Cost, Span, cost, spans
 from rsb_cluster.runs.run import Run, Spec
+from rsb_cluster.runs.sharing import why_unreadable
 from rsb_cluster.runs.sweep import Member
 from rsb_cluster.storage.store import Store
 
@@ -132,7 +133,7 @@ class UnfinishedRun:
 
     Attributes:
         science: What it trains; None if unknown.
-        member: The entry in a sweep of a run without a folder.
+        member: The entry in a sweep of a run without a folder, or with one that cannot be read.
         cost: The cost so far.
         step: The last known step.
     """
@@ -191,6 +192,9 @@ class Reader:
             values = _parsed(content, run.store.locate("result.json"))
             science = self._science_of(run, values)
             result = read_record(Result, values, run.store.locate("result.json"))
+        except AccessError as error:
+            member = self.members.get(run.run_id) if science is None else None
+            return UnfinishedRun(run.run_id, run.url, "unreadable", why_unreadable(run, error), science, member=member)
         except RsbError as error:
             if science is None and not set(RUN_FILES) & set(run.store.names()):
                 return self._absent(run, error)
@@ -257,8 +261,10 @@ class Reader:
             if found[-1].ended <= last.started:
                 return "running", f"{where}; or killed without a last word"
             heartbeat = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found[-1].ended))
-            state = "killed" if self.now - found[-1].ended > HEARTBEAT_TIMEOUT_S else "running"
-            return state, f"{where}; last heard of at step {found[-1].end_step}, {heartbeat}"
+            heard = f"{where}; last heard of at step {found[-1].end_step}, {heartbeat}"
+            if self.now - found[-1].ended <= HEARTBEAT_TIMEOUT_S:
+                return "running", heard
+            return "killed", f"{heard}, more than {HEARTBEAT_TIMEOUT_S / 60:.0f} min ago by the clock of this machine"
         states = dict.fromkeys(("preempted", "timed out", "lost peer", "stuck", "superseded"), "waiting")
         states["finished"] = "no result"
         reason = last.message or last.cause
@@ -281,6 +287,12 @@ def describe(changes: Changes) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_plain(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    if isinstance(value, float):
+        return f"{value:.7g}" if value != int(value or 0) else str(value)
     return f"'{value}'" if value == "" else str(value)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, remarks
+from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, filled_columns, remarks
 from rsb_cluster.results.collect.collection import Collection
 from rsb_cluster.results.collect.evaluation_cells import (
     EVALUATION_COLUMNS,
@@ -62,8 +62,10 @@ def table(collection: Collection, terminal: bool) -> str:
 def _print_table(
     console: Console, rows: Sequence[Mapping[str, str]], columns: Sequence[str], text_columns: Sequence[str]
 ) -> list[str]:
-    """Print a table with the columns that fit; return the others."""
+    """Print a table with the columns that fit, on a terminal without empty ones; return those that do not fit."""
     unlimited = console.options.update(width=10_000)
+    if console.is_terminal:
+        columns = filled_columns(columns, rows)
     shown = list(columns)
     for name in (None, *(name for name in DROPPED_FIRST if name in columns)):
         if name:

@@ -1,6 +1,6 @@
 """Published values: the paper's, DeiT's, and timm's for the released weights.
 
-``paper.toml``, ``timm.toml`` and ``other_data.toml`` hold them, each with its source. This module is for runs on
+``config/paper.toml``, ``timm.toml`` and ``other_data.toml`` hold them, each with its source. This module is for runs on
 ImageNet-1k; `rsb_cluster.results.references.other_data` is for evaluations on any data set.
 """
 
@@ -12,7 +12,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-PAPER, TIMM = "paper.toml", "timm.toml"
+from rsb_cluster.config import paper
+
+TIMM = "timm.toml"
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,21 @@ def lookup(procedure: str, model: str, init_procedure: str = "") -> PublishedMod
         init_procedure: For fine-tuning, the procedure of the initial weights: ``A1``, ``A2``, ``A3`` or ``pytorch``.
     """
     if procedure in FINE_TUNED:
-        row = load_table(PAPER)["table5"][FINE_TUNED[procedure]]
+        row = paper.tables()["table5"][FINE_TUNED[procedure]]
         if model != "resnet50" or not isinstance(row.get(init_procedure), float):
             return None
         return PublishedModel((Reference(row[init_procedure], f"Table 5, from {init_procedure}"),), (224, 224))
     return _known().get((procedure, model))
 
 
+def known_models() -> list[str]:
+    """Return timm's names of the models with published values, sorted."""
+    return sorted({model for _, model in _known()})
+
+
 @cache
 def _known() -> dict[tuple[str, str], PublishedModel]:
-    paper, timm = load_table(PAPER), load_table(TIMM)
+    tables, timm = paper.tables(), load_table(TIMM)
     measured = timm["a1_a2_a3"] | timm["deit"]
 
     def by_timm(procedure: str, model: str) -> list[Reference]:
@@ -88,20 +95,20 @@ def _known() -> dict[tuple[str, str], PublishedModel]:
         return [] if top1 is None else [Reference(top1, "timm's evaluation of the released weights", released=True)]
 
     known: dict[tuple[str, str], PublishedModel] = {}
-    aliases = {model: row["same_as"] for model, row in paper["table3"].items() if "same_as" in row}
-    for model, row in paper["table3"].items():
+    aliases = {model: row["same_as"] for model, row in tables["table3"].items() if "same_as" in row}
+    for model, row in tables["table3"].items():
         for procedure in ("A1", "A2", "A3"):
-            seeds = [paper[part].get(model, {}).get(procedure) for part in ("seeds", "more_seeds")]
+            seeds = [tables[part].get(model, {}).get(procedure) for part in ("seeds", "more_seeds")]
             several = [Reference(s["mean"], s["source"], s["n"], s["std"]) for s in seeds if s]
             one = Reference(row[procedure]["top1"], "Table 3")
             references = (*several, one, *by_timm(procedure, model))
             hours = row[procedure]["hours"] * row[procedure]["gpus"]
             known[procedure, model] = PublishedModel(references, _px(row[procedure]), row.get("doubt", ""), hours)
-    for model, row in paper["deit"].items():
-        also = [paper["deit_repository"][model]] if model in paper["deit_repository"] else []
+    for model, row in tables["deit"].items():
+        also = [tables["deit_repository"][model]] if model in tables["deit_repository"] else []
         published = [Reference(r["top1"], r["source"]) for r in (row, *also)]
         known["DeiT", model] = PublishedModel((*published, *by_timm("DeiT", model)), _px(row))
-    for procedure, rows in paper["reconstructed"].items():
+    for procedure, rows in tables["reconstructed"].items():
         for model, row in rows.items():
             known[procedure, model] = PublishedModel((Reference(row["top1"], row["source"]),), _px(row))
     for model, top1 in timm["a1h"].items():

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rsb_cluster.results.references import FINE_TUNED, PAPER, TIMM, Reference, load_table, lookup
+from rsb_cluster.config import paper
+from rsb_cluster.results.references import FINE_TUNED, TIMM, Reference, load_table, lookup
 
 TABLE1_MODEL = "resnet50"
+
+# The table of timm.toml for a data set and labels; those of the first are in the paper as well.
+_PAPER_TOO = {("imagenet-1k", "real"): "real", ("imagenet-v2", ""): "v2"}
+_TIMM_ONLY = {
+    ("imagenet-1k", "a-classes"): "a_clean",
+    ("imagenet-1k", "r-classes"): "r_clean",
+    ("imagenet-a", "a-classes"): "a",
+    ("imagenet-r", "r-classes"): "r",
+    ("imagenet-sketch", ""): "sketch",
+}
 
 V2_DOUBT = "timm measures 0.1 to 0.4 less on V2 than the paper prints, for the same weights; why is not known"
 
@@ -38,15 +49,17 @@ def published_on(
 
     Args:
         data_set: Name in datasets.toml.
-        labels: ``real``, or empty for the set's own.
+        labels: ``real``, ``a-classes`` or ``r-classes``; empty for the set's own.
         procedure: As in `rsb_cluster.results.references.lookup`.
         model: timm's name, without a tag.
         init_procedure: As in `rsb_cluster.results.references.lookup`.
     """
-    if data_set == "imagenet-1k":
-        found = _imagenet(procedure, model) if not labels else _elsewhere("real", procedure, model)
-    elif data_set == "imagenet-v2":
-        found = _elsewhere("v2", procedure, model)
+    if data_set == "imagenet-1k" and not labels:
+        found = _imagenet(procedure, model)
+    elif (data_set, labels) in _PAPER_TOO:
+        found = _elsewhere(_PAPER_TOO[data_set, labels], procedure, model)
+    elif (data_set, labels) in _TIMM_ONLY:
+        found = _by_timm(_TIMM_ONLY[data_set, labels], procedure, model)
     elif FINE_TUNED.get(procedure) == data_set:
         known = lookup(procedure, model, init_procedure)
         # The paper's fine-tuning procedure is not public.
@@ -79,7 +92,7 @@ def _imagenet(procedure: str, model: str) -> Iterator[PublishedValue]:
     if other is not None:
         other_px, crop = (160, 0.95) if procedure == "A3" else (288, 1.0)
         yield PublishedValue(_timm_reference(other), px=other_px, crop=crop)
-    for ratio, values in load_table(PAPER)["other_crops"].get(model, {}).items():
+    for ratio, values in paper.tables()["other_crops"].get(model, {}).items():
         if procedure in values:
             mean, std, _ = values[procedure]
             yield PublishedValue(Reference(mean, "Table 9, 10 seeds", 10, std), px=px, crop=float(ratio))
@@ -87,20 +100,24 @@ def _imagenet(procedure: str, model: str) -> Iterator[PublishedValue]:
 
 def _elsewhere(labels: str, procedure: str, model: str) -> Iterator[PublishedValue]:
     """Yield values on ReaL's labels, or on V2."""
-    paper, known = load_table(PAPER), lookup(procedure, model)
+    tables, known = paper.tables(), lookup(procedure, model)
     px = known.px[1] if known else 224
-    seeds = paper["more_labels"].get(model, {}).get(labels) if procedure == "A2" else None
+    seeds = tables["more_labels"].get(model, {}).get(labels) if procedure == "A2" else None
     if seeds:  # Figure 1
         yield PublishedValue(
             Reference(seeds["mean"], "Figure 1, 100 seeds", seeds["n"], seeds["std"]), px=px, crop=0.95
         )
-    if model == TABLE1_MODEL and procedure in paper["table1"]:
-        yield PublishedValue(Reference(paper["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
-    elif procedure == "A1" and model in paper["table4"]:
-        yield PublishedValue(Reference(paper["table4"][model][labels], "Table 4"), px=px, crop=0.95)
-    timm = load_table(TIMM)[labels].get(model, {}).get(procedure)
-    if timm is not None:
-        yield PublishedValue(_timm_reference(timm), px=px, crop=0.95)
+    if model == TABLE1_MODEL and procedure in tables["table1"]:
+        yield PublishedValue(Reference(tables["table1"][procedure][labels], "Table 1"), px=px, crop=0.95)
+    elif procedure == "A1" and model in tables["table4"]:
+        yield PublishedValue(Reference(tables["table4"][model][labels], "Table 4"), px=px, crop=0.95)
+    yield from _by_timm(labels, procedure, model)
+
+
+def _by_timm(table: str, procedure: str, model: str) -> Iterator[PublishedValue]:
+    value = load_table(TIMM)[table].get(model, {}).get(procedure)
+    if value is not None:
+        yield PublishedValue(_timm_reference(value), px=224, crop=_crop(procedure, released=True))
 
 
 def _others(data_set: str, model: str) -> Iterator[PublishedValue]:

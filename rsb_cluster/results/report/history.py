@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,10 @@ class History:
         top1: Epochs and top-1 on val/, percent.
         images_per_s: Median over the logged intervals; None if nothing was logged.
         waiting: Share of the time in which ranks waited for data, median.
+        measured: Step time, GPUs and the slowest rank, as text by name; nothing that was not measured.
         logs: Paths of logs in the run's folder.
         changes: What changed in the environment between attempts.
+        data: Where the data were at the last submit; empty if that is not recorded.
         damage: The error if something could not be read; else empty.
     """
 
@@ -38,8 +41,10 @@ class History:
     top1: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     images_per_s: float | None = None
     waiting: float | None = None
+    measured: dict[str, str] = field(default_factory=dict)
     logs: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    data: str = ""
     damage: str = ""
 
 
@@ -70,8 +75,10 @@ def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> Histor
         top1=downsample(scores, "top1", points),
         images_per_s=short(statistics.median(speeds)) if speeds else None,
         waiting=short(min(1.0, statistics.median(waits))) if waits else None,
+        measured=_measured(train),
         logs=tuple(logs),
         changes=tuple(environment_changes([span.attempt for span in found])),
+        data=next((submission.data for submission in reversed(submissions) if submission.data), ""),
     )
 
 
@@ -89,6 +96,34 @@ def downsample(rows: Sequence[MetricsRow], key: str, points: int) -> tuple[list[
         return [short(statistics.fmean(row[name] for row in part)) for part in parts]
 
     return means("epoch"), means(key)
+
+
+def _measured(rows: Sequence[MetricsRow]) -> dict[str, str]:
+    """Return what the rows say of the time of steps, of GPUs and of the slowest rank, as text by name."""
+
+    def of(key: str) -> list[Any]:
+        return [row[key] for row in rows if key in row]
+
+    found: dict[str, str] = {}
+    if p50 := of("step_s_p50"):
+        medians = statistics.median(p50), statistics.median(of("step_s_p99"))
+        found["step time"] = "p50 {:.4g} s, p99 {:.4g} s (medians over the logged intervals)".format(*medians)
+    if memory := of("gpu_memory_bytes"):
+        found["GPU memory"] = f"{max(memory) / 1e9:.1f} GB at most, of the fullest"
+    if utilization := of("gpu_utilization"):
+        found["GPU utilisation"] = f"{statistics.fmean(utilization):.0%}"
+    if power := of("gpu_power_w"):
+        found["GPU power"] = f"{statistics.fmean(power):.0f} W each"
+    if energy := of("gpu_energy_j"):
+        found["GPU energy"] = f"{sum(energy) / 3.6e6:,.3g} kWh"
+    if ranks := of("slowest_rank"):
+        (rank, host), times = Counter(zip(ranks, of("slowest_host"), strict=True)).most_common(1)[0]
+        by = [row["slowest_by"] for row in rows if (row.get("slowest_rank"), row.get("slowest_host")) == (rank, host)]
+        found["slowest rank"] = (
+            f"{rank} on {host}, in {times / len(ranks):.0%} of the intervals; behind the median by "
+            f"{statistics.median(by):.0%} until its last forward pass ends"
+        )
+    return found
 
 
 def short(value: float) -> float:

@@ -16,8 +16,15 @@ from jinja2 import Environment, StrictUndefined
 
 from rsb_cluster.config.schema import flatten
 from rsb_cluster.errors import ConfigError
-from rsb_cluster.results.collect import Collection, FinishedRun, Group, UnfinishedRun
-from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, remarks
+from rsb_cluster.evaluation.record import plain_values
+from rsb_cluster.results.collect import Collection, EvaluationRow, FinishedRun, Group, UnfinishedRun
+from rsb_cluster.results.collect.cells import COLUMNS, TEXT_COLUMNS, cells, filled_columns, remarks
+from rsb_cluster.results.collect.evaluation_cells import (
+    EVALUATION_COLUMNS,
+    EVALUATION_TEXT_COLUMNS,
+    evaluation_cells,
+    evaluation_remarks,
+)
 from rsb_cluster.results.collect.rows import describe, published
 from rsb_cluster.results.report.history import History, read_history, short
 from rsb_cluster.runs.run import Run
@@ -64,7 +71,7 @@ def report(collection: Collection, *, title: str, output: Path) -> str:
         title: Heading of the page.
         output: The page's file; links to the logs of local runs are relative to it.
     """
-    lines = _runs(collection)
+    lines, evaluations = _runs(collection), _evaluations(collection)
     histories = _histories([item for item, _ in lines])
     on_gpus = all(a["gpus"] for history in histories for a in history.attempts)
     recipes: dict[str, int] = {}
@@ -72,6 +79,7 @@ def report(collection: Collection, *, title: str, output: Path) -> str:
     runs = []
     for (item, group), history in zip(lines, histories, strict=True):
         values = _run(item, group, history, output, on_gpus=on_gpus)
+        values["evaluations"] = evaluations.get(values["id"], [])
         if item.science is not None:
             science = item.science
             values["recipe"] = _index(recipes, flatten(science.recipe))
@@ -79,8 +87,9 @@ def report(collection: Collection, *, title: str, output: Path) -> str:
                 environments,
                 {
                     "code": science.code,
-                    "data": science.spec.data,
+                    "data": history.data or science.spec.data,
                     "virtual ranks": science.spec.virtual_ranks,
+                    "BatchNorm over": f"{science.recipe.train.global_batch // science.spec.virtual_ranks} images",
                     **{k: v for k, v in science.spec.code.items() if k in ("python", "platform")},
                     **science.spec.packages,
                 },
@@ -104,6 +113,17 @@ def _runs(collection: Collection) -> list[tuple[FinishedRun | UnfinishedRun, int
         lines += [(run, number) for run in group.unfinished]
     grouped = {id(item) for item, _ in lines}
     return lines + [(item, None) for item in collection.unfinished if id(item) not in grouped]
+
+
+def _evaluations(collection: Collection) -> dict[str, list[tuple[str, str]]]:
+    """Return what runs were evaluated on, and the values, by run."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in collection.evaluations:
+        for row in line.rows:
+            what = ", ".join(filter(None, (f"{row.data_set}/{row.part}", row.labels, f"{row.resolution} px")))
+            values = "; ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in plain_values(row).items())
+            found.setdefault(row.run_id, []).append((f"{what}{' (EMA)' if row.ema else ''}", values))
+    return found
 
 
 def _histories(items: Sequence[FinishedRun | UnfinishedRun]) -> list[History]:
@@ -141,16 +161,17 @@ def _run(
         "counted": known["counted"],
         "reason": known["reason"],
         "seed": known.get("seed"),
-        "top1": known.get("top1"),
-        "top5": known.get("top5"),
+        "top1": _rounded(known.get("top1")),
+        "top5": _rounded(known.get("top5")),
         "hours": None if hours is None else short(hours),
         "attempts": known.get("attempts"),
         "preemptions": known.get("preemptions"),
         "repeated": known.get("steps_repeated"),
-        "goodput": known.get("goodput"),
+        "goodput": _rounded(known.get("goodput")),
         "modified": known.get("modified", ""),
         "images_per_s": history.images_per_s,
         "waiting": history.waiting,
+        "measured": history.measured,
         "spans": list(history.attempts),
         "loss": history.loss,
         "scores": history.top1,
@@ -167,12 +188,17 @@ def _group(group: Group) -> dict[str, Any]:
     return {
         "label": f"{group.label} · {group.model}",
         "verdict": group.verdict,
-        "mean": group.mean,
-        "std": group.std,
-        "tolerance": group.tolerance,
+        "mean": _rounded(group.mean),
+        "std": _rounded(group.std),
+        "tolerance": _rounded(group.tolerance),
         "paper": None if first is None else {"top1": first.top1, "std": first.std, "source": first.source},
         "paper_hours": known.v100_hours if known and first else None,
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Round to what a chart can show; the tables round further."""
+    return None if value is None else round(value, 4)
 
 
 def _index(known: dict[str, int], value: dict[str, Any]) -> int:
@@ -187,6 +213,8 @@ def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     groups, runs = data["groups"], data["runs"]
     costs = [run for run in runs if run["hours"] is not None]
+    group_cells = list(map(cells, collection.groups))
+    evaluation_rows = list(map(evaluation_cells, collection.evaluations))
     page = environment.from_string(text("report.html.jinja")).render(
         title=title,
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -196,11 +224,15 @@ def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
         finished=sum(run["state"] == "finished" for run in runs),
         counted=sum(run["counted"] for run in runs),
         total={key: sum(run[key] or 0 for run in costs) for key in ("hours", "attempts", "preemptions", "repeated")},
-        columns=COLUMNS,
+        columns=filled_columns(COLUMNS, group_cells),
         text_columns=TEXT_COLUMNS,
-        groups=[(index, group, cells(group)) for index, group in enumerate(collection.groups)],
+        groups=list(zip(range(len(group_cells)), collection.groups, group_cells, strict=True)),
         remarks=remarks(collection),
         changes=[describe(group.changes) for group in collection.groups],
+        evaluation_columns=filled_columns(EVALUATION_COLUMNS, evaluation_rows),
+        evaluation_text_columns=EVALUATION_TEXT_COLUMNS,
+        evaluations=[(_group_of(e, runs), row) for e, row in zip(collection.evaluations, evaluation_rows, strict=True)],
+        evaluation_remarks=evaluation_remarks(collection),
         run_columns=RUN_COLUMNS,
         run_text_columns=RUN_TEXT_COLUMNS,
         runs=[(index, run, _run_cells(run, data)) for index, run in enumerate(runs)],
@@ -211,6 +243,12 @@ def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
         plotly=text("plotly.min.js", "plotly.package_data").replace("</script", "<\\/script"),
     )
     return page.rstrip("\n") + "\n"
+
+
+def _group_of(line: EvaluationRow, runs: Sequence[dict[str, Any]]) -> int | None:
+    """Return the number of the group whose runs were evaluated; None for other weights."""
+    run_id = line.rows[0].run_id
+    return next((run["group"] for run in runs if run_id and run["id"] == run_id), None)
 
 
 def _run_cells(run: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[str, Any]]:

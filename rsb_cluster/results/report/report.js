@@ -19,11 +19,17 @@
 
   // ---- charts ----------------------------------------------------------------------------------------------------
 
+  // A printed page is drawn before it is laid out: charts get the size of paper, A4 landscape between its margins, px.
+  const paper = matchMedia("print");
+  const PAPER = { whole: 1020, half: 498, height: 520 };
+  const rowHeight = (wished, rows) => (paper.matches ? Math.min(wished, PAPER.height / Math.max(1, rows)) : wished);
+  // Plotly measures labels only on a screen without endless redraws; on paper they have the width of their letters.
+  const labelMargin = (labels) => (paper.matches ? 24 + 7 * Math.max(5, ...labels.map((label) => label.length)) : 60);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
   function layout(extra) {
-    const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
+    const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: !paper.matches };
     const { xaxis, yaxis, ...rest } = extra;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "inherit", size: 12, color: css("--ink") },
@@ -52,18 +58,20 @@
       return;
     }
     figure.querySelector(".empty")?.remove();
-    Plotly.react(figure, traces, layout(extra), config);
+    const width = figure.closest(".pair") ? PAPER.half : PAPER.whole;
+    Plotly.react(figure, traces, { ...layout(extra), ...(paper.matches ? { width } : { autosize: true }) }, config);
   }
 
   // One trace per group, with gaps between the curves of its runs, as a thousand traces would be slow.
   function curves(id, key, title, ytitle, log) {
-    const traces = [], crosses = { x: [], y: [], text: [] };
+    const traces = [], crosses = { x: [], y: [], text: [] }, form = key === "scores" ? ":.2f" : ":.4g";
     const faint = shown.length > 60;
     for (const [group, members] of byGroup()) {
-      const x = [], y = [], text = [];
+      const x = [], y = [], text = [], single = { x: [], y: [], text: [] };
       for (const run of members) {
         const [epochs, values] = run[key];
         if (!epochs.length) continue;
+        if (epochs.length === 1) { single.x.push(epochs[0]); single.y.push(values[0]); single.text.push(run.id); }
         epochs.forEach((epoch, i) => { x.push(epoch); y.push(values[i]); text.push(run.id); });
         x.push(null); y.push(null); text.push("");
         for (const span of run.spans.slice(1)) {
@@ -77,7 +85,11 @@
       traces.push({
         type: "scatter", mode: "lines", x, y, text, name: name(group), connectgaps: false, opacity: faint ? 0.45 : 0.9,
         line: { color: colour(group), width: faint ? 1 : 1.7, dash: dash(group) },
-        hovertemplate: `<b>%{text}</b><br>epoch %{x}<br>${ytitle} %{y}<extra></extra>`,
+        hovertemplate: `<b>%{text}</b><br>epoch %{x:.4~g}<br>${ytitle} %{y${form}}<extra></extra>`,
+      });
+      if (single.x.length) traces.push({  // a line of one point is no line
+        type: "scatter", mode: "markers", ...single, name: name(group), marker: { color: colour(group), size: 7, symbol: sign(group) },
+        hovertemplate: `<b>%{text}</b><br>epoch %{x:.4~g}<br>${ytitle} %{y${form}}<extra></extra>`,
       });
     }
     if (crosses.x.length && traces.length) traces.push({
@@ -100,7 +112,7 @@
           color: colour(group), size: 9, opacity: having.length > 60 ? 0.6 : 0.9,
           symbol: having.map((run) => sign(group) + (run.counted ? "" : "-open")),
         },
-        hovertemplate: `<b>%{text}</b><br>${extra.xaxis.title.text} %{x}<br>${extra.yaxis.title.text} %{y}<extra>${name(group)}</extra>`,
+        hovertemplate: `<b>%{text}</b><br>${extra.xaxis.title.text} %{x:,.4~g}<br>${extra.yaxis.title.text} %{y:.2f}<extra>${name(group)}</extra>`,
       });
     }
     draw(id, traces.length ? [...traces, ...also] : [], extra);
@@ -111,17 +123,17 @@
     const also = papers.length ? [{
       type: "scatter", mode: "markers", x: papers.map((g) => g.paper_hours), y: papers.map((g) => g.paper.top1),
       text: papers.map((g) => g.label), marker: { symbol: "diamond-open", size: 11, color: css("--ink"), line: { width: 1.5 } },
-      hovertemplate: "<b>the paper's %{text}</b><br>%{x} hours of V100<br>top-1 %{y}<extra></extra>",
+      hovertemplate: "<b>the paper's %{text}</b><br>%{x:,.4~g} hours of V100<br>top-1 %{y:.2f}<extra></extra>",
     }] : [];
     points("cost", (run) => run.hours || null, (run) => run.top1 ?? null, {
-      title: heading(`Top-1 against cost${also.length ? "; diamonds: the paper's, on V100" : ""}`),
+      title: heading(`Top-1 against cost${also.length ? "; ◇ the paper's, on V100" : ""}`),
       xaxis: { title: { text: data.hours }, type: "log", dtick: "D2", tickformat: "~r" }, yaxis: { title: { text: "top-1, %" } },
     }, also);
   }
 
   function speed() {
     points("speed", (run) => run.images_per_s, (run) => (run.waiting === null ? null : 100 * run.waiting), {
-      title: heading("Waiting for data against speed, median of each run"),
+      title: heading("Waiting for data against speed, medians"),
       xaxis: { title: { text: "images/s" } }, yaxis: { title: { text: "time waiting, %" }, rangemode: "tozero" },
     });
   }
@@ -147,9 +159,9 @@
       const here = counted.reduce((sum, run) => sum + run.top1, 0) / counted.length - base;
       shapes.push({ type: "line", x0: here, x1: here, y0: row - 0.38, y1: row + 0.38, line: { color: css("--ink"), width: 2 } });
     }
-    const height = Math.max(150, 90 + names.length * 30);
+    const height = Math.max(150, 90 + names.length * rowHeight(30, names.length));
     draw("seeds", traces, {
-      height, shapes, margin: { l: 60, r: 14, t: 10, b: 46 },
+      height, shapes, margin: { l: labelMargin(names), r: 14, t: 10, b: 46 },
       xaxis: { title: { text: "points of top-1" }, zeroline: true, zerolinecolor: css("--soft"), zerolinewidth: 1, tickformat: "+.1~f" },
       yaxis: { tickvals: names.map((_, i) => i), ticktext: names, range: [names.length - 0.4, -0.6], showgrid: false, fixedrange: true },
     });
@@ -172,11 +184,11 @@
           `${what}<br>${span.cause} after ${duration(span.ended - span.started)}<br>steps ${span.steps[0]}–${span.steps[1]} on ${span.hosts.length} node(s)`);
       }
     });
-    const thick = Math.max(3, Math.min(22, Math.round(900 / Math.max(1, lanes.length))));
-    const named = thick >= 14;
+    const thick = Math.max(3, Math.floor(rowHeight(Math.min(22, Math.round(900 / Math.max(1, lanes.length))), lanes.length)));
+    const named = thick >= 12;
     draw("timeline", [...found.values()], {
       height: Math.max(140, 90 + lanes.length * thick), barmode: "overlay", showlegend: true,
-      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 1, yanchor: "top" }, margin: { l: 60, r: 14, t: 70, b: 16 },
+      legend: { orientation: "h", x: 0, xref: "container", xanchor: "left", yref: "container", y: 1, yanchor: "top" }, margin: { l: labelMargin(named ? lanes.map((i) => runs[i].id) : []), r: 14, t: 70, b: 16 },
       xaxis: { type: "date", side: "top" },
       yaxis: { range: [lanes.length - 0.4, -0.6], showgrid: false, tickvals: named ? lanes.map((_, i) => i) : [], ticktext: named ? lanes.map((i) => runs[i].id) : [] },
     });
@@ -206,8 +218,9 @@
     shown = runs.map((_, i) => i).filter((i) => !off.has(runs[i].state) && words.every((word) => searchText.get(i).includes(word)));
     const visible = new Set(shown), kept = new Set(shown.map((i) => runs[i].group));
     for (const line of lines) line.hidden = !visible.has(Number(line.dataset.run));
-    for (const line of document.querySelectorAll("#groups tbody tr, .legend span")) line.hidden = !kept.has(Number(line.dataset.group));
-    byId("shown").textContent = shown.length === runs.length ? `${runs.length} runs` : `${shown.length} of ${runs.length} runs`;
+    for (const line of document.querySelectorAll("#groups tbody tr, #evaluations tbody tr[data-group], .legend span")) line.hidden = !kept.has(Number(line.dataset.group));
+    const all = runs.length === 1 ? "1 run" : `${runs.length} runs`;
+    byId("shown").textContent = shown.length === runs.length ? all : `${shown.length} of ${all}`;
   }
   let pending = 0;
   const filtered = () => { apply(); clearTimeout(pending); pending = setTimeout(drawAll, 150); };
@@ -255,15 +268,22 @@
     made.append(...children);
     return made;
   }
+  // A recipe's field may be a list or a table; seven digits are what a float of a file means.
+  function plain(value) {
+    if (Array.isArray(value)) return value.map(plain).join(", ");
+    if (value !== null && typeof value === "object") return Object.entries(value).map(([key, v]) => `${key} = ${plain(v)}`).join(", ");
+    return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(7))) : String(value);
+  }
+  const fixed = (value) => (value === null || value === undefined ? null : value.toFixed(2));
   const list = (pairs) => element("dl", "", pairs.filter(([, v]) => v !== null && v !== undefined && v !== "")
-    .flatMap(([key, v]) => [element("dt", key), v instanceof Node ? element("dd", "", [v]) : element("dd", Array.isArray(v) ? v.join(", ") : String(v))]));
+    .flatMap(([key, v]) => [element("dt", key), v instanceof Node ? element("dd", "", [v]) : element("dd", plain(v))]));
 
   function details(run) {
     const body = byId("details-body");
     byId("details-title").textContent = run.id;
     const parts = [list([
       ["state", run.state], ["reason", run.reason], ["group", run.group === null ? null : groups[run.group].label], ["changed", run.modified],
-      ["top-1", run.top1], ["top-5", run.top5], [data.hours, run.hours], ["environment changed", run.changes], ["folder", run.url], ["damaged", run.damage],
+      ["top-1", fixed(run.top1)], ["top-5", fixed(run.top5)], [data.hours, run.hours], ["environment changed", run.changes], ["folder", run.url], ["damaged", run.damage],
     ])];
     if (run.spans.length) {
       const head = element("tr", "", ["attempt", "queued", "started (UTC)", "ran", "steps", "exit reason", "ranks", "hosts"].map((t) => element("th", t)));
@@ -275,6 +295,9 @@
       wide.className = "wide";
       parts.push(element("h3", "Attempts"), wide);
     }
+    if (run.evaluations.length) parts.push(element("h3", "Evaluations"), list(run.evaluations));
+    const measured = Object.entries(run.measured);
+    if (measured.length) parts.push(element("h3", "Speed and hardware"), list(measured));
     parts.push(element("h3", "Logs"));
     const command = element("p", "", [element("code", `rsb-cluster logs ${run.id}`)]);
     const links = run.logs.map(([text, link]) => {
@@ -299,6 +322,6 @@
 
   for (const swatch of document.querySelectorAll("[data-swatch]")) swatch.style.background = colour(Number(swatch.dataset.swatch));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  matchMedia("print").addEventListener("change", drawAll);  // the colours and the width of paper
+  paper.addEventListener("change", drawAll);
   drawAll();
 })();

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rsb_cluster.config.recipe import Eval, Recipe
 from rsb_cluster.data.index import load_index
+from rsb_cluster.data.subset import choose_classes
 from rsb_cluster.errors import CheckpointError, ConfigError, RsbError, did_you_mean
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
@@ -322,10 +323,11 @@ def _from_run(found: WeightsFile, tensors: Mapping[str, Tensor]) -> Weights:
 def _class_names(run: Run) -> tuple[str, ...]:
     """Return the names of the classes, if the run's training data is still there and unchanged."""
     try:
-        index = load_index(Store(run.data_url()).child("train"))
+        store = Store(run.data_url()).child("train")
+        index = choose_classes(load_index(store), run.recipe().data.classes, store.url)
     except RsbError:
         return ()
-    return index.classes if index.digest == run.spec().train_digest else ()
+    return index.classes if index.has_digest(run.spec().train_digest) else ()
 
 
 def _from_timm(found: WeightsFile, architecture: str, tensors: Mapping[str, Tensor]) -> Weights:

@@ -13,24 +13,22 @@ import itertools
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rsb_cluster.data.host_memory import AHEAD
 from rsb_cluster.errors import DataError
 from rsb_cluster.train.input.pixels.decode import BadImageError, EncodedImage
 from rsb_cluster.train.input.pixels.transforms import Transform
-from rsb_cluster.train.input.streams import EncodedSample, EvalStream, TrainStream
-
-# Batches that are decoded ahead of the one in use, which bounds the memory. (Those that share images with the last of
-# them are started, too.)
-AHEAD = 3
+from rsb_cluster.train.input.streams import EncodedSample, EvalStream, MicroBatch, TrainStream, followers
 
 # How long a thread that returns from a decoder waits for the GIL, seconds. With Python's default of 5 ms decoder
 # threads would often idle until another thread, such as the feeder, is done.
@@ -50,6 +48,7 @@ class Batch:
         samples: Numbers of the samples in the index, shape (B,).
         good: Whether the image could be decoded, shape (B,).
         bad: ``key: reason`` for each image that could not be decoded (first copy only).
+        copied: Happens when the copy of the images to a GPU is done; None without one.
     """
 
     images: Tensor
@@ -57,6 +56,15 @@ class Batch:
     samples: Tensor
     good: Tensor
     bad: list[str] = field(default_factory=list)
+    copied: torch.cuda.Event | None = None
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return images and labels on a device; the copy to a GPU is asynchronous."""
+        images, labels = self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        if device.type == "cuda":
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+        return images, labels
 
     def pin_memory(self) -> Batch:
         """Move to page-locked memory; called by the DataLoader if there is a GPU."""
@@ -64,46 +72,80 @@ class Batch:
         return self
 
 
-def _batch(samples: list[EncodedSample], images: Tensor, reasons: list[str]) -> Batch:
-    """Assemble a batch. The next good image replaces a bad one, so the batch keeps its size."""
-    good = [not reason for reason in reasons]
-    if not any(good):
-        raise DataError(
-            f"no image of a batch of {len(samples)} can be decoded; the first is {samples[0].key}: {reasons[0]}"
-        )
-    labels = [sample.label for sample in samples]
-    for i in range(len(samples)):
-        if not good[i]:
-            j = next((i + k) % len(good) for k in range(len(good)) if good[(i + k) % len(good)])
-            images[i], labels[i] = images[j], samples[j].label
-    return Batch(
-        images=images,
-        labels=torch.tensor(labels, dtype=torch.int64),
-        samples=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
-        good=torch.tensor(good),
-        bad=[f"{s.key}: {reason}" for s, reason in zip(samples, reasons, strict=True) if reason and s.copy == 0],
-    )
+class BadImage(NamedTuple):
+    """An image of a batch that could not be decoded: what and why, and the number of its copy."""
+
+    text: str
+    copy: int
+
+
+def assemble(
+    images: Tensor,
+    samples: Tensor,
+    labels: Tensor,
+    bad: Mapping[int, BadImage],
+    substitutes: Callable[[int], Iterator[int | EncodedSample]],
+    transform: Transform | None = None,
+) -> Batch:
+    """Assemble a batch. The next good image replaces a bad one, so the batch keeps its size.
+
+    Args:
+        images: uint8, shape (B, C, H, W); those at the positions in ``bad`` are overwritten.
+        samples: int64, shape (B,).
+        labels: int64, shape (B,); as the images.
+        bad: The images that could not be decoded, by their positions.
+        substitutes: See ``TrainStream.substitutes``, for the position of an image of this batch.
+        transform: Of substitutes that are not in the batch.
+
+    Raises:
+        DataError: No image could be decoded.
+    """
+    good = torch.ones(len(labels), dtype=torch.bool)
+    for i in sorted(bad):
+        good[i] = False
+        if not any(_put(other, i, images, labels, bad, transform) for other in substitutes(i)):
+            raise DataError(f"no image of a batch of {len(labels)} can be decoded; the first is {bad[i].text}")
+    return Batch(images, labels, samples, good, [bad[i].text for i in sorted(bad) if bad[i].copy == 0])
+
+
+def _put(
+    other: int | EncodedSample, i: int, images: Tensor, labels: Tensor, bad: Container[int], transform: Transform | None
+) -> bool:
+    """Put another image, if it is good, in the place of a bad one; return whether it is."""
+    if isinstance(other, int):
+        if other not in bad:
+            images[i], labels[i] = images[other], labels[other]
+        return other not in bad
+    assert transform is not None
+    try:
+        transform(EncodedImage(other.image), other.seed, images[i].permute(1, 2, 0).numpy())
+    except BadImageError:
+        return False
+    labels[i] = other.label
+    return True
 
 
 # --- threads ------------------------------------------------------------------------------------------------------
 
 
-class _Filling:
-    """A batch whose images are being decoded."""
+class Filling:
+    """A batch whose images are being decoded.
 
-    def __init__(self, samples: list[EncodedSample], side: int, pin: bool) -> None:
-        self.samples = samples
+    Attributes:
+        micro_batch: What is decoded here of it.
+        bad: What could not be decoded, by its position.
+    """
+
+    def __init__(self, micro_batch: MicroBatch, images: Tensor) -> None:
+        self.micro_batch = micro_batch
         self.parts: list[Future[None]] = []  # decode the images
-        # Height, width, channel: the layout of decoders and of channels_last.
-        self.images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, pin_memory=pin)
-        self.out = self.images.numpy()
-        self.reasons = [""] * len(samples)
+        self.images, self.out = images, images.numpy()
+        self.bad: dict[int, BadImage] = {}
 
-    def finish(self) -> Batch:
+    def wait(self) -> None:
         """Wait for the images; raises the exceptions of the threads."""
         for part in self.parts:
             part.result()
-        return _batch(self.samples, self.images.permute(0, 3, 1, 2), self.reasons)
 
 
 def _keep_freed_memory() -> None:
@@ -118,25 +160,25 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
-_Copies = list[tuple[_Filling, int]]  # the batch and the position in it of each copy of an image
+_Copies = list[tuple[Filling, int, EncodedSample]]  # of each copy of an image: the batch, and the position in it
 
 
 def _fill(transform: Transform, images: list[_Copies]) -> None:
     """Decode each image once, and augment each of its copies."""
-    for copies in images:
-        first, at = copies[0]
-        sample = first.samples[at]
-        try:
-            source = EncodedImage(sample.image)
-            if len(copies) > 1:
-                source.rows(source.height)  # the copies need different rows
-            for filling, i in copies:
-                transform(source, filling.samples[i].seed, filling.out[i])
-        except BadImageError as error:
-            for filling, i in copies:
-                filling.reasons[i] = str(error)
-        except Exception as error:
-            raise RuntimeError(f"decoding sample '{sample.key}' failed: {error!r}") from error
+    with torch.inference_mode():  # resizing costs a tenth less
+        for copies in images:
+            _, _, sample = copies[0]
+            try:
+                source = EncodedImage(sample.image)
+                if len(copies) > 1:
+                    source.rows(source.height)  # the copies need different rows
+                for filling, at, copy in copies:
+                    transform(source, copy.seed, filling.out[at])
+            except BadImageError as error:
+                for filling, at, copy in copies:
+                    filling.bad[at] = BadImage(f"{sample.key}: {error}", copy.copy)
+            except Exception as error:
+                raise RuntimeError(f"decoding sample '{sample.key}' failed: {error!r}") from error
 
 
 class ThreadedBatches:
@@ -159,13 +201,24 @@ class ThreadedBatches:
         sys.setswitchinterval(_SWITCH_S)
 
     def __iter__(self) -> Iterator[Batch]:
+        for filling in self.filled():
+            micro_batch, images = filling.micro_batch, filling.images.permute(0, 3, 1, 2)
+            samples, labels = (torch.from_numpy(numbers) for numbers in micro_batch[:2])
+            substitutes = partial(self._stream.substitutes, micro_batch.number)
+            yield assemble(images, samples, labels, filling.bad, substitutes, self._transform)
+
+    def filled(self) -> Iterator[Filling]:
+        """Yield the batches when their images are decoded."""
         if not self._threads:
             for micro_batches in self._stream:
                 fillings, images = self._fillings(micro_batches)
                 _fill(self._transform, images)
-                yield from (filling.finish() for filling in fillings)
+                for filling in fillings:
+                    filling.wait()
+                    yield filling
             return
-        pending: queue.Queue[_Filling | BaseException | None] = queue.Queue(AHEAD)
+        places = AHEAD * len(self._stream.sharing.virtual_ranks)
+        pending: queue.Queue[Filling | BaseException | None] = queue.Queue(places)
         ended = threading.Event()
         feeder = threading.Thread(target=self._feed, args=(pending, ended), name="feeder", daemon=True)
         feeder.start()
@@ -173,7 +226,8 @@ class ThreadedBatches:
             while (item := pending.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                yield item.finish()
+                item.wait()
+                yield item
         finally:
             ended.set()
             with contextlib.suppress(queue.Empty):
@@ -181,16 +235,21 @@ class ThreadedBatches:
                     pending.get_nowait()  # unblocks the feeder, so it can check the event
             feeder.join(timeout=5.0)
 
-    def _fillings(self, micro_batches: list[list[EncodedSample]]) -> tuple[list[_Filling], list[_Copies]]:
+    def _fillings(self, micro_batches: list[MicroBatch]) -> tuple[list[Filling], list[_Copies]]:
         """Return batches to be filled, and the copies of each of their images."""
-        fillings = [_Filling(samples, self._side, self._pin) for samples in micro_batches]
+        fillings = [Filling(micro_batch, self._new_images(micro_batch)) for micro_batch in micro_batches]
         images: dict[int, _Copies] = {}
         for filling in fillings:
-            for i, sample in enumerate(filling.samples):
-                images.setdefault(sample.number, []).append((filling, i))
+            for at, sample in zip(filling.micro_batch.at, filling.micro_batch.encoded, strict=True):
+                images.setdefault(sample.number, []).append((filling, at, sample))
         return fillings, list(images.values())
 
-    def _feed(self, pending: queue.Queue[_Filling | BaseException | None], ended: threading.Event) -> None:
+    def _new_images(self, micro_batch: MicroBatch) -> Tensor:
+        """Return memory for the images of a batch, in the layout of decoders and of channels_last."""
+        shape = (len(micro_batch.samples), self._side, self._side, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+
+    def _feed(self, pending: queue.Queue[Filling | BaseException | None], ended: threading.Event) -> None:
         """Read the stream and start its batches, in order; on a thread, so reading does not delay a batch."""
         last: BaseException | None = None
         with ThreadPoolExecutor(self._threads, thread_name_prefix="decoder") as executor:
@@ -208,12 +267,12 @@ class ThreadedBatches:
         if not ended.is_set():
             pending.put(last)
 
-    def _start(self, source: Iterator[list[list[EncodedSample]]], executor: ThreadPoolExecutor) -> Iterator[_Filling]:
+    def _start(self, source: Iterator[list[MicroBatch]], executor: ThreadPoolExecutor) -> Iterator[Filling]:
         """Yield batches that threads are filling. Those that share images are started together."""
         for micro_batches in source:
             fillings, images = self._fillings(micro_batches)
             # In parts, not one by one, as a submit to the executor costs a twentieth of an image.
-            size = -(-len(images) // (4 * self._threads))
+            size = max(1, -(-len(images) // (4 * self._threads)))
             starts = range(0, len(images), size)
             parts = [executor.submit(_fill, self._transform, images[i : i + size]) for i in starts]
             for filling in fillings:
@@ -231,7 +290,7 @@ class _Decoder(Dataset[Any]):
         self._transform = transform
 
     def __getitem__(self, sample: EncodedSample) -> tuple[EncodedSample, Tensor | None, str]:
-        light = replace(sample, image=b"")
+        light = sample._replace(image=b"")
         try:
             with Image.open(io.BytesIO(sample.image)) as image:
                 return light, self._transform(image.convert("RGB"), sample.seed), ""
@@ -243,7 +302,9 @@ def _collate(decoded: list[tuple[EncodedSample, Tensor | None, str]]) -> Batch:
     shape = next((image.shape for _, image, _ in decoded if image is not None), (3, 1, 1))
     blank = torch.zeros(shape, dtype=torch.uint8)
     images = torch.stack([blank if image is None else image for _, image, _ in decoded])
-    return _batch([sample for sample, _, _ in decoded], images, [reason for _, _, reason in decoded])
+    numbers, labels = (torch.tensor([getattr(s, name) for s, _, _ in decoded]) for name in ("number", "label"))
+    bad = {i: BadImage(f"{s.key}: {why}", s.copy) for i, (s, image, why) in enumerate(decoded) if image is None}
+    return assemble(images, numbers, labels, bad, partial(followers, len(labels)))
 
 
 class _StreamSampler:
@@ -253,9 +314,9 @@ class _StreamSampler:
         self._stream = stream
 
     def __iter__(self) -> Iterator[list[EncodedSample]]:
-        for samples in itertools.chain.from_iterable(self._stream):
+        for micro_batch in itertools.chain.from_iterable(self._stream):
             # A copy, as a view of a block cannot be sent to another process.
-            yield [replace(sample, image=bytes(sample.image)) for sample in samples]
+            yield [sample._replace(image=bytes(sample.image)) for sample in micro_batch.encoded]
 
 
 def process_batches(

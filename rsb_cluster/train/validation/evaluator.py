@@ -24,7 +24,7 @@ from rsb_cluster.data.scoring import UNDECODABLE, Scores, score_classes, score_s
 from rsb_cluster.errors import RsbError
 from rsb_cluster.evaluation import record
 from rsb_cluster.evaluation.record import Evaluation, EvaluationRequest
-from rsb_cluster.evaluation.target import Target, check_classes, open_target
+from rsb_cluster.evaluation.target import Target, check_classes, choose_target_classes, open_target
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.runs.provenance import brief_code, describe_code, describe_packages
 from rsb_cluster.runs.run import Cause
@@ -33,10 +33,11 @@ from rsb_cluster.subprocesses.helper import Send, serve
 from rsb_cluster.train.augment import Normalise
 from rsb_cluster.train.conversion.hub import fetch
 from rsb_cluster.train.conversion.state_dict import Weights, read_weights
-from rsb_cluster.train.distributed import ProcessGroup, lost_peer_errors
+from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.input.loader import ThreadedBatches
 from rsb_cluster.train.input.pixels.transforms import FastEval
 from rsb_cluster.train.input.streams import EvalStream
+from rsb_cluster.train.lost_peer import lost_peer_errors
 from rsb_cluster.train.model import AMP_DTYPE
 from rsb_cluster.train.validation.predictions import Predictions, gather_predictions
 from rsb_cluster.train.validation.validate import predict_logits
@@ -68,10 +69,11 @@ def evaluate_sources(
         EvaluationStopped: The ranks agreed on a cause.
         ConfigError: A source is unknown, its classes differ from those of the data, or it does not accept such images.
     """
-    target = open_target(request)
+    whole = open_target(request)
     for source in request.sources:
         found = find_weights(source, request.runs, ema=bool(request.ema), fetch=fetch)
         weights = read_weights(found, request.model, request.ema)
+        target = choose_target_classes(whole, weights.recipe.data.classes if weights.recipe else (), request.metric)
         check_classes(weights.name, weights.num_classes, weights.classes, target)
         spec, amp = _input(request, weights)
         if group.rank == 0 and len(weights.entries) > 1 and request.ema is None:

@@ -14,6 +14,7 @@ from rsb_cluster.data.scoring import TOP_K, UNDECODABLE, Classes
 from rsb_cluster.errors import DataError
 from rsb_cluster.train.distributed import ProcessGroup
 from rsb_cluster.train.input.loader import Batch
+from rsb_cluster.train.validation.validate import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def gather_predictions(
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # losses, undecodable images
     done = 0
     for batch, logits_BK in outputs:
-        labels_B, good_B, samples_B = (x.to(device) for x in (batch.labels, batch.good, batch.samples))
+        labels_B, good_B, samples_B = (to_device(x, device) for x in (batch.labels, batch.good, batch.samples))
         losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none") * good_B
         sums += torch.stack([losses_B.double().sum(), (~good_B).double().sum()])
         allowed_BK = logits_BK if classes is None else logits_BK[:, classes]

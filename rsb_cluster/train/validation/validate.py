@@ -75,7 +75,7 @@ def predict_logits(
     for _ in range(stream.rounds):
         batch = next(source, None)
         if batch is not None:
-            images_BCHW = normalise(batch.images.to(device, non_blocking=True))
+            images_BCHW = normalise(batch.to(device)[0])
             with autocast():
                 logits_BK = model(images_BCHW)
             yield batch, logits_BK.float()
@@ -110,10 +110,16 @@ def compute_score(outputs: Iterable[tuple[Batch, Tensor]], *, total: int, group:
 
 def _counts(batch: Batch, logits_BK: Tensor) -> Tensor:
     device = logits_BK.device
-    labels_B = batch.labels.to(device, non_blocking=True)
-    good_B = batch.good.to(device)
+    labels_B, good_B = to_device(batch.labels, device), to_device(batch.good, device)
     top_B5 = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
     hit_B5 = (top_B5 == labels_B[:, None]) & good_B[:, None]
     losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none") * good_B
-    counts = [hit_B5[:, 0].sum(), hit_B5.sum(), losses_B.double().sum(), good_B.numel(), (~good_B).sum()]
-    return torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in counts])
+    counts = [hit_B5[:, 0].sum(), hit_B5.sum(), losses_B.double().sum(), torch.ones_like(good_B).sum(), (~good_B).sum()]
+    return torch.stack([count.double() for count in counts])
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a small tensor of the host on a device; the host does not wait for what the device does before."""
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

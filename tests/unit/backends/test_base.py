@@ -17,8 +17,9 @@ from rsb_cluster.config.sweep_file import Grid, SweepFile
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Run, Submission
-from rsb_cluster.submission.plan import Request, plan
+from rsb_cluster.submission.plan import plan
 from rsb_cluster.submission.preview import describe
+from rsb_cluster.submission.request import Request
 from rsb_cluster.submission.submit import submit
 from tests.unit.bundled import JOBS, load_job
 
@@ -87,7 +88,7 @@ class Paper(Backend):
         self.jobs.append(name)
         return [new_submission(job, f"line-{len(self.jobs)}", folder, tasks[0].data)]
 
-    def query(self, submissions: Sequence[Submission]) -> list[JobStatus]:
+    def query(self, submissions: Sequence[Submission], *, fresh: bool = True) -> list[JobStatus]:
         return [JobStatus("queued") for _ in submissions]
 
     def cancel(self, submissions: Sequence[Submission]) -> list[str]:

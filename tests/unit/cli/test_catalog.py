@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from rsb_cluster.cli import main
 from rsb_cluster.config import catalog
 from rsb_cluster.config.recipe import Recipe
-from rsb_cluster.config.schema import validate
-from tests.unit.bundled import OPEN_IN_TABLE_2, PARTLY_OPEN, RECIPES, load_recipe, put_recipe
+from rsb_cluster.config.schema import flatten, validate
+from tests.unit.bundled import OPEN_IN_TABLE_2, PARTLY_OPEN, RECIPES, load_job, load_recipe, put_recipe
 
 
 def run(*args: str, code: int = 0) -> tuple[str, str]:
@@ -116,9 +116,23 @@ def test_lists_and_tables_are_data(rsb):
         assert names <= {line.split()[0] for line in done.stdout.splitlines()}
         assert done.stderr == ""
     done = rsb.run("jobs", "show", "slurm")
-    assert done.stdout.startswith("# GPU nodes") and done.stderr.endswith("/slurm.toml\n")
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
+    assert rows["gpus_per_node"] == "8 file 0: train on the CPU" and done.stderr.endswith("/slurm.toml\n")
+    assert rsb("jobs", "show", "slurm", "--file").startswith("# GPU nodes")
     assert rsb.json("jobs", "show", "slurm", "--json")["gpus_per_node"] == 8
     assert rsb.json("recipes", "show", "a1", "--json")["optimizer"]["lr"] == 5e-3
+
+
+def test_jobs_show_lists_each_field_with_what_sets_it_and_its_meaning(rsb):
+    rsb.env["RSB_SHARE"] = "group"
+    rsb.env["RSB_ACCOUNT"] = "vision"
+    shown = rsb("jobs", "show", "slurm", "--set", "job.nodes=2", "--set", "job.checkpoint.keep=3")
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines()}
+    assert rows.keys() - {"field"} == flatten(load_job("slurm")).keys()
+    assert all(len(row.split()) > 2 for row in rows.values()), "each has a meaning"
+    assert rows["nodes"].startswith("2 --set ") and rows["checkpoint.keep"].startswith("3 --set ")
+    assert rows["time_min"].startswith("1440 file ") and rows["mem_gb"].startswith("0 default ")
+    assert rows["share"].startswith('"group" settings ') and rows["slurm"].startswith('{"account": "vision"} settings ')
 
 
 @pytest.mark.parametrize(("kind", "name"), [("recipes", "a1"), ("jobs", "slurm")])
@@ -130,3 +144,11 @@ def test_copy_refuses_to_overwrite(rsb, kind, name):
         "Error: mine.toml exists already. Choose another destination.\n"
     )
     assert (rsb.cwd / "mine.toml").read_bytes() == before
+
+
+def test_show_names_table_3_as_the_source_of_what_the_model_changes():
+    shown, _ = run("recipes", "show", "a3", "--model", "efficientnet_b4", "--set", "eval.resolution=400")
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "augment.resolution 320 Table 3, for efficientnet_b4; in the file 160" in lines
+    assert "train.virtual_ranks 32 Table 3, for efficientnet_b4; in the file 4" in lines
+    assert "eval.resolution 400 modified, in the file 224" in lines

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,30 @@ import pytest
 from click.testing import CliRunner
 
 from rsb_cluster.cli import main
+from rsb_cluster.node.exit_codes import RUNNING
+from rsb_cluster.node.processes import Process
+from rsb_cluster.runs.run import Submission
 from tests.servers.daemons import GUARD_S
 from tests.unit.new_runs import make_run
+
+
+def test_ctrl_c_stops_logs_that_follow_without_a_traceback(rsb):
+    run = make_run(rsb.cwd / "runs")
+    job, folder = str(Process.of(os.getpid())), rsb.cwd / "job"  # this process is the job, and does not end
+    folder.mkdir()
+    (folder / RUNNING).touch()
+    run.add_submission(Submission(backend="local", job_id=job, folder=str(folder), shape="", time=1.0))
+    command = [sys.executable, "-m", "rsb_cluster", "logs", "-f", run.run_id]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (folder / f"{job}_0_log.out").open("w", buffering=1) as log:
+        print("first line", file=log)
+        with subprocess.Popen(command, cwd=rsb.cwd, env=rsb.env, text=True, **pipes) as process:
+            assert process.stdout.readline() == "first line\n"
+            print("second line", file=log)
+            assert process.stdout.readline() == "second line\n", "it follows"
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=GUARD_S)
+    assert (process.returncode, *rest) == (130, "", "")
 
 
 def test_an_empty_name_cancels_nothing(rsb):
@@ -74,3 +97,20 @@ def test_an_empty_folder_has_no_runs(rsb):
     done = rsb.run("status")
     assert (done.stdout, done.stderr) == ("", "there are no runs yet\n")
     assert rsb.json("status", "--json") == []
+
+
+def test_runs_are_filtered_and_sorted_and_piped_as_tab_separated_values(tmp_path):
+    make_runs(tmp_path, "digits-x-s1-00000001", "digits-x-s0-00000000")
+
+    def ids(*args: str) -> list[str]:
+        done = CliRunner().invoke(main, ["status", "--runs", str(tmp_path), *args])
+        assert done.exit_code == 0, done.output
+        return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+    both = ["digits-x-s0-00000000", "digits-x-s1-00000001"]
+    assert ids() == ["run_id", *both]
+    assert ids("--state", "never started,failed", "--recipe", "dig*", "--model", "resnet10t") == ["run_id", *both]
+    assert ids("--state", "failed") == [] and ids("--since", "2d") == [] and ids("--recipe", "a1") == []
+    assert ids("--state", "failed", "--json") == ["[]"]
+    assert "is neither an age such as 90m, 2h or 3d nor a date" in refused(tmp_path, "status", "--since", "soon")
+    assert "Did you mean 'failed'?" in refused(tmp_path, "status", "--state", "faild")

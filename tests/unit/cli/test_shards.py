@@ -1,39 +1,11 @@
-"""The commands for shards, as a user calls them; in this process, for each costs a second of imports otherwise."""
+"""The commands that verify, count and index shards, as a user calls them."""
 
 import json
 import shutil
+from pathlib import Path
 
-import pytest
-
-from rsb_cluster.cli import main
 from rsb_cluster.data.datasets import known_data_sets
-from tests.unit import formats
-from tests.unit.samples import contents
-
-
-@pytest.fixture
-def shards(tmp_path, monkeypatch, capsys):
-    """Runs ``rsb-cluster shards ...`` in a folder of its own; gives what it prints, or what it says as it fails."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args, code=0):
-        with pytest.raises(SystemExit) as ended:
-            main(["shards", *map(str, args)], prog_name="rsb-cluster")
-        out, err = capsys.readouterr()
-        assert ended.value.code == code, (out, err)
-        return out if code == 0 else out + err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder with train/ and val/ of two classes; one image of val is also in train."""
-    folder = tmp_path_factory.mktemp("images")
-    for part, count, seed in (("train", 20, 0), ("val", 3, 500)):
-        formats.class_folders(folder / part, ("cat", "dog"), count, seed=seed, suffix="jpg")
-    formats.write(folder / "val" / "cat" / "leak.jpg", formats.picture(0))
-    return folder
+from tests.unit.tars import pair, tar_of
 
 
 def test_a_folder_becomes_shards_that_are_verified_and_counted(shards, images, tmp_path):
@@ -43,7 +15,7 @@ def test_a_folder_becomes_shards_that_are_verified_and_counted(shards, images, t
     assert "train already holds" in shards("make", images, "data", code=2)
     assert shards("verify", "data", "--decode", "--workers", 1).splitlines() == [
         "data/train: 40 samples in 10 shards, 0 problems",
-        "  2 classes, with 20 to 20 images (mean 20.0)",
+        "  2 classes, with 20 images each",
         "data/val: 7 samples in 2 shards, 0 problems",
         "  2 classes, with 3 to 4 images (mean 3.5)",
         "images in both data/train and data/val: 1",
@@ -63,6 +35,21 @@ def test_a_folder_becomes_shards_that_are_verified_and_counted(shards, images, t
     assert "Copy them again" in said
 
 
+def test_one_folder_of_two_splits_is_indexed_elsewhere(shards, images):
+    shards("make", images, "made", "--workers", 1)
+    for part, count in (("train", 1), ("val", 1)):
+        for number in range(count):
+            shutil.copy(f"made/{part}/shard-{number:06d}.tar", f"set-{part}-{number}.tar")
+    assert shards("index", ".", "-o", "mine", "--workers", 1) == (
+        "train: 40 samples of 2 classes in 1 shard\nval: 7 samples of 2 classes in 1 shard\n"
+    )
+    assert "mine/val: 7 samples in 1 shard, 0 problems" in shards("verify", "mine", "--workers", 1)
+    assert shards("info", "made").endswith("made/_info.json\n")
+    assert json.loads(Path("made/_info.json").read_text())["splits"]["validation"]["filenames"] == [
+        "val/shard-000000.tar"
+    ]
+
+
 def test_known_data_sets_are_listed(shards):
     listed = shards("list")
     assert all(name in listed for name in known_data_sets())
@@ -70,49 +57,21 @@ def test_known_data_sets_are_listed(shards):
     assert json.loads(shards("list", "--json"))[0]["samples"] == {"train": 1_281_167, "val": 50_000}
 
 
-def test_a_wrong_count_is_an_error_of_usage(shards, tmp_path):
-    formats.imagenet_folders(tmp_path / "ilsvrc")
-    command = ("make", "imagenet-1k", "data", "--root", "ilsvrc")
-    assert "found 24 images, but train of imagenet-1k has 1,281,167" in shards(*command, code=2)
-    assert not (tmp_path / "data").exists()
-    assert "val: 12 samples of 4 classes" in shards(*command, "--any-count")
-    (tmp_path / "data" / "val" / "labels-real.json").unlink()
-    assert shards("labels", "real", "data/val") == "11 of 12 images have labels 'real'\n"
-    said = shards("labels", "real", "data/train", code=2)
-    assert "does not name an image of ImageNet's validation set" in said
+def test_the_splits_of_a_set_are_indexed_together_and_what_is_left_out_is_said(shards, tmp_path):
+    littered = [*pair("k", b"x", 1), ("d/._k.jpg", b"x")]
+    for split in ("train", "val"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / "s.tar").write_bytes(tar_of(littered))
+    (tmp_path / "set" / "val" / "classes.json").write_text('["one"]')
+    made = shards("index", "set")
+    assert made == "train: 1 sample of 2 classes in 1 shard\nval: 1 sample of 2 classes in 1 shard\n"
+    counted = shards("stats", "set", "--classes", "--json")  # of two classes one has a name
+    assert json.loads(counted) == {"0": {"set/train": 0, "set/val": 0}, "1": {"set/train": 1, "set/val": 1}}
+    assert "one" in shards("stats", "set/val", "--classes")
 
 
-def test_a_quality_without_a_size_is_refused(shards, images):
-    assert "--quality needs --max-side" in shards("make", images, "data", "--quality", 90, code=2)
-
-
-def test_a_changed_image_is_named_and_remade_on_request(shards, images, tmp_path):
-    shutil.copytree(images, tmp_path / "in")
-    made = shards("make", "./in", "data")
-    (tmp_path / "in" / "val" / "cat" / "cat_1.jpg").write_bytes(formats.picture(7, px=24))
-    before = contents(tmp_path / "data")
-    said = shards("make", "./in", "data", code=2)
-    assert "data/val already holds" in said and "images with another size: cat/cat_1.jpg (" in said
-    assert "add --remake to 'shards make'" in said
-    assert contents(tmp_path / "data") == before
-    assert shards("make", "./in", "data", "--remake") == made
-    assert shards("make", "./in", "data", "--hash") == made
-    assert contents(tmp_path / "data") != before
-    assert "use one of them" in shards("make", "./in", "data", "--hash", "--remake", code=2)
-
-
-def test_overwriting_files_of_others_needs_confirmation(shards, images, tmp_path):
-    for name in ("train/own-0.tar", "train/notes.txt", "val/own-0.tar"):
-        formats.write(tmp_path / "data" / name, b"x")
-    before = contents(tmp_path / "data")
-    assert "own-0.tar, which were not made by this command" in shards("make", images, "data", code=2)
-    said = shards("make", images, "data", "--overwrite", code=2)
-    for part in ("train", "val"):
-        assert f"data/{part}: will be deleted, not written by 'shards make': own-0.tar (1 files)" in said
-        assert f"own-0.tar in {tmp_path}/data/{part}" in said.splitlines()[-1]
-    assert "Add --yes to delete them" in said
-    assert contents(tmp_path / "data") == before
-    assert "--yes needs --overwrite" in shards("make", images, "data", "--yes", code=2)
-    shards("make", images, "data", "--overwrite", "--yes")
-    assert {name for name in before if (tmp_path / "data" / name).exists()} == {"train/notes.txt"}
-    shards("make", images, "data", "--overwrite", "--shard-samples", 9)  # what was made here needs no second word
+def test_the_image_of_a_sample_with_two_is_named(shards, tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "s.tar").write_bytes(tar_of([*pair("k", b"x", 1), ("k.png", b"mask")]))
+    assert "has 2 images: jpg, png" in shards("index", "t", code=1)
+    assert shards("index", "t", "--image-key", "png") == "1 sample of 2 classes in 1 shard\n"

@@ -79,17 +79,24 @@ def test_set_modifies_with_both_values():
     }
 
 
-def test_the_model_and_how_a_batch_is_computed_are_no_modification():
-    resolved = catalog.load_recipe(
-        "a1",
-        model="resnet18",
-        overrides=parse_overrides(
-            ["train.virtual_ranks=4", "train.channels_last=false", "train.compile=true", "name=x"]
-        ),
-    )
+def test_the_model_and_what_only_changes_the_speed_are_no_modification():
+    overrides = parse_overrides(["train.channels_last=false", "train.compile=true", "name=x"])
+    resolved = catalog.load_recipe("a1", model="resnet18", overrides=overrides)
     assert resolved.modified == {}
     assert resolved.recipe.model.name == "resnet18"
-    assert resolved.recipe.train.virtual_ranks == 4
+    assert resolved.recipe.train.virtual_ranks == 2
+
+
+def test_other_virtual_ranks_are_a_modification():
+    overrides = parse_overrides(["train.virtual_ranks=32"])
+    assert catalog.load_recipe("a1", overrides=overrides).modified == {"train.virtual_ranks": (4, 32)}
+    assert catalog.load_recipe("digits", overrides=overrides).modified == {"train.virtual_ranks": (4, 32)}
+
+
+def test_a_record_of_an_earlier_version_has_no_virtual_ranks_to_compare():
+    now = catalog.load_recipe("a1").recipe
+    before = now.model_copy(update={"train": now.train.model_copy(update={"virtual_ranks": 0})})
+    assert catalog.differences(before, now) == {} == catalog.differences(now, before)
 
 
 @pytest.mark.parametrize("model", ["resnet50.a1_in1k", "hf_hub:timm/x", 'a"b', "1e3", "a b"])
@@ -110,7 +117,12 @@ def test_a_users_a1_in_place_of_the_bundled_one_is_compared_with_the_bundled_one
 
 
 def test_a_copy_that_does_not_claim_the_paper_is_compared_with_its_own_file(here):
-    put_recipe(here / "recipes", "mine.toml", ("lr = 5e-3 ", "lr = 1e-3 "), ('paper = "A1"', 'paper = ""'))
+    changes = (
+        ("lr = 5e-3 ", "lr = 1e-3 "),
+        ('paper = "A1"', 'paper = ""'),
+        ('virtual_ranks = "paper"', "virtual_ranks = 4"),
+    )
+    put_recipe(here / "recipes", "mine.toml", *changes)
     assert catalog.load_recipe("mine").modified == {}
     assert catalog.load_recipe("mine", overrides=parse_overrides(["optimizer.lr=2e-3"])).modified == {
         "optimizer.lr": (1e-3, 2e-3)

@@ -29,14 +29,14 @@ def edited(tmp_path: Path, old: str, new: str, name: str = "a1") -> Path:
         ("[optimizer]", "[optimiser]", "unknown key 'optimiser'. Did you mean 'optimizer'?"),
         ("hflip =", "hflipp =", "unknown key 'augment.hflipp'. Did you mean 'augment.hflip'?"),
         ("lr = 5e-3 ", "learning_rate = 5e-3 ", "'optimizer.lr' is missing."),
-        ("lr = 5e-3 ", 'lr = "fast" ', "optimizer.lr = 'fast': input should be a valid number"),
-        ("lr = 5e-3 ", "lr = true ", "optimizer.lr = True: input should be a valid number"),
-        ("epochs = 600 ", "epochs = true ", "schedule.epochs = True: input should be a valid number"),
-        ("epochs = 600 ", "epochs = 600.5 ", "schedule.epochs = 600.5: input should be a valid integer"),
-        ("epochs = 600 ", "epochs = 1979-05-27 ", "schedule.epochs = datetime.date(1979, 5, 27): input should be"),
-        ('name = "lamb"', 'name = "lars"', "optimizer.name = 'lars': input should be 'lamb', 'adamw' or 'sgd'"),
-        ("betas = [0.9, 0.999]", "betas = [0.9]", "'optimizer.betas.1' is missing"),
-        ("hflip = 0.5", "hflip = [0.5]", "augment.hflip = [0.5]: input should be a valid number"),
+        ("lr = 5e-3 ", 'lr = "fast" ', "optimizer.lr = 'fast': must be a number > 0"),
+        ("lr = 5e-3 ", "lr = true ", "optimizer.lr = True: must be a number > 0"),
+        ("epochs = 600 ", "epochs = true ", "schedule.epochs = True: must be an integer > 0"),
+        ("epochs = 600 ", "epochs = 600.5 ", "schedule.epochs = 600.5: must be an integer > 0"),
+        ("epochs = 600 ", "epochs = 1979-05-27 ", "schedule.epochs = datetime.date(1979, 5, 27): must be an"),
+        ('name = "lamb"', 'name = "lars"', "optimizer.name = 'lars': must be 'lamb', 'adamw' or 'sgd'"),
+        ("betas = [0.9, 0.999]", "betas = [0.9]", "optimizer.betas = [0.9]: must be a list such as [0.9, 0.999]."),
+        ("hflip = 0.5", "hflip = [0.5]", "augment.hflip = [0.5]: must be a number ≥ 0 and ≤ 1."),
         ("[loss]\n", "[loss]\nx = {y = 1}\n", "unknown key 'loss.x'"),
         ('name = "a1"', 'name = "A 1"', "name = 'A 1': string should match pattern"),
     ],
@@ -67,7 +67,7 @@ def test_a_syntax_error_names_file_and_line(tmp_path):
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_bytes(b'name = "\xff"')
-    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"mine\.toml: line 1 is not UTF-8"):
         catalog.load_recipe(str(path))
 
 
@@ -100,8 +100,20 @@ def test_set_without_key_and_value_is_refused(bad):
     [
         ("name.x=1", "'name' is a value, not a table"),
         ("optimizer.lr.x=1", "'lr' is a value, not a table"),
-        ("optimizer=adamw", "optimizer = 'adamw': input should be a valid dictionary"),
-        ("optimizer.l=1", "unknown key 'optimizer.l'."),
+        ("optimizer=adamw", "optimizer = 'adamw': must be a table: [optimizer], or optimizer.KEY"),
+        ("optimizer.l=1", "unknown key 'optimizer.l'. Did you mean 'optimizer.lr'?"),
+        ("learning_rate=1", "unknown key 'learning_rate'. Did you mean 'optimizer.lr'?"),
+        ("optimizer.learning_rate=1", "unknown key 'optimizer.learning_rate'. Did you mean 'optimizer.lr'?"),
+        ("hflip=1", "unknown key 'hflip'. Did you mean 'augment.hflip'?"),
+        ("resolution=1", "unknown key 'resolution'. Did you mean 'augment.resolution' or 'eval.resolution'?"),
+        ("data.max_bad_samples=-1", "data.max_bad_samples = -1: must be an integer ≥ 0."),
+        ("optimizer.betas=[0.9, 2]", "optimizer.betas.1 = 2: must be ≤ 1."),
+        ("data.mean=[1, 2]", "data.mean = [1, 2]: must be a list such as [0.485, 0.456, 0.406]."),
+        (
+            "train.compile=maybe",
+            "train.compile = 'maybe': must be true or false, or 'max-autotune' or 'reduce-overhead'.",
+        ),
+        ("model.kwargs=3", "model.kwargs = 3: must be a table of names and values."),
         ("optimiser.lr=1", "unknown key 'optimiser'. Did you mean 'optimizer'?"),
         ("data.trian_samples=1", "unknown key 'data.trian_samples'. Did you mean 'data.train_samples'?"),
         ("optimizer..lr=1", "unknown key 'optimizer.'"),

@@ -59,11 +59,11 @@ def test_the_command_line_comes_after_the_file():
     ("values", "message"),
     [
         ({}, "x.toml: 'grid' is missing."),
-        ({"grid": []}, "x.toml: grid = []: tuple should have at least 1 item"),
-        ({"grid": [{"recipes": []}]}, "x.toml: grid.0.recipes = []: tuple should have at least 1 item"),
+        ({"grid": []}, "x.toml: grid = []: list should have at least 1 item"),
+        ({"grid": [{"recipes": []}]}, "x.toml: grid.0.recipes = []: list should have at least 1 item"),
         ({"grid": [{"recipes": ["a1"], "seeds": 0}]}, "x.toml: seeds = 0: give a list of seeds, or how many."),
         ({"grid": [{"recipes": ["a1"], "seeds": [-1]}]}, "x.toml: grid.0.seeds.0 = -1: "),
-        ({"grid": [{"recipes": ["a1"], "seeds": [2**32]}]}, "x.toml: grid.0.seeds.0 = 4294967296: input"),
+        ({"grid": [{"recipes": ["a1"], "seeds": [2**32]}]}, "x.toml: grid.0.seeds.0 = 4294967296: must be <"),
         ({"grid": [{"recipes": ["a1"], "seeds": 2**32 + 1}]}, "x.toml: seeds = 4294967297: give a list"),
         ({"grid": [{"recipes": ["a1"], "seeds": True}]}, "x.toml: grid.0.seeds = True: "),
         ({"grid": [{"recipe": ["a1"]}]}, "x.toml: unknown key 'grid.0.recipe'. Did you mean 'grid.recipes'?"),
@@ -85,7 +85,7 @@ def test_a_mistake_in_a_sweep_file_is_explained(values, message):
     [
         ({"grid": [{"recipes": ["a9"]}]}, "there is no recipe 'a9'."),
         ({"grid": [{"recipes": ["a1"], "vary": {"optimizer.rl": [1]}}]}, "unknown key 'optimizer.rl'. Did you mean"),
-        ({"grid": [{"recipes": ["a1"], "vary": {"optimizer.lr": [1e-3, -1]}}]}, "optimizer.lr = -1: input should be"),
+        ({"grid": [{"recipes": ["a1"], "vary": {"optimizer.lr": [1e-3, -1]}}]}, "optimizer.lr = -1: must be a"),
         (
             {"grid": [{"recipes": ["a1"]}], "resources": [{"set": {"node": 4}}]},
             "unknown key 'node'. Did you mean 'nodes'",

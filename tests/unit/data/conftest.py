@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsb_cluster.data.index import build_index
+from rsb_cluster.data.indexing import build_index
 from tests.unit.tars import read_by_webdataset, samples_of, store_of, tar_of
 
 

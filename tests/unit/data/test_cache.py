@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rsb_cluster.data.cache import ShardCache
-from rsb_cluster.data.index import build_index
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.errors import DataError, MissingError
 from rsb_cluster.storage.store import Store

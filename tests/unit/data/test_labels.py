@@ -1,14 +1,18 @@
 """Label sets: joined by key, whole or refused, and timm's copy of ReaL's labels is the authors'."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from rsb_cluster.data.labels import LabelFile, load_label_sets, real_labels, write_labels
+from rsb_cluster.data.labels import LabelFile, load_label_sets, masked_labels, real_labels, write_labels
 from rsb_cluster.data.make import make_shards
 from rsb_cluster.data.sources import DataSource
+from rsb_cluster.data.sources.imagenet import imagenet_synsets
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
+from tests.unit.tars import index_of
 
 KEYS = [f"n01/ILSVRC2012_val_{number:08d}" for number in (3, 1, 7, 50_000)]
 
@@ -75,3 +79,25 @@ def test_groups_and_the_classes_that_may_be_answered_come_back(part):
     assert sets.among.tolist() == [2, 5]
     assert {index.key(i) for i in range(4) if sets.groups["Blur"][i]} == set(KEYS[:2])
     assert not sets.groups["None"].any()
+
+
+def of_classes(labels, classes):
+    """An index of images with these classes."""
+    return replace(index_of([len(labels)]), labels=np.array(labels), classes=tuple(classes), num_classes=1000)
+
+
+def test_a_mask_keeps_the_numbers_of_the_thousand_and_leaves_other_images_out():
+    """6 and 11 are classes of ImageNet-A, 1 and 2 are not; of ImageNet-R are 1, 2, 6 and 11."""
+    synsets = imagenet_synsets()
+    index = of_classes([11, 1, 6, 0, 2], synsets)
+    adversarial, renditions = (masked_labels(index, name) for name in ("a-classes", "r-classes"))
+    assert [adversarial.of(i).tolist() for i in range(5)] == [[11], [], [6], [], []]
+    assert [renditions.of(i).tolist() for i in range(5)] == [[11], [1], [6], [], [2]]
+    for found, first in ((adversarial, [6, 11, 13]), (renditions, [1, 2, 4])):
+        assert len(found.among) == 200 and found.among[:3].tolist() == first
+    assert len(set(adversarial.among.tolist()) & set(renditions.among.tolist())) < 200
+    assert load_label_sets(Store("/nowhere"), index, "a-classes").scored.sum() == 2
+    assert masked_labels(of_classes([6], ()), "a-classes").of(0).tolist() == [6]
+    for wrong in (of_classes([6], synsets[::-1]), replace(index, num_classes=200)):
+        with pytest.raises(DataError, match=r"'a-classes' are for images of ImageNet's 1,000 classes"):
+            masked_labels(wrong, "a-classes")

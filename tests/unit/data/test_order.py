@@ -1,5 +1,6 @@
 """The order of samples: exact, and a function of (seed, epoch, position) alone."""
 
+import hashlib
 import tracemalloc
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rsb_cluster.data.order import EpochOrder, _pieces, derive_seed, permutation
+from rsb_cluster.data.order import EpochOrder, _pieces, derive_seed, derive_seeds, groups_of, permutation
 from tests.unit.tars import index_of
 
 Ints = NDArray[np.int64]
@@ -32,6 +33,7 @@ def epochs(draw: st.DrawFn) -> dict[str, object]:
         "virtual_ranks": virtual_ranks,
         "repeats": draw(st.integers(1, 4)),
         "block": draw(st.integers(1, 50)),
+        "draws": draw(st.integers(1, 2)),
         "piece": draw(st.integers(1, 45)),
     }
 
@@ -168,3 +170,36 @@ def test_a_step_outside_the_epoch_is_refused(bad: int) -> None:
     order = EpochOrder(index_of([16]), seed=0, epoch=0, global_batch=4, virtual_ranks=2, repeats=1, block=8, piece=3)
     with pytest.raises(IndexError, match="outside"):
         order.draw(bad, 0)
+
+
+def test_seeds_that_are_derived_together_are_those_derived_one_by_one() -> None:
+    numbers, copies = np.random.default_rng(0).integers(0, 2**32, 200), np.arange(200) % 4
+    for seed in (0, 1, 2**32 - 1, 2**32, 2**70):
+        found = derive_seeds(seed, 299, numbers, copies, 2).tolist()
+        assert found == [
+            derive_seed(seed, 299, n, c, 2) for n, c in zip(numbers.tolist(), copies.tolist(), strict=True)
+        ]
+    assert derive_seeds(numbers).tolist() == [derive_seed(n) for n in numbers.tolist()]
+
+
+def test_groups_are_of_a_power_of_two_where_that_divides_the_virtual_ranks() -> None:
+    """And of a run of draws 1 they are what they were."""
+    for virtual_ranks in (4, 8, 16, 32, 64):
+        for repeats in (2, 3, 4):
+            groups = groups_of(virtual_ranks, repeats, 2)
+            size = 2 if repeats == 2 else 4
+            assert groups == [range(first, first + size) for first in range(0, virtual_ranks, size)]
+    assert groups_of(6, 3, 2) == groups_of(6, 3, 1) == [range(3), range(3, 6)]
+    assert groups_of(2, 3, 2) == groups_of(2, 3, 1) == [range(2)]
+    assert groups_of(16, 3, 1) == [range(3), range(3, 6), range(6, 9), range(9, 12), range(12, 16)]
+    for draws in (1, 2):
+        assert groups_of(5, 1, draws) == [range(i, i + 1) for i in range(5)]
+
+
+def test_the_order_of_a_run_of_draws_1_stays_and_that_of_2_has_other_groups() -> None:
+    base = {"seed": 0, "epoch": 0, "global_batch": 64, "virtual_ranks": 16, "repeats": 3, "block": 32, "piece": 4}
+    one, two = (EpochOrder(index_of([100, 100]), **base, draws=draws) for draws in (1, 2))
+    assert (one.members(one.group_of(3)), two.members(two.group_of(3))) == (range(3, 6), range(4))
+    for order, digest in ((one, "02e5cc39bb34"), (two, "c7c7d2229120")):
+        drawn = b"".join(order.draw(step, rank).samples.tobytes() for step in range(3) for rank in range(16))
+        assert hashlib.sha256(drawn).hexdigest()[:12] == digest

@@ -2,19 +2,20 @@
 
 import hashlib
 import threading
-import uuid
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsb_cluster.data.index import build_index, load_index
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
+from rsb_cluster.data.index import load_index
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.reader import MERGE_BYTES, ShardReader
-from rsb_cluster.data.scan import IMAGE_EXTENSIONS
 from rsb_cluster.errors import DataError, MissingError
 from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer, TransferCancelled
+from tests.servers.web import WebServer
 from tests.unit.tars import FORMATS, ODD, image, pair, read_by_webdataset, samples_of, store_of, tar_of
 
 
@@ -66,22 +67,23 @@ def test_any_samples_in_any_order(two_shards, numbers):
     assert reader.bytes_used == sum(len(expected[number]) for number in set(numbers)) <= reader.bytes_read
 
 
-def test_shards_anywhere_that_fsspec_knows_are_read(two_shards):
-    here, index, expected = two_shards
-    store = Store(f"memory://{uuid.uuid4().hex}/a set")
-    for name in here.files():
-        store.write_bytes(name, here.read_bytes(name))
-    assert build_index(store).digest == load_index(store).digest == index.digest
-    reader = ShardReader(store, load_index(store))
-    some = [3, 4, 5, 39, 40, 69]
-    assert reader.read(np.array(some)) == {number: expected[number] for number in some}
-    assert (reader.requests, reader.retries) == (2, 0)
-    assert b"".join(store.stream(index.shards[0], 100, 5000, chunk=999)) == here.read_bytes(index.shards[0])[100:5000]
-    store.write_bytes(index.shards[1], here.read_bytes(index.shards[1])[:5000])
-    with pytest.raises(DataError, match=r"memory://.*b\.tar was replaced or damaged.*it ends at byte 5000"):
-        reader.read(everything(index))
-    for name in store.names():
-        store.delete(name)
+def test_shards_on_a_web_server_are_read(two_shards, tmp_path):
+    made, index, expected = two_shards
+    here = Store(tmp_path)
+    for name in made.files():
+        here.write_bytes(name, made.read_bytes(name))
+    with WebServer(tmp_path) as web:
+        web.listings = False
+        store = Store(web.url)
+        assert load_index(store).digest == index.digest
+        reader = ShardReader(store, load_index(store))
+        some = [3, 4, 5, 39, 40, 69]
+        assert reader.read(np.array(some)) == {number: expected[number] for number in some}
+        assert (reader.requests, reader.retries) == (4, 0), "for each of two shards its size, and a range"
+        assert list(reader.read(everything(index)).values()) == expected
+        here.write_bytes(index.shards[1], here.read_bytes(index.shards[1])[:5000])
+        with pytest.raises(DataError, match=r"http://.*b\.tar was replaced or damaged.*it ends at byte 5000"):
+            reader.read(everything(index))
 
 
 def test_one_request_for_each_contiguous_piece(tmp_path):

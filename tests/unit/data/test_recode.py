@@ -2,12 +2,13 @@
 
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rsb_cluster.data.make import make_shards
+from rsb_cluster.data.make import make_shards, plan_set
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.data.verify import verify
@@ -54,5 +55,28 @@ def test_larger_images_are_made_smaller_and_all_others_kept(tmp_path):
     assert np.abs(np.asarray(opened["grey"], float) - np.asarray(expected, float)).mean() < 5
     assert read_source_record(store)["max_side"] == 64
     assert verify(store, decode=True).problems == []
-    with pytest.raises(DataError, match="the image 'bad' cannot be decoded"):
+    with pytest.raises(DataError, match=r"the image 'bad' \(given\) cannot be decoded.*its first bytes are b'text'"):
         make_shards(source_with([("bad", b"text", "jpg", 0)]), Store(tmp_path / "bad"), recode=Recode(64))
+
+
+def test_images_whose_values_are_cut_off_are_kept_and_said(tmp_path):
+    grey = np.linspace(0, 65535, 90 * 90, dtype=np.uint16).reshape(90, 90)
+    wide = {}
+    for name, pixels, format in (("p", grey, "PNG"), ("t", (grey / 65535).astype(np.float32), "TIFF")):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format)
+        wide[name] = buffer.getvalue()
+    source = source_with([("p", wide["p"], "png", 0), ("t", wide["t"], "tif", 0), ("web", b"<html>", "jpg", 0)])
+    for recode, said in ((None, "store 8 bits"), (Recode(64), "store 8 bits; not downscaled")):
+        store = Store(tmp_path / str(bool(recode)))
+        if recode:
+            source = replace(source, entries=source.entries[:2])
+        plan = plan_set({"train": source}, store, recode=recode)
+        index = plan.make()["train"]
+        where = store.child("train")
+        stored = {index.key(i): image_slice(where, index, i) for i in range(index.num_samples)}
+        assert {key: stored[key] for key in wide} == wide
+        notes = plan.notes("train")
+        assert any(note.startswith("stored, 16-bit grey") and f"{said}: 2 (" in note for note in notes)
+        assert any("no image by its first bytes" in note for note in notes) == (recode is None)
+        assert verify(where, decode=True).notes[0].startswith("images, 16-bit grey or floating point")

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsb_cluster.data.index import INDEX_NAME, build_index
+from rsb_cluster.data.index import INDEX_NAME
+from rsb_cluster.data.indexing import build_index
+from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.data.scan import split_name
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
@@ -164,8 +166,8 @@ def test_a_set_from_webdatasets_own_writer_is_indexed(tmp_path):
     assert index.key(24) == "train/0024"
 
 
-def test_the_first_image_is_taken_and_cls_goes_before_json(tmp_path):
-    members = [("a.json", b'{"label": 1}'), ("a.PNG", b"first"), ("a.jpg", b"second"), ("a.cls", b" 3\n")]
+def test_the_image_is_the_one_with_a_plain_extension_and_cls_goes_before_json(tmp_path):
+    members = [("a.json", b'{"label": 1}'), ("a.PNG", b"first"), ("a.mask.jpg", b"second"), ("a.cls", b" 3\n")]
     members += [("b.jpg", b"b"), ("b.json", b'{"label": "cat", "cls": true, "class": 2}')]
     store = store_of(tmp_path, s=tar_of(members))
     index = build_index(store)
@@ -187,6 +189,19 @@ BROKEN = {
     "json without class": ([*CLASSLESS, ("bad.json", b'{"label": true}')], "'bad' has no class: its .json"),
     "json that is a list": ([*CLASSLESS, ("bad.json", b"[1]")], "'bad' has no class: its .json"),
     "broken json": ([*CLASSLESS, ("bad.json", b"{")], "'bad': its .json cannot be read"),
+    "a class that no network has": ([*CLASSLESS, ("bad.cls", b"1500000000")], "'bad' has the class 1500000000"),
+    "dots in a key": (
+        [*GOOD, ("bad.1.jpg", b"x"), ("bad.1.cls", b"1")],
+        r"\(it has: 1\.cls, 1\.jpg\)\. .*first dot after",
+    ),
+    "a compound image": (
+        [*GOOD, ("bad.input.jpg", b"x"), ("bad.cls", b"1")],
+        r"If 'input.jpg' is the image, add --image-key input\.jpg",
+    ),
+    "two images": (
+        [*GOOD, ("bad.png", b"1"), ("bad.webp", b"2"), ("bad.cls", b"1")],
+        r"2 images: png, webp.*--image-key",
+    ),
     "the key again": ([*pair("bad", b"x", 0), *GOOD, *pair("bad", b"x", 0)], "the key 'bad' occurs twice"),
     "members apart": ([("bad.jpg", b"x"), *GOOD, ("bad.cls", b"0")], "the key 'bad' occurs twice"),
     "the extension again": ([*GOOD, *pair("bad", b"x", 0), ("bad.JPG", b"x")], "'bad' has two members with .* 'jpg'"),
@@ -203,21 +218,55 @@ def test_a_shard_that_breaks_a_rule_is_refused_by_name_and_key(tmp_path, case):
     assert not store.exists(INDEX_NAME)
 
 
-def test_a_link_instead_of_an_image_is_refused(tmp_path):
+@pytest.mark.parametrize(("kind", "word"), [(tarfile.LNKTYPE, "hard"), (tarfile.SYMTYPE, "symbolic")])
+@pytest.mark.parametrize("name", ["bad.jpg", "bad.cls"])
+def test_a_link_in_a_sample_is_refused_by_its_name(tmp_path, kind, word, name):
+    store = store_of(tmp_path, s=with_special(GOOD, name, kind))
+    with pytest.raises(DataError, match=rf"s\.tar: '{name}' is a {word} link to 'good\.jpg'.*--hard-dereference"):
+        build_index(store)
+
+
+def with_special(members, name, kind):
+    """A tar of files, and one member of another kind."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in GOOD:
-            info = tarfile.TarInfo(name)
+        for file, content in members:
+            info = tarfile.TarInfo(file)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-        link = tarfile.TarInfo("bad.jpg")
-        link.type, link.linkname = tarfile.LNKTYPE, "good.jpg"
-        tar.addfile(link)
-        info = tarfile.TarInfo("bad.cls")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"1"))
-    with pytest.raises(DataError, match="'bad' has no image"):
-        build_index(store_of(tmp_path, s=buffer.getvalue()))
+        special = tarfile.TarInfo(name)
+        special.type, special.linkname = kind, "good.jpg"
+        tar.addfile(special)
+    return buffer.getvalue()
+
+
+def test_what_belongs_to_no_sample_is_counted_and_changes_nothing(tmp_path):
+    clean = [*pair("in/a", b"A", 0), *pair("in/b", b"B", 1)]
+    debris = [("in/._a.jpg", b"x"), ("in/.DS_Store", b"x"), ("__MACOSX/in/a.jpg", b"x"), ("in/Thumbs.db", b"x")]
+    littered = [clean[0], debris[0], *clean[1:], *debris[1:], ("README", b"x"), ("__meta__/a.jpg", b"x"), ("in/", None)]
+    notes = []
+    index = build_index(store_of(tmp_path / "l", s=tar_of(littered)), say=notes.append)
+    assert [index.key(i) for i in range(index.num_samples)] == ["in/a", "in/b"]
+    assert [image_slice(Store(tmp_path / "l"), index, i) for i in range(2)] == [b"A", b"B"]
+    assert notes == [
+        "left out, hidden, or of a system or tool: 4 (s.tar: in/._a.jpg, s.tar: in/.DS_Store, s.tar: __MACOSX/in/a.jpg "
+        "and 1 more)",
+        "left out, no dot in the name, or metadata of webdataset: 2 (s.tar: README, s.tar: __meta__/a.jpg)",
+    ]
+    notes.clear()
+    build_index(store_of(tmp_path / "f", s=with_special(GOOD, "notes.txt", tarfile.SYMTYPE)), say=notes.append)
+    assert notes == ["left out, a link, or no regular file: 1 (s.tar: notes.txt)"]
+
+
+def test_the_image_is_chosen_by_its_key(tmp_path):
+    members = [("a.png", b"mask"), ("a.webp", b"image"), ("a.cls", b"0")]
+    members += [("b.input.jpg", b"other"), ("b.png", b"mask"), ("b.cls", b"1")]
+    store = store_of(tmp_path, s=tar_of(members))
+    index = build_index(store, image_keys=("WEBP", ".input.jpg"))
+    assert [image_slice(store, index, i) for i in range(2)] == [b"image", b"other"]
+    assert [bytes(image) for image in ShardReader(store, index).read(np.arange(2)).values()] == [b"image", b"other"]
+    with pytest.raises(DataError, match=r"'b' has no image .*give it one of: webp\."):
+        build_index(store, image_keys=("webp",))
 
 
 def test_a_sparse_image_is_refused(tmp_path):

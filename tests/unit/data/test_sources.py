@@ -117,6 +117,8 @@ def test_an_unknown_data_set_gets_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):
         open_set("digit")
+    with pytest.raises(ConfigError, match="Did you mean 'imagenet-1k'"):
+        open_set("imagenet")
     with pytest.raises(ConfigError, match="Write a folder with a slash"):
         open_set("zzzzzzz")
 

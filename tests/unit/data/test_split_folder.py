@@ -2,7 +2,8 @@
 
 import pytest
 
-from rsb_cluster.data.index import INDEX_NAME, build_index
+from rsb_cluster.data.index import INDEX_NAME
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.labels import LabelFile, pack_labels, renew_labels
 from rsb_cluster.data.make import make_set, make_shards, plan_set
 from rsb_cluster.data.sources import open_set

@@ -10,6 +10,7 @@ from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.data.labels import LabelFile
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import DataSource
+from rsb_cluster.data.sources.imagenet import imagenet_synsets
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.evaluation.record import EvaluationRequest
 from rsb_cluster.evaluation.target import open_target
@@ -21,10 +22,10 @@ def test_the_data_set_says_the_metrics(tmp_path: Path, validation_images: Path) 
     metrics = {}
     for name, known in known_data_sets().items():
         folder = tmp_path / name
-        entries = list(range(2 * known.classes if known.classes < 20 else 3))
+        entries = list(range(2 * known.classes if known.classes < 20 else 7))  # 6 is a class of ImageNet-A
         read = lambda i, k=known.classes: (f"{i}", b"x", "jpg", i % k)  # noqa: E731
         labels = {"vizwiz": LabelFile(about="", labels={str(i): (i,) for i in entries})} if "vizwiz" in name else {}
-        names = tuple(f"c{i}" for i in range(known.classes))
+        names = imagenet_synsets() if known.classes == 1000 else tuple(f"c{i}" for i in range(known.classes))
         source = DataSource("", names, entries, read, labels=labels, data_set=name)
         make_set({"val": source}, Store(folder))
         metrics[name] = open_target(EvaluationRequest(sources=(), runs="", data=str(folder))).metrics
@@ -32,7 +33,8 @@ def test_the_data_set_says_the_metrics(tmp_path: Path, validation_images: Path) 
     assert metrics["flowers102"] == ("top1", "mean_per_class", "top5")
     assert metrics["nct-crc-he"] == ("top1", "macro_f1", "macro_precision", "macro_specificity", "top5")
     assert metrics["indl-zollner"] == ("recall", "precision", "top1")
-    assert metrics["vizwiz-classification"] == ("label_set_top1",)
+    assert metrics["vizwiz-classification"] == metrics["imagenet-a"] == metrics["imagenet-r"] == ("label_set_top1",)
+    assert metrics["imagenet-sketch"] == ("top1", "top5")
     chosen = EvaluationRequest(sources=(), runs="", data=str(tmp_path / "flowers102"), metric="mean_per_class")
     assert open_target(chosen).metrics[0] == "mean_per_class"
     for asked, message in (

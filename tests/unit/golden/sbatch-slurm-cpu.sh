@@ -15,6 +15,7 @@
 # setup
 trap : TERM USR2
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+export SLURM_EXPORT_ENV=ALL
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -40,11 +41,23 @@ if [ "$code" -ne 0 ] && ! recorded claimed; then
   delay=$((30 << (failed - 1)))
 fi
 if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
-  read -r state restarts <<<"$(squeue -h -j "$job" -O State,RestartCnt)"
-  if [ "$state $restarts" = "RUNNING $restart" ]; then
-    scontrol requeue "$job" || exit "$code"
-    [ "$delay" -eq 0 ] || scontrol update "JobId=$job" "StartTime=now+$delay"
-    sleep 300
-  fi
+  unset "${!SQUEUE_@}" "${!SCONTROL_@}"
+  for try in {1..720}; do
+    if answer="$(squeue -h -j "$job" -O State,RestartCnt 2>&1)"; then
+      read -r state restarts <<<"$answer"
+      [ "$state $restarts" = "RUNNING $restart" ] || break
+      if answer="$(scontrol requeue "$job" 2>&1)"; then
+        [ "$delay" -eq 0 ] || (trap '' TERM; exec scontrol update "JobId=$job" "StartTime=now+$delay")
+        sleep 300
+        break
+      fi
+    fi
+    case "$answer" in
+      *[Cc]ontact*|*[Cc]onnect*|*[Tt]imed?out*|*transmitted*|*standby*)
+        [ "$try" -gt 1 ] || echo "slurmctld does not answer, and is asked again for an hour: $answer" >&2
+        sleep 5 ;;
+      *) echo "$answer" >&2; break ;;
+    esac
+  done
 fi
 exit "$code"

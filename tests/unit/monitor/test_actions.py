@@ -85,7 +85,9 @@ class Queue:
 
     def hold(self, **jobs: str) -> None:
         """Set the jobs in the queue: ``j7="RUNNING"``."""
-        (self.folder / "queue").write_text("".join(f"{j[1:]}|{j[1:]}|{state}\n" for j, state in jobs.items()))
+        (self.folder / "queue").write_text(
+            "".join(f"{j[1:]}|{j[1:]}|{state}|None|me|0|run|(null)\n" for j, state in jobs.items())
+        )
 
     def refuse(self, *jobs: str) -> None:
         (self.folder / "refused").write_text("".join(f"{job}\n" for job in jobs))
@@ -120,7 +122,7 @@ def test_all_jobs_of_a_run_are_cancelled(queue, runs):
     queue.hold(j7="RUNNING", j8="PENDING", j9_1="PENDING")
     ended = actions.cancel(runs)
     assert ended == {runs[0].run_id: ("7", "8"), runs[1].run_id: ("9_1",)}
-    assert (queue.folder / "queue").read_text() == "7|7|COMPLETING\n"
+    assert (queue.folder / "queue").read_text() == "7|7|COMPLETING|None|me|0|run|(null)\n"
     assert [runs[0].is_cancelled(job) for job in ("5", "7", "8")] == [False, True, True]
     assert runs[1].is_cancelled("9_1") and not runs[2].cancelled()
     assert actions.cancel(runs) == {runs[0].run_id: ("7",)}, "it is still saving, and may be cancelled again"

@@ -1,12 +1,17 @@
-"""Tables of runs fit a terminal."""
+"""Tables of runs fit a terminal, and Ctrl-C is answered at once."""
 
 import io
+import os
+import signal
+import threading
 
 import pytest
 from rich.console import Console
 
+from rsb_cluster.errors import RsbError
+from rsb_cluster.monitor import watch as watching
 from rsb_cluster.monitor.status import Status
-from rsb_cluster.monitor.watch import overview, table
+from rsb_cluster.monitor.watch import overview, watch
 from rsb_cluster.runs.run import Attempt
 from tests.unit.new_runs import make_run
 
@@ -29,26 +34,6 @@ def many(count: int) -> list[Status]:
             )
         )  # fmt: skip
     return found
-
-
-@pytest.mark.parametrize("width", [100, 120, 200])
-def test_a_run_takes_one_line_at_any_width_of_the_terminal(width):
-    lines = printed(table(many(8), width), width)
-    assert len(lines) == 9 and max(map(len, lines)) <= width
-    for line in lines[1:]:
-        assert (
-            line.startswith("deit-deit_s")
-            and "-0123abcd " in line
-            and "375000/375300" in line
-            and "79.86" in line
-            and "12" in line
-        )
-
-
-def test_in_a_file_nothing_is_shortened():
-    line = printed(table(many(1), 10_000), 10_000)[1]
-    assert line.endswith("lost peer (rank 3: [/gloo/pair.cc:545] Read error and more of it)")
-    assert line.startswith("deit-deit_small_patch16_224-s0-0123abcd ")
 
 
 @pytest.mark.parametrize("count", [2, 36, 37, 38, 1000])
@@ -74,3 +59,36 @@ def test_a_message_with_brackets_does_not_break_the_table(rsb, tmp_path):
         )
     )
     assert message in rsb("status")
+
+
+def test_ctrl_c_is_answered_while_a_scheduler_does_not_answer(tmp_path, monkeypatch):
+    answered, was_answered = threading.Event(), []
+
+    def read(runs):
+        os.kill(os.getpid(), signal.SIGINT)
+        was_answered.append(answered.wait(20))
+        return [Status("digits-s0", "/r", "finished")]
+
+    monkeypatch.setattr(watching, "read_status", read)
+    assert watch([make_run(tmp_path)], Console(file=io.StringIO())) == []
+    answered.set()
+    while not was_answered:
+        pass
+    assert was_answered == [True]
+
+
+def test_an_error_of_reading_ends_the_display(tmp_path, monkeypatch):
+    def read(runs):
+        raise RsbError("squeue failed")
+
+    monkeypatch.setattr(watching, "read_status", read)
+    with pytest.raises(RsbError, match="squeue failed"):
+        watch([make_run(tmp_path)], Console(file=io.StringIO()))
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "read_status", lambda runs: [Status("digits-s0", "/r", "finished", step=3)])
+    for term, starts in (("dumb", "digits-s0: finished, epoch 0.0  step 3/0\n"), ("xterm", "\x1b[")):
+        shown = io.StringIO()
+        watch([make_run(tmp_path)], Console(file=shown, force_terminal=True, width=80, _environ={"TERM": term}))
+        assert shown.getvalue().startswith(starts)

@@ -19,7 +19,7 @@ from pathlib import Path
 from rsb_cluster.node import starts
 from rsb_cluster.node.local_controller import RestartingController
 starts.LOCAL_DELAY_S = 0.01
-controller = RestartingController(Path(sys.argv[1]))
+controller = RestartingController(Path(sys.argv[1]), "job")
 controller.command = [sys.executable, "-S", "-c", sys.argv[2]]
 controller.run()
 """

@@ -109,8 +109,11 @@ def test_a_run_that_a_sweep_wants_and_that_was_never_sent_is_counted_as_missing(
         assert "1/2" in render(collection, format)
 
 
-def test_a_store_that_is_no_local_folder_is_read_too() -> None:
-    runs = [finish(make_run("memory://collect-test", seed=seed), 78.0 + seed / 10) for seed in range(3)]  # type: ignore[arg-type]
+@pytest.mark.s3
+def test_a_store_that_is_no_local_folder_is_read_too(s3, s3_bucket, monkeypatch) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    runs = [finish(make_run(f"s3://{s3_bucket}/runs", seed=seed), 78.0 + seed / 10) for seed in range(3)]  # type: ignore[arg-type]
     group = only(collect(runs))
     assert group.n == 3
     assert group.mean == pytest.approx(78.1)

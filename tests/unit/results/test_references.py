@@ -43,7 +43,8 @@ def test_a_fine_tuning_recipe_is_set_beside_table_5_by_what_it_starts_from(name)
 
 
 def published(name: str) -> dict[str, Any]:
-    return tomllib.loads((files("rsb_cluster.results.references") / name).read_text(encoding="utf-8"))
+    package = "rsb_cluster.config" if name == "paper.toml" else "rsb_cluster.results.references"
+    return tomllib.loads((files(package) / name).read_text(encoding="utf-8"))
 
 
 TABLE3 = published("paper.toml")["table3"]

@@ -74,7 +74,7 @@ def test_the_manifest_is_the_last_file(tmp_path, monkeypatch):
         Store, "write_bytes", lambda self, path, content: (written.append(path), real(self, path, content))
     )
     write(Store(tmp_path), 7)
-    assert written == [path(7, name) for name in (*FILES, "manifest.json")]
+    assert written == [*(path(7, name) for name in (*FILES, "manifest.json")), ".last-a0001.json"]
     entries = json.loads((tmp_path / path(7, "manifest.json")).read_text())
     assert entries["step"] == 7
     assert {name: entry["bytes"] for name, entry in entries["files"].items()} == {

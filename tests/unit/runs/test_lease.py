@@ -1,5 +1,6 @@
 """A run belongs to one attempt at a time: which one claims it, waits for it, or is fenced off."""
 
+import queue
 import signal
 import threading
 import time
@@ -9,13 +10,16 @@ import pytest
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.runs import lease
-from rsb_cluster.runs.checkpoint import CheckpointId, write
+from rsb_cluster.runs.checkpoint import CheckpointId, list_checkpoints, read_latest, write
 from rsb_cluster.runs.lease import EndedError, HistoryError, LeaseHeldError, SupersededError
 from rsb_cluster.runs.run import Attempt, Heartbeat, Run
+from tests.servers.daemons import GUARD_S
+from tests.unit.late_listing import LateStore
 
 
 def test_a_stop_request_reaches_rank_0_with_its_next_heartbeat_and_once(tmp_path, monkeypatch):
     run = Run.at(tmp_path, "run")
+    run.store.write_json("spec.json", {})
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
@@ -50,6 +54,7 @@ def end(run, claimed, cause="preempted", **update):
 
 @pytest.fixture
 def run(anywhere):
+    anywhere.write_json("spec.json", {})
     return Run(anywhere, "run")
 
 
@@ -98,15 +103,57 @@ def test_another_job_takes_over_from_one_that_is_silent(run, fast):
     assert time.monotonic() - started >= 2.0
 
 
-def test_what_was_silent_for_long_or_has_ended_is_not_waited_for(run, monkeypatch):
+def test_what_has_ended_is_not_waited_for(run, monkeypatch):
     monkeypatch.setattr(lease.time, "sleep", lambda seconds: pytest.fail("waits"))
     first = lease.acquire(run, draft("7"))
-    run.write_heartbeat(1, Heartbeat(beats=3, step=5, time=time.time() - 3600))
-    second = lease.acquire(run, draft("8"))
-    run.write_heartbeat(2, Heartbeat(beats=3, step=5, time=time.time()))
-    end(run, second)
-    assert lease.acquire(run, draft("9")).record.number == 3
-    assert first.record.number == 1
+    run.write_heartbeat(1, Heartbeat(beats=3, step=5, time=time.time()))
+    end(run, first)
+    assert lease.acquire(run, draft("8")).record.number == 2
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400.0, 86_400.0], ids=["a day behind", "a day ahead"])
+def test_a_holder_whose_clock_is_wrong_is_alive_all_the_same(run, fast, ahead_s):
+    """Its heartbeat is a day old, or of tomorrow; but it moves."""
+    holder = draft("7").model_copy(update={"started": time.time() + ahead_s})
+    assert lease.acquire(run, holder).record.number == 1
+    stopped = threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while not stopped.wait(0.05):
+            beats += 1
+            run.write_heartbeat(1, Heartbeat(beats=beats, step=41, time=time.time() + ahead_s))
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(LeaseHeldError, match=r"job 7 is running this run \(attempt 1 on n1, step 41\)"):
+            lease.acquire(run, draft("8"))
+    finally:
+        stopped.set()
+        beating.join()
+
+
+def test_a_process_that_was_stopped_while_it_listened_looks_again_before_it_takes_over(run, monkeypatch):
+    """To be stopped for an hour after the first look is no hour of listening."""
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 4.0)
+    monkeypatch.setattr(lease, "STALE_S", 5.0)
+    now = [1000.0]
+    sleeps = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        now[0] += seconds + 3600  # stopped, and continued
+        if len(sleeps) == 3:
+            run.write_heartbeat(1, Heartbeat(beats=2, step=5, time=0.0))
+
+    first = lease.acquire(run, draft("7"))
+    run.write_heartbeat(first.record.number, Heartbeat(beats=1, step=5, time=0.0))
+    monkeypatch.setattr(lease.time, "sleep", sleep)
+    monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
+    with pytest.raises(LeaseHeldError, match="step 5"):
+        lease.acquire(run, draft("8"))
+    assert sleeps == [1.0, 1.0, 1.0]
 
 
 def test_a_job_that_is_restarted_takes_over_at_once_and_the_old_attempt_is_fenced_off(run, fast):
@@ -120,6 +167,18 @@ def test_a_job_that_is_restarted_takes_over_at_once_and_the_old_attempt_is_fence
     with pytest.raises(SupersededError, match="attempt 2 has taken this run over; attempt 1 is fenced off"):
         first.check()
     second.check()
+
+
+def test_heartbeats_do_not_make_a_deleted_run_again_and_say_that_it_is_gone(run, fast):
+    gone: queue.Queue[str] = queue.Queue()
+    held = lease.acquire(run, draft("7"))
+    held.keep_alive(lambda: 41, lambda: None, gone.put)
+    run.store.delete("spec.json")
+    assert "no longer exists, so nothing can be saved" in gone.get(timeout=GUARD_S)
+    run.store.delete("attempts")
+    time.sleep(4 * lease.HEARTBEAT_S)
+    held.release()
+    assert not run.store.exists("attempts") and gone.empty(), "it is told once"
 
 
 def history(run, *causes, steps=(0,), job_id="7"):
@@ -217,3 +276,48 @@ def test_attempts_that_finish_without_a_result_are_limited(run):
         end(run, last, "finished")
     with pytest.raises(HistoryError, match="the last 5 attempts were killed"):
         lease.check_history(lease.acquire(run, draft()), JOB)
+
+
+# --- another machine's listing of the folder is late, as on NFS -------------------------------------------------------
+
+
+def save(store, step, attempt):
+    write(store.child("checkpoints"), CheckpointId(step, attempt), {"x": b"%d" % step}, before_manifest=lambda: None)
+
+
+def test_the_next_attempt_is_claimed_although_the_last_is_not_listed_yet(tmp_path):
+    """It resumes from what the last one saved; neither claim meets a taken number for a minute, nor is work lost."""
+    run = Run.at(tmp_path, "run")
+    run.store.write_bytes("recipe.json", b"{}")
+    elsewhere = Run(LateStore(run.url), "run")
+    first = lease.acquire(run, draft())
+    save(run.store, 10, 1)
+    save(run.store, 20, 1)
+    end(run, first)
+    assert elsewhere.store.files("attempts") == elsewhere.store.names("checkpoints") == []
+    second = lease.acquire(elsewhere, draft())
+    assert (second.record.number, second.record.start_step) == (2, 20)
+    found = read_latest(elsewhere.store.child("checkpoints"), second.starts)
+    assert found is not None and found.files == {"x": b"20"}
+
+
+def test_an_attempt_is_fenced_off_at_once_although_the_later_one_is_not_listed_yet(tmp_path, fast):
+    run = Run.at(tmp_path, "run")
+    elsewhere = Run(LateStore(run.url), "run")
+    first = lease.acquire(elsewhere, draft())
+    first.check()
+    lease.acquire(run, draft("8"))
+    with pytest.raises(SupersededError, match="attempt 2 has taken this run over"):
+        first.check()
+
+
+def test_a_checkpoint_that_is_gone_or_superseded_is_not_found_by_its_name(tmp_path):
+    run = Run.at(tmp_path, "run")
+    for number, (start, steps) in {1: (0, (10, 20)), 2: (10, (15,))}.items():
+        run.write_attempt(draft().model_copy(update={"number": number, "start_step": start, "cause": "preempted"}))
+        for step in steps:
+            save(run.store, step, number)
+    checkpoints, starts = run.store.child("checkpoints"), {1: 0, 2: 10}
+    assert [saved.step for saved in list_checkpoints(checkpoints, starts)] == [10, 15]
+    checkpoints.delete("step-00000015-a0002")
+    assert [saved.step for saved in list_checkpoints(checkpoints, starts)] == [10]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rsb_cluster.errors import ConfigError, MissingError, StorageError
+from rsb_cluster.errors import MissingError, StorageError
 from rsb_cluster.storage.store import Store
 from tests.command import ROOT
 
@@ -232,27 +232,6 @@ def test_a_probe_leaves_nothing(anywhere):
 
 
 # --- local ----------------------------------------------------------------------------------------------------------
-
-
-def test_urls_of_a_local_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for url in ("x", "./x", "x/", f"{tmp_path}/x", f"file://{tmp_path}/x/", "~/x", tmp_path / "x"):
-        assert Store(url).url == f"{tmp_path}/x"
-        assert Store(url).is_local
-    assert Store("/").url == "/"
-    assert not Store("s3://bucket/x/").is_local
-    assert Store("s3://bucket/x/").url == "s3://bucket/x"
-
-
-def test_the_url_that_pathlib_makes_of_a_folder_works(tmp_path):
-    folder = tmp_path / "a b%20#é"
-    assert Store(folder.as_uri()).url == str(folder)
-
-
-def test_a_scheme_that_nobody_knows_is_the_users_mistake():
-    with pytest.raises(ConfigError, match="cannot read nonsense:// URLs"):
-        Store("nonsense://x").exists("y")
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path):

@@ -8,8 +8,10 @@ import pytest
 from rsb_cluster.cli import main
 from rsb_cluster.config.catalog import bundled_dir, load_job, load_recipe
 from rsb_cluster.config.schema import parse_overrides
-from rsb_cluster.data.index import INDEX_NAME, build_index
+from rsb_cluster.data.index import INDEX_NAME
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.make import make_set
+from rsb_cluster.data.published import find_parts, index_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
@@ -53,6 +55,20 @@ def refused(folder, capsys):
         return said.err
 
     return run
+
+
+def test_an_index_may_lie_elsewhere_than_the_shards(folder):
+    """As those of a bucket that cannot be written to, with train and val in one folder."""
+    put(folder / "theirs", **{f"{name.split('/')[0]}-0.tar": content for name, content in TARS.items()})
+    assert f"run 'rsb-cluster shards index {folder}/theirs'" in found(folder, folder / "theirs", make="").problem
+    index_set(find_parts(Store(folder / "theirs")), Store(folder / "mine"))
+    mine = found(folder, folder / "mine")
+    assert (mine.train.num_samples, mine.val.num_samples) == (2, 1)
+    assert mine.folders == [f"{folder}/mine", f"{folder}/theirs", f"{folder}/theirs"]
+    put(folder / "beside", **TARS)
+    for part in ("train", "val"):
+        build_index(Store(folder / "beside" / part))
+    assert found(folder, folder / "beside").digest == mine.digest
 
 
 def found(folder, given="", make="digits", job="local", *changes):
@@ -226,3 +242,32 @@ def test_a_set_without_its_validation_part_is_named(rsb, digits):
     shutil.copytree(digits / "train", rsb.cwd / "half" / "train")
     said = rsb.error("submit", "--recipe", "fashion-mnist", "--job", "local", "--data", "half", code=1)
     assert f"there is no {rsb.cwd}/half/val/index.npz" in said
+
+
+# --- some classes only ----------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_chosen_classes_and_the_digest_is_their_own(digits):
+    whole = find_data("digits", str(digits), load_job("local")[0])
+    some = whole.choose(("3", "8"))
+    assert whole.choose(()).digest == whole.digest != some.digest != whole.choose(("8", "3")).digest
+    assert (some.train.num_samples, some.val.num_samples) == tuple(
+        sum(index.class_names[label] in "38" for label in index.labels) for index in (whole.train, whole.val)
+    )
+    options = ["data.classes=3,8", "data.num_classes=2"]
+    with pytest.raises(
+        ConfigError, match=rf"holds {some.train.num_samples} samples.*= 1438.*--set data\.train_samples="
+    ):
+        some.check(load_recipe("digits", overrides=parse_overrides(options)).recipe)
+    options += [f"data.train_samples={some.train.num_samples}", f"data.val_samples={some.val.num_samples}"]
+    some.check(load_recipe("digits", overrides=parse_overrides([*options, "train.global_batch=16"])).recipe)
+    with pytest.raises(ConfigError, match="has no class 'nine'"):
+        whole.choose(("nine",))
+
+
+def test_shards_that_a_recipe_makes_are_made_whole_and_used_in_part(folder):
+    location = found(folder).choose(("3", "8"))
+    assert make_missing_shards([location, found(folder)]) == [location.url]
+    made = find_data("digits", location.url, load_job("local")[0])
+    assert made.train.num_samples == 1438
+    assert made.choose(("3", "8")).digest == location.digest

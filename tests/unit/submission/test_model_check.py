@@ -17,7 +17,7 @@ from rsb_cluster.submission.model_check import check_models
 
 def test_a_model_that_timm_does_not_know_is_refused_with_the_nearest(rsb):
     said = rsb.error("submit", "--recipe", "a1", "--job", "slurm", "--model", "resnet5", "--dry-run")
-    assert re.search(r"model.name = 'resnet5': timm has no such model. Did you mean 'resnet\w*'\?\n$", said)
+    assert re.search(r"model.name = 'resnet5': timm has no such model. Did you mean 'resnet\w*'\?\n", said)
 
 
 def test_a_model_that_takes_one_size_only_is_refused_with_what_to_do(rsb):
@@ -36,7 +36,7 @@ SMALL, OTHER, UNKNOWN = recipe_of(), recipe_of("model.name=test_resnet"), recipe
 @pytest.fixture(scope="module")
 def answers() -> dict[str, int]:
     """The answers of the real check, run once for this module."""
-    return dict(zip(("small", "other"), model_check._build([(SMALL, None), (OTHER, None)]), strict=True))
+    return dict(zip(("small", "other"), model_check._build([(SMALL, None, False), (OTHER, None, True)]), strict=True))
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, in
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found: list[list[str]] = []
 
-    def build(pairs: list[tuple[Recipe, None]]) -> list[int]:
-        found.append([recipe.model.name for recipe, _ in pairs])
-        if any(recipe == UNKNOWN for recipe, _ in pairs):
+    def build(asked: list[tuple[Recipe, None, bool]]) -> list[int]:
+        found.append([recipe.model.name for recipe, _, _ in asked])
+        if any(recipe == UNKNOWN for recipe, _, _ in asked):
             raise ConfigError("no such model")
-        return [answers["small" if recipe == SMALL else "other"] for recipe, _ in pairs]
+        return [answers["small" if recipe == SMALL else "other"] for recipe, _, _ in asked]
 
     monkeypatch.setattr(model_check, "_build", build)
     return found
@@ -63,6 +63,20 @@ def test_a_model_is_built_once(asked: list[list[str]], answers: dict[str, int]) 
     assert check_models([(OTHER, None), (SMALL, None), (rate, None)]) == [other, small, small]
     assert check_models([]) == []
     assert asked == [["resnet10t"], ["test_resnet"]]
+
+
+def test_a_model_that_passed_is_checked_again_for_a_job_with_gradient_checkpointing(asked: list[list[str]]) -> None:
+    for recompute in (False, True, True):
+        check_models([(SMALL, None)], [recompute])
+    assert len(asked) == 2
+
+
+def test_a_model_that_cannot_compute_activations_again_is_refused(rsb):
+    said = rsb.error(
+        "submit", "--recipe", "a3", "--job", "slurm", "--model", "vgg11_bn", "--dry-run",
+        "--set", "job.gradient_checkpointing=true",
+    )  # fmt: skip
+    assert "job.gradient_checkpointing: timm cannot do it for VGG." in said
 
 
 def test_an_error_is_reported_each_time(asked: list[list[str]]) -> None:

@@ -56,3 +56,22 @@ def test_a_network_without_batchnorm_needs_no_exchange() -> None:
     stats.end_micro_batch()
     stats.end_step(torch.zeros(0))
     assert stats.size == 0
+
+
+def test_processes_that_share_a_virtual_rank_count_as_one() -> None:
+    """Each of two has the statistics of the whole virtual rank, and the average is over virtual ranks."""
+    torch.manual_seed(1)
+    micro_batches = [torch.randn(6, 3, 8, 8) * (i + 1) for i in range(4)]
+    models = [network() for _ in range(8)]
+    statistics = [RunningStatistics(model, 4, parts=2) for model in models]
+    total = torch.zeros(statistics[0].size)
+    for process, (model, stats) in enumerate(zip(models, statistics, strict=True)):
+        stats.begin_step()
+        model.train()(micro_batches[process // 2])
+        stats.end_micro_batch()
+        packed = torch.zeros(stats.size)
+        stats.pack(packed)
+        total += packed
+    statistics[0].end_step(total)
+    for name, value in one_step(4, micro_batches).state_dict().items():
+        torch.testing.assert_close(models[0].state_dict()[name], value, rtol=1e-6, atol=1e-7, msg=name)

@@ -101,3 +101,17 @@ def test_timms_mixup_without_smoothing_gives_shares_that_show_both_classes() -> 
         for row, (one, other) in enumerate(zip(labels.tolist(), labels.flip(0).tolist(), strict=True)):
             assert set(positive[row].nonzero().flatten().tolist()) <= {one, other}
             assert positive[row].sum() >= 1
+
+
+def test_a_threshold_of_one_grey_level_leaves_out_a_partner_that_no_pixel_shows() -> None:
+    shares = torch.tensor([[1 - 1 / 256, 1 / 256], [1 - 1 / 254, 1 / 254]])
+    assert targets(shares, loss(target_threshold=1 / 255)).tolist() == [[1, 0], [1, 1]]
+    assert targets(shares, loss()).tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("name", ["bce", "ce"])
+def test_a_loss_in_double_precision_stays_in_it(name: str) -> None:
+    one = loss(name=name, targets="soft")
+    logits = torch.tensor([[0.1, -0.2, 0.3, 0.4], [1.0, 2.0, -3.0, 0.0]], dtype=torch.float64)
+    assert criterion(one)(logits, SHARES).dtype == torch.float64
+    assert criterion(one)(logits.half(), SHARES).dtype == torch.float32

@@ -29,7 +29,7 @@ def test_nothing_is_unpickled_that_could_run(tmp_path: Path) -> None:
     torch.save({"weight": Evil()}, buffer)
     files = {"progress.json": b"{}", "model.safetensors": buffer.getvalue()}
     with pytest.raises(CheckpointError, match="the checkpoint of step 3 was not written by this version"):
-        from_files(checkpoint.Checkpoint(CheckpointId(3, 1), files), torch.device("cpu"))
+        from_files(checkpoint.Checkpoint(CheckpointId(3, 1), files))
     assert not (tmp_path / "owned").exists()
 
 
@@ -43,7 +43,7 @@ DTYPES = [
 def returned(states: dict[str, Any], progress: Progress | None = None) -> tuple[Progress, dict[str, Any]]:
     """What is read of what was put."""
     files = {name: bytes(content) for name, content in Staging(CPU).put(progress or Progress(), states).items()}
-    return from_files(Checkpoint(CheckpointId(3, 1), files), CPU)
+    return from_files(Checkpoint(CheckpointId(3, 1), files))
 
 
 @st.composite
@@ -129,4 +129,4 @@ def test_two_tensors_of_one_name_and_what_has_no_place_in_a_file_are_refused() -
 def test_another_file_is_no_state(content: bytes) -> None:
     files = {"progress.json": b"{}", "model.safetensors": content}
     with pytest.raises(CheckpointError, match="the checkpoint of step 3 was not written by this version"):
-        from_files(Checkpoint(CheckpointId(3, 1), files), CPU)
+        from_files(Checkpoint(CheckpointId(3, 1), files))

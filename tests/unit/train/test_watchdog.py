@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from rsb_cluster.train.watchdog import StalledRank, Watchdog
 from tests.servers.daemons import GUARD_S
 
 PROGRAM = """
-import json, os, signal, sys, threading, time
+import json, multiprocessing, os, signal, sys, time
 import torch
 from rsb_cluster.node.ranks import Ranks
 from rsb_cluster.storage.store import Store
@@ -34,6 +35,9 @@ heartbeats.INTERVAL_S = watchdog.INTERVAL_S = 0.5
 heartbeats.ANSWER_TIMEOUT_S = 1.0
 watchdog.WAITING_S = 0.5
 WORLD = 3
+events = json.loads(sys.argv[2])
+# To start 18 processes takes long on a busy machine; the time of none of them runs before all are there.
+all_are_there = multiprocessing.get_context("fork").Barrier(WORLD * len(events))
 
 def rank(number, event, folder, stalled_s):
     said = []
@@ -45,15 +49,10 @@ def rank(number, event, folder, stalled_s):
         os._exit(75)
     group = ProcessGroup(Ranks(number, number, WORLD, "test", 0, WORLD), Store(folder), wait_s=60, collective_s=900)
     dog = watchdog.Watchdog(group, stalled_s=stalled_s, peer_timeout_s=6.0, report=report, exit_rank=leave)
-    dog.start()
+    all_are_there.wait()
     dog.progress(4, "computing")
     dog.progress(5, "computing")
-    try:
-        group.store.add("there", 1)
-        while group.store.add("there", 0) < WORLD:
-            time.sleep(0.05)
-    except Exception:
-        pass  # rank 0 was fast, and is dead
+    dog.start()
     victim = 0 if event.endswith("rank 0") else 1
     if number == victim:
         if event.startswith("killed"):
@@ -66,7 +65,7 @@ def rank(number, event, folder, stalled_s):
     time.sleep(10_000)
 
 children = {}
-for event, stalled_s in json.loads(sys.argv[2]).items():
+for event, stalled_s in events.items():
     folder = f"{sys.argv[1]}/{event}"
     os.mkdir(folder)
     for number in range(WORLD):
@@ -216,6 +215,56 @@ def test_a_rank_that_still_starts_has_more_time(ranks):
         assert not ranks.look(0), "200 s, of the 600 that a step may take"
     ranks.dogs[0].progress(6, "computing")
     assert ranks.look(0) and ranks.left == [(0, "lost peer", [1, 2])]
+
+
+def test_a_heartbeat_on_its_way_does_not_follow_the_last_one(ranks, monkeypatch):
+    """The main thread closes the watchdog when the watchdog's own thread is about to send."""
+    send, on_its_way, goes_on = ranks.dogs[1]._heartbeats.send, threading.Event(), threading.Event()
+
+    def slow_send(heartbeat: heartbeats.RankHeartbeat) -> None:
+        if not heartbeat.exited:
+            on_its_way.set()
+            goes_on.wait()
+        send(heartbeat)
+
+    monkeypatch.setattr(ranks.dogs[1]._heartbeats, "send", slow_send)
+    beating = threading.Thread(target=ranks.dogs[1]._send_heartbeat)
+    closing = threading.Thread(target=ranks.dogs[1].close)
+    beating.start()
+    assert on_its_way.wait(GUARD_S)
+    closing.start()
+    closing.join(0.2)  # either it waits for the other one, or it has sent already
+    goes_on.set()
+    beating.join()
+    closing.join()
+    assert ranks.dogs[0]._heartbeats.gather()[1].exited
+
+
+def test_its_thread_draws_nothing_from_the_generator_of_the_training_loop(ranks, monkeypatch):
+    monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
+    before, looked, dog = random.getstate(), threading.Event(), ranks.dogs[1]
+    monkeypatch.setattr(dog, "_send_heartbeat", looked.set)
+    dog.start()
+    assert looked.wait(GUARD_S)
+    dog._closed.set()
+    dog.join()
+    assert random.getstate() == before
+
+
+def test_two_threads_that_ask_at_once_are_both_answered(ranks):
+    """The watchdog's thread, and a main thread that fails and asks who is lost."""
+    asked = ranks.dogs[1]._heartbeats
+    answers: list[object] = []
+    threads = [threading.Thread(target=lambda: answers.extend(asked.read() for _ in range(200))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 400 and None not in answers
+
+
+def test_a_rank_is_reached_before_it_has_looked_at_the_others(ranks):
+    assert ranks.dogs[1].reaches_rank_0()
 
 
 @pytest.mark.parametrize(("stalled_s", "peer_timeout_s", "cause"), [(3, 0, "stuck"), (600, 2, "lost peer")])

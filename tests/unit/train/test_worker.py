@@ -1,16 +1,14 @@
-"""An attempt: from initial weights, where it uses the run's copy, and what errors of NCCL mean for it."""
+"""An attempt: from initial weights, where it uses the run's copy, and what it records."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.data.make import make_set
@@ -26,7 +24,6 @@ from rsb_cluster.storage.store import Store
 from rsb_cluster.submission.submit import create_runs
 from rsb_cluster.train import worker
 from rsb_cluster.train.logfile import logging_to
-from rsb_cluster.train.watchdog import StalledRank
 from tests.equality import assert_bit_equal, final_state
 from tests.faults.lab import StopAfter
 from tests.unit.fine_tuning import SHORT, from_, plan_short, write_weights
@@ -114,17 +111,6 @@ def test_a_damaged_copy_ends_the_run_with_a_message(tmp_path: Path, digits: Path
     train(one.run, one.point.job)
     [attempt] = one.run.attempts()
     assert attempt.cause == "failed" and "does not match its SHA-256" in attempt.message
-
-
-@pytest.mark.parametrize(
-    ("lost", "cause"), [([], "crashed"), ([StalledRank(1, "n2", "rank 1 on n2 was killed")], "lost peer")]
-)
-def test_an_error_of_nccl_is_a_lost_peer_only_where_one_is_missing(lost: list[StalledRank], cause: str) -> None:
-    attempt = worker._Attempt.__new__(worker._Attempt)
-    attempt._watchdog = SimpleNamespace(find_lost=lambda: lost)  # type: ignore[assignment]
-    found, message = attempt._explain(dist.DistBackendError("NCCL error in: x.cpp:1, unhandled system error"))
-    assert found == cause and "unhandled system error" in message
-    assert ("NCCL_SOCKET_IFNAME" in message) == (cause == "crashed")
 
 
 def test_an_attempt_finds_the_data_where_they_are_now(tmp_path: Path, digits: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
 
+from rsb_cluster.cli import main
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.conversion.state_dict import load_weights
 from rsb_cluster.train.model import build_model
 from rsb_cluster.weights.export import export
+from tests.commands_of import as_printed
 from tests.equality import final_state, logits
 
 
@@ -78,13 +83,22 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, trained: Run, monke
 
 
 @pytest.mark.s3
-def test_a_folder_on_s3(s3: Any, s3_bucket: str, trained: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_on_s3(s3: Any, trained: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the command, as the README has it."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    target = Store(f"s3://{s3_bucket}/models/one")
-    export(trained, "timm", target.url, ema=False)
-    assert target.names() == ["config.json", "model.safetensors"]
+    s3.make_bucket("bucket")
+    shutil.copytree(trained.url, tmp_path / "runs" / "a1-resnet50-s0-2df9ebd6")
+    monkeypatch.chdir(tmp_path)
+    command = as_printed("rsb-cluster export a1-resnet50-s0 --to hf s3://bucket/models/resnet50-a1 --checkpoint best")
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert done.exit_code == 0 and done.stdout == "s3://bucket/models/resnet50-a1\n", done.output
+    target = Store(done.stdout.strip())
+    assert target.names() == ["README.md", "config.json", "model.safetensors", "recipe.toml"]
+    (tmp_path / "model").mkdir()
     for name in target.names():
-        (tmp_path / name).write_bytes(target.read_bytes(name))
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    assert torch.equal(logits(loaded), logits(of_run(trained, "model")))
+        (tmp_path / "model" / name).write_bytes(target.read_bytes(name))
+    step = int(done.stderr.split()[-1])
+    weights = load_file(next((tmp_path / "runs").glob(f"*/checkpoints/step-{step:08d}-*/ema.safetensors")))
+    loaded = timm.create_model(f"local-dir:{tmp_path}/model", pretrained=True).state_dict()
+    assert torch.equal(loaded["conv1.0.weight"], weights["conv1.0.weight"])

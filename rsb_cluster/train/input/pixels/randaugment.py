@@ -128,9 +128,7 @@ class RandAugment:
 
     def __call__(self, image: Pixels, draws: Draws) -> Pixels:
         """Return the augmented image, which may be ``image`` itself."""
-        # With weights timm draws without replacement.
-        chosen = draws.numpy.choice(len(self.ops), self.layers, replace=self.weights is None, p=self.weights)
-        for number in chosen.tolist():
+        for number in draws.choose(len(self.ops), self.layers, self.weights):
             image = self.ops[number](image, draws.python)
         return image
 

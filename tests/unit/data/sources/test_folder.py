@@ -1,14 +1,14 @@
 """Folders of images: names that come back, bytes that are kept, classes that are there."""
 
 import os
+import unicodedata
 from urllib.parse import unquote
 
 import pytest
 
 from rsb_cluster.data.make import make_shards
-from rsb_cluster.data.sources import open_set
-from rsb_cluster.data.sources.folder import image_folder
-from rsb_cluster.data.verify import stats
+from rsb_cluster.data.sources.folder import file_source, image_folder
+from rsb_cluster.data.verify import stats, verify
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
 from tests.unit import formats
@@ -89,7 +89,7 @@ def test_class_folders_must_be_there_and_filled(tmp_path):
         image_folder(tmp_path / "nowhere")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="has no sub-folders"):
+    with pytest.raises(ConfigError, match=r"has no sub-folders\..*--labels FILE\.csv"):
         image_folder(tmp_path / "flat")
     formats.folder_of(tmp_path / "gap", ["a/1.jpg"])
     (tmp_path / "gap" / "b").mkdir()
@@ -100,31 +100,87 @@ def test_class_folders_must_be_there_and_filled(tmp_path):
 def test_an_image_that_is_a_link_to_nothing_is_named_before_anything_is_written(tmp_path):
     formats.class_folders(tmp_path / "in", ("cat",), 2, seed=0, suffix="png")
     (tmp_path / "in" / "cat" / "gone.png").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match=r"cannot read the image .*gone\.png: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the image .*gone\.png: it is a link to nowhere, which"):
         image_folder(tmp_path / "in")
 
 
-def split_folders(path, *names):
-    for name in names:
-        for i, label in enumerate(("cat", "dog")):
-            formats.write(path / name / label / "0.jpg", formats.picture(i))
-    return str(path)
+def test_an_empty_file_is_named_before_anything_is_written(tmp_path):
+    formats.class_folders(tmp_path / "in", ("cat",), 2, seed=0, suffix="png")
+    (tmp_path / "in" / "cat" / "none.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"1 files are empty: cat/none\.png"):
+        image_folder(tmp_path / "in")
 
 
-def test_a_folder_of_one_split_is_that_split(tmp_path):
-    assert open_set(split_folders(tmp_path / "a", "val"), split="val")["val"].classes == ("cat", "dog")
-    assert open_set(split_folders(tmp_path / "b", "train", "valid"), split="train")["train"].classes == ("cat", "dog")
+def test_what_decoders_read_is_taken_and_the_rest_is_counted_by_extension(tmp_path):
+    formats.class_folders(tmp_path / "in", ("cat",), 1, seed=0, suffix="jpg")
+    for i, name in enumerate(("a.jfif", "b.jpe", "c.JPG", "noext", "noext.jpg")):
+        formats.write(tmp_path / "in" / "cat" / name, formats.picture(100 + i))
+    formats.write(tmp_path / "in" / "cat" / "d.avif", formats.picture(200, format="AVIF"))
+    formats.write(tmp_path / "in" / "cat" / "e.jp2", formats.picture(201, format="JPEG2000"))
+    for name in ("f.heic", "g.HEIC", "notes.txt", "README"):
+        formats.write(tmp_path / "in" / "cat" / name, b"no image")
+    formats.write(tmp_path / "in" / "loose.jpg", formats.picture(300))
+    source = image_folder(tmp_path / "in")
+    stored = {f"{key}.{extension}" for key, _, extension, _ in source}
+    assert stored == {
+        "cat/a.jpg", "cat/b.jpg", "cat/c.jpg", "cat/cat_0.jpg", "cat/noext+.jpg", "cat/noext+jpg.jpg",
+        "cat/d.avif", "cat/e.jp2",
+    }  # fmt: skip
+    assert source.notes == (
+        "left out, in no class folder: 1 (loose.jpg)",
+        "left out, no extension, and no image by their first bytes: 1 (cat/README)",
+        "left out, .heic, which is not read: convert them, for example to PNG: 2 (cat/f.heic, cat/g.HEIC)",
+        "left out, .txt: 1 (cat/notes.txt)",
+    )
+    index = make_shards(source, Store(tmp_path / "out"))
+    assert verify(Store(tmp_path / "out"), decode=True).problems == []
+    assert index.num_samples == 8
 
 
-@pytest.mark.parametrize("names", [("train",), ("train", "valid"), ("training", "test")])
-@pytest.mark.parametrize("split", [None, "val"])
-def test_splits_are_not_taken_for_classes(tmp_path, names, split):
-    with pytest.raises(ConfigError, match=r"are splits and no classes: .*with --split train or --split val"):
-        open_set(split_folders(tmp_path, *names), split=split)
+def test_a_class_without_an_image_says_what_it_holds(tmp_path):
+    formats.class_folders(tmp_path, ("cat",), 1, seed=0, suffix="jpg")
+    formats.write(tmp_path / "dog" / "x.heic", b"x")
+    with pytest.raises(ConfigError, match=r"have no image: dog\. Remove them.*\n.*\.heic, which is not read"):
+        image_folder(tmp_path)
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path):
-    for name in ("bus", "train"):
-        formats.write(tmp_path / name / "0.jpg", formats.picture(0))
-    for split in ("train", "val"):
-        assert open_set(str(tmp_path), split=split)[split].classes == ("bus", "train")
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["0", "1", "2", "10", "11"], ["class 2 is the folder '10'"]),
+        (["7", "8", "11"], ["class 0 is the folder '11'"]),
+        (["7", "8", "9"], []),  # no number is right, but none is another one's
+        (["00", "01", "10"], []),
+        (["1", "2", "10", "cat"], []),
+    ],
+)
+def test_numbers_that_the_names_of_classes_suggest_are_told_where_they_are_others(names, said, tmp_path):
+    notes = image_folder(formats.folder_of(tmp_path, [f"{name}/a.jpg" for name in names])).notes
+    assert [note.partition(": ")[2] for note in notes] == said
+
+
+def test_the_name_of_a_class_must_be_text(tmp_path):
+    path = formats.folder_of(tmp_path / "in", ["caf\udce9/a.jpg"])
+    with pytest.raises(ConfigError, match=r"in: the name of the class folder 'caf\\udce9' is not UTF-8\. Rename it\."):
+        image_folder(path)
+
+
+def test_classes_of_val_are_those_of_train_however_accents_are_spelled(tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        for name in ("caf\xe9", "dog"):
+            formats.write(tmp_path / split / unicodedata.normalize(form, name) / "0.jpg", formats.picture(0))
+    train = image_folder(tmp_path / "train")
+    val = image_folder(tmp_path / "val", classes=train.classes)
+    assert val.classes == train.classes == ("caf\xe9", "dog")
+    assert sorted(label for *_, label in val) == [0, 1]
+    formats.write(tmp_path / "val" / "th\xe9" / "0.jpg", formats.picture(0))
+    with pytest.raises(ConfigError, match=r"missing in train: th\xe9 \(b'th\\xc3\\xa9'\)"):
+        image_folder(tmp_path / "val", classes=train.classes)
+
+
+def test_listed_files_are_regular_ones(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ConfigError, match=r"pipe\.jpg is no regular file"):
+        file_source("listed", ("a",), tmp_path, [("pipe.jpg", 0)])
+    with pytest.raises(ConfigError, match=r"cannot read the image .*gone\.jpg: No such file"):
+        file_source("listed", ("a",), tmp_path, [("gone.jpg", 0)])

@@ -28,7 +28,14 @@ def test_imagenets_tars_and_folders_give_the_same_shards(tmp_path):
         made[case] = {
             name: content for name, content in contents(tmp_path / f"{case}-out").items() if "source.json" not in name
         }
-    assert made["tars"] == made["flat"] == made["folders"]
+    for case, below in {"kaggle": "", "in it": "ILSVRC", "deep": "ILSVRC/Data/CLS-LOC"}.items():
+        formats.imagenet_kaggle(tmp_path / case)
+        source = open_set("imagenet-1k", root=tmp_path / case / below, any_count=True)
+        make_set(source, Store(tmp_path / f"{case}-out"), shard_samples=5)
+        made[case] = {
+            name: content for name, content in contents(tmp_path / f"{case}-out").items() if "source.json" not in name
+        }
+    assert all(shards == made["tars"] for shards in made.values())
     assert len(made["tars"]) == (5 + 2) + (3 + 3)
     index = load_index(Store(tmp_path / "tars-out" / "val"))
     assert index.classes == formats.WNIDS
@@ -38,11 +45,30 @@ def test_imagenets_tars_and_folders_give_the_same_shards(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("ILSVRC2012_val_00000001,", "it has the row"),
+        ("ILSVRC2012_val_00000001,n01440764 1 2 3 4 n01443537 1 2 3 4", "it has the row"),
+        ("1,n01440764", "it has the row"),
+        ("ILSVRC2012_val_00000099,n01440764 1 2 3 4", r"not one of the 1 images of .*LOC_val_solution\.csv"),
+    ],
+)
+def test_a_table_of_kaggle_that_cannot_be_read_is_named(tmp_path, row, message):
+    formats.imagenet_kaggle(tmp_path)
+    (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{row}\n")
+    with pytest.raises(ConfigError, match=message):
+        open_set("imagenet-1k", root=tmp_path, split="val", any_count=True)
+
+
 def test_a_cut_tar_and_a_missing_devkit_are_named(tmp_path):
     formats.imagenet_tars(tmp_path)
     devkit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
     devkit.rename(tmp_path / "elsewhere.tar.gz")
-    with pytest.raises(ConfigError, match=r"neither .*devkit_t12\.tar\.gz nor .*Found: .*ILSVRC2012_img_val\.tar"):
+    with pytest.raises(
+        ConfigError,
+        match=r"neither .*devkit_t12\.tar\.gz nor .*LOC_val_solution\.csv.*Found: .*ILSVRC2012_img_val\.tar",
+    ):
         open_set("imagenet-1k", root=tmp_path, split="val", any_count=True)
     train = tmp_path / "ILSVRC2012_img_train.tar"
     content = train.read_bytes()
@@ -87,3 +113,28 @@ def test_v2_is_numbered_by_number_and_not_as_text(tmp_path):
     formats.class_folders(tmp_path / "wnids", formats.WNIDS, 1, seed=0, suffix="JPEG")
     with pytest.raises(ConfigError, match=r"has the folder 'n01440764'; ImageNet-V2's are called 0 to 999"):
         open_set("imagenet-v2", root=tmp_path / "wnids", any_count=True)
+
+
+def test_a_variant_of_v2_is_not_taken_for_another(tmp_path):
+    formats.imagenet_v2(tmp_path)
+    formats.imagenet_v2(tmp_path, "top-images")
+    opened = open_set("imagenet-v2-top-images", root=tmp_path, any_count=True)["val"]
+    assert "top-images" in opened.description
+    for root in (tmp_path / "imagenetv2-matched-frequency-format-val", tmp_path / "imagenetv2-top-images-format-val"):
+        if "top" in root.name:
+            assert len(open_set("imagenet-v2-top-images", root=root, any_count=True)["val"]) == 14
+        else:
+            with pytest.raises(ConfigError, match=r"is another variant of ImageNet-V2 than top-images"):
+                open_set("imagenet-v2-top-images", root=root, any_count=True)
+
+
+def test_other_images_keep_the_numbers_of_their_classes(tmp_path):
+    """A folder of 200 classes, numbered by itself, has nearly all of them wrong (timm's issue 2456)."""
+    wanted = formats.FORMATS["imagenet-a"](tmp_path)["val"]
+    for root in (tmp_path, tmp_path / "imagenet-a"):
+        source = open_set("imagenet-a", root=root, any_count=True)["val"]
+        assert {content: label for _, content, _, label in source} == wanted
+        assert set(wanted.values()) == {6, 11, 988} and len(source.classes) == 1000
+    (tmp_path / "imagenet-a" / "n99999999").mkdir()
+    with pytest.raises(ConfigError, match=r"n99999999"):
+        open_set("imagenet-a", root=tmp_path, any_count=True)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.vision import torchvision_dataset
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.storage.store import Store
-from tests.unit.formats import cars, folder_of
+from tests.unit.formats import cars, cifar, folder_of
 
 
 def idx_of(folder, name):
@@ -122,3 +123,16 @@ def test_a_data_set_of_boxes_is_refused(tmp_path):
     (training / "label_2" / "000000.txt").write_text("Car 0.00 0 -1.5 1 2 3 4 1.5 1.6 3.7 1.0 1.7 9.0 -1.5\n")
     with pytest.raises(ConfigError, match=r"Kitti does not return an image and a class number"):
         torchvision_dataset("Kitti", tmp_path, "train")
+
+
+@pytest.mark.usefixtures("unchecked_hashes")
+def test_classes_of_a_torchvision_set_are_chosen(tmp_path):
+    cifar(tmp_path, classes=10)
+    every = open_set("CIFAR10", root=tmp_path, split="train")["train"]
+    numbers = {every.sample(3)[3]: 0, every.sample(0)[3]: 1}
+    names = [every.classes[number] for number in numbers]
+    chosen = open_set("CIFAR10", root=tmp_path, split="train", classes=names)["train"]
+    wanted = [(*sample[:3], numbers[sample[3]]) for i in range(len(every)) if (sample := every.sample(i))[3] in numbers]
+    read = pickle.loads(pickle.dumps(chosen.read))
+    assert [read(entry) for entry in chosen.entries] == wanted
+    assert chosen.classes == tuple(names) and 1 < len(chosen) < len(every)

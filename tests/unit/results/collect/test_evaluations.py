@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.config.recipe import Recipe
+from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.evaluation.record import Evaluation
 from rsb_cluster.results.collect import EvaluationRow, collect, render
 from rsb_cluster.results.references.other_data import not_public, published_on
@@ -56,6 +57,17 @@ def test_a_run_of_a1_has_the_papers_value(
     assert (line.references[0].top1, line.verdict) == (first, verdict)
 
 
+def test_other_mean_or_std_than_the_weights_say_are_not_compared(tmp_path: Path) -> None:
+    half = {"mean": (0.5, 0.5, 0.5)}
+    run = finished(tmp_path, 80.3, a1("resnet50"))
+    for line in lines_of(tmp_path, an_evaluation(80.24, run, overrides=half), an_evaluation(80.38, overrides=half)):
+        assert (line.references, line.delta, line.verdict) == ((), None, "modified")
+        assert line.notes == ("not compared: evaluated with --mean 0.5,0.5,0.5, which is not what the weights say",)
+    entry = an_evaluation(80.38, overrides={"entry": "model_ema"}, weights="other.a1_in1k")
+    verdicts = {line.name: line.verdict for line in lines_of(tmp_path, entry)}
+    assert verdicts["other.a1_in1k"] == "agrees", "which weights of a file is no other input"
+
+
 def test_released_weights_agree_with_timm_or_differ_and_reproduce_nothing(tmp_path: Path) -> None:
     same = an_evaluation(80.38)
     other = an_evaluation(80.25, weights="other", weights_digest="other")
@@ -65,6 +77,27 @@ def test_released_weights_agree_with_timm_or_differ_and_reproduce_nothing(tmp_pa
     assert verdicts["resnet50.a1_in1k", 288].verdict == "agrees"
     assert verdicts["other", 224].verdict == "differs"
     assert verdicts["other", 224].delta == pytest.approx(-0.132)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "labels", "value", "scored"),
+    [
+        ("imagenet-a", "a-classes", 9.973, 7_500),
+        ("imagenet-r", "r-classes", 40.417, 30_000),
+        ("imagenet-sketch", "", 29.641, 50_889),
+        ("imagenet-1k", "a-classes", 94.41, 10_000),
+        ("imagenet-1k", "r-classes", 93.96, 10_000),
+    ],
+)
+def test_released_weights_agree_with_timm_on_other_images(
+    tmp_path: Path, data_set: str, labels: str, value: float, scored: int
+) -> None:
+    samples = known_data_sets()[data_set].samples["val"]
+    line = only(tmp_path, an_evaluation(value + 0.04, None, data_set, labels=labels, samples=samples, scored=scored))
+    assert (line.verdict, line.references[0].top1) == ("agrees", value)
+    assert published_on(data_set, labels, "DeiT", "deit_small_patch16_224")[0].crop == 0.9
+    other = published_on(data_set, "r-classes" if labels == "a-classes" else "a-classes", "A1", "resnet50")
+    assert all(one.reference.top1 != value for one in other)
 
 
 def test_another_resolution_or_crop_is_compared_with_its_own_value_or_nothing(tmp_path: Path) -> None:

@@ -32,3 +32,12 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(
     wide = render(collect(runs[:3]), "table", terminal=True)
     assert "attempts" in wide.splitlines()[0]
     assert "Left out" not in wide
+
+
+def test_a_terminal_has_no_columns_in_which_nothing_stands(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (own,) = (run for run in runs if run.run_id.startswith("mine-"))
+    for terminal in (True, False):
+        heading = render(collect([own]), "table", terminal=terminal).splitlines()[0]
+        assert "top-1" in heading
+        assert ("paper" in heading) == ("delta" in heading) == (not terminal), "a pipe has the same columns always"

@@ -12,6 +12,7 @@ from rsb_cluster.data.reader import ShardReader
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.input.loader import Batch, ThreadedBatches
 from rsb_cluster.train.input.pixels.transforms import FastTrain
+from rsb_cluster.train.input.sharing import Sharing
 from rsb_cluster.train.input.streams import TrainStream
 
 STEPS = 22  # of an epoch of the digits: 1,438 // 64
@@ -26,16 +27,22 @@ class Part:
     """What one process of a run sees of the digits."""
 
     def __init__(
-        self, data: Path, recipe: Recipe, mine: tuple[int, ...] = (0, 1, 2, 3), virtual_ranks: int = 4
+        self,
+        data: Path,
+        recipe: Recipe,
+        mine: tuple[int, ...] = (0, 1, 2, 3),
+        virtual_ranks: int = 4,
+        slots: tuple[int, ...] | None = None,
     ) -> None:
         self.index: ShardIndex = load_index(Store(data / "train"))
         self.reader = ShardReader(Store(data / "train"), self.index)
-        self.recipe, self.mine, self.virtual_ranks = recipe, mine, virtual_ranks
+        self.recipe, self.mine, self.virtual_ranks, self.slots = recipe, mine, virtual_ranks, slots
 
     def stream(self, start: int = 0, stop: int = STEPS) -> TrainStream:
         return TrainStream(
             self.reader, self.recipe, self.index, seed=0, virtual_ranks=self.virtual_ranks,
             local_virtual_ranks=self.mine, start_step=start, stop_step=stop,
+            sharing=Sharing((self.mine,), 0, (self.slots,)) if self.slots is not None else None,
         )  # fmt: skip
 
     def batches(self, threads: int, start: int = 0, stop: int = STEPS) -> ThreadedBatches:

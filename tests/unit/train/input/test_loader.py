@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from rsb_cluster.data.index import build_index
+from rsb_cluster.data.global_batch import GlobalBatch
+from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.make import make_set
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.errors import DataError
@@ -26,7 +27,7 @@ from rsb_cluster.train.augment import TrainTransform
 from rsb_cluster.train.input.loader import AHEAD, Batch, ThreadedBatches, process_batches
 from rsb_cluster.train.input.pixels.decode import EncodedImage
 from rsb_cluster.train.input.pixels.transforms import FastTrain
-from rsb_cluster.train.input.streams import EncodedSample
+from rsb_cluster.train.input.streams import MicroBatch
 from tests.unit.tars import pair, tar_of
 from tests.unit.threads import threads_named
 from tests.unit.train.input.part import Part, assert_same, recipe_of
@@ -69,7 +70,7 @@ def test_copies_that_share_a_decode_are_those_that_do_not(photographs: Path) -> 
     """A process with all virtual ranks decodes an image once; one with a single virtual rank, each copy for itself."""
     recipe = recipe_of(
         "augment.rand_augment=rand-m7-mstd0.5-inc1", "augment.repeats=3", "augment.resolution=64",
-        "train.global_batch=20", "data.train_samples=60",
+        "train.global_batch=20", "data.train_samples=60", "augment.mixup=0",
     )  # fmt: skip
     together = list(Part(photographs, recipe).batches(2, 0, 3))
     alone = [list(Part(photographs, recipe, (v,)).batches(2, 0, 3)) for v in range(4)]
@@ -142,7 +143,7 @@ def test_any_processes_threads_and_stops_train_on_the_same_batches(tmp_path: Pat
     recipe = recipe_of(
         f"train.global_batch={batch}", f"data.train_samples={sum(sizes)}", f"augment.repeats={repeats}",
         f"data.shuffle_samples={data.draw(st.integers(1, 40))}", f"data.shuffle_piece={data.draw(st.integers(1, 30))}",
-        "augment.resolution=8",
+        "augment.resolution=8", f"train.virtual_ranks={virtual_ranks}", "augment.mixup=0",
     )  # fmt: skip
     steps = recipe.steps_per_epoch
 
@@ -175,7 +176,9 @@ def test_a_slow_step_leaves_the_loader_waiting(digits: Path) -> None:
     taken = 0
 
     class Counted:
-        def __iter__(self) -> Iterator[list[list[EncodedSample]]]:
+        sharing, substitutes = part.stream().sharing, part.stream().substitutes
+
+        def __iter__(self) -> Iterator[list[MicroBatch]]:
             nonlocal taken
             for micro_batches in part.stream():
                 taken += len(micro_batches)
@@ -264,3 +267,32 @@ def test_a_bad_image_is_named_once_and_replaced_by_its_neighbour(
             assert batch.samples[i] == number
             assert torch.equal(batch.images[i], batch.images[j]) and batch.labels[i] == batch.labels[j]
     assert drawn == sum(int((~batch.good).sum()) for batch in found)
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_a_bad_image_of_a_shared_micro_batch_is_replaced_as_if_one_process_had_it_all(
+    tmp_path: Path, processes: int
+) -> None:
+    """The next good one may be another process's, and bad ones may be neighbours."""
+    source = open_set("digits", split="train")["train"]
+
+    def read(entry: int):  # type: ignore[no-untyped-def]
+        key, image, extension, label = source.read(entry)
+        return key, image[:50] if entry % 3 else image, extension, label
+
+    make_set({"train": dataclasses.replace(source, entries=source.entries[:200], read=read)}, Store(tmp_path))
+    recipe = recipe_of("data.train_samples=200", "train.virtual_ranks=2")
+    batch = GlobalBatch.of(recipe, 2)
+    whole = list(Part(tmp_path, recipe, (0, 1), 2).batches(2, 0, 3))
+    assert sum(len(b.bad) for b in whole) > 60, "of 192, so many have a bad neighbour"
+    named: list[str] = []
+    for place in range(processes):
+        share = batch.share(place, processes)
+        slots = None if share.is_whole else share.slots
+        found = list(Part(tmp_path, recipe, tuple(share.virtual_ranks), 2, slots).batches(place % 3, 0, 3))
+        for step, one in enumerate(found):
+            expected = whole[2 * step + share.virtual_ranks[0]]
+            for name in ("images", "labels", "samples", "good"):
+                assert torch.equal(getattr(one, name), getattr(expected, name)[list(share.slots)]), name
+            named += one.bad
+    assert sorted(named) == sorted(itertools.chain.from_iterable(b.bad for b in whole))

@@ -66,7 +66,8 @@ def test_webdataset_reads_the_same_keys_and_bytes(digits: Path) -> None:
         with (digits / "train" / shard).open("rb") as file:
             members = ({**member, "__url__": shard} for member in tar_file_iterator(file))
             theirs |= {sample["__key__"]: sample["png"] for sample in group_by_keys(members)}
-    ours = {s.key: bytes(s.image) for samples in itertools.chain.from_iterable(part.stream()) for s in samples}
+    drawn = itertools.chain.from_iterable(part.stream())
+    ours = {s.key: bytes(s.image) for micro_batch in drawn for s in micro_batch.encoded}
     assert len(ours) == STEPS * 64
     assert all(theirs[key] == image for key, image in ours.items())
 
@@ -79,7 +80,7 @@ def test_evaluation_deals_each_image_once(digits: Path) -> None:
             for r in range(world_size)
         ]
         dealt = [list(itertools.chain.from_iterable(stream)) for stream in streams]
-        numbers = [s.number for batches in dealt for samples in batches for s in samples]
+        numbers = [s.number for batches in dealt for batch in batches for s in batch.encoded]
         assert numbers == list(range(index.num_samples))
         assert max(len(batches) for batches in dealt) == streams[0].rounds
-        assert all(s.label == index.labels[s.number] for batches in dealt for samples in batches for s in samples)
+        assert all(s.label == index.labels[s.number] for batches in dealt for batch in batches for s in batch.encoded)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from timm.data import RandomResizedCropAndInterpolation
 
+from rsb_cluster.train.augment import seed_everything
 from rsb_cluster.train.input.pixels.crop import eval_crop, random_box, resize
 from rsb_cluster.train.input.pixels.decode import BadImageError
 from tests.unit.train.input.pixels.images import decode, jpegs
@@ -19,7 +20,7 @@ from tests.unit.train.input.pixels.images import decode, jpegs
 def test_a_seed_draws_the_same_crop_as_in_timm(height: int, width: int, scale: tuple[float, float]) -> None:
     image, ratio = Image.new("L", (width, height)), (3 / 4, 4 / 3)
     for seed in range(200):
-        random.seed(seed)
+        seed_everything(seed)
         want = RandomResizedCropAndInterpolation.get_params(image, scale, ratio)
         assert tuple(random_box(height, width, random.Random(seed), scale=scale, ratio=ratio)) == want
 

@@ -55,7 +55,7 @@ def op_images() -> tuple[list[Pixels], list[Pixels]]:
 def both(name: str, image: Pixels, level: float, seed: int, *, cubic: bool) -> tuple[Pixels, Pixels] | None:
     """Return what is ours and what is timm's; None where timm fails on this Pillow."""
     stock_level, stock_op = timm_augment.LEVEL_TO_ARG[name], timm_augment.NAME_TO_OP[name]
-    random.seed(seed)
+    seed_everything(seed)
     rng, hparams = random.Random(seed), {"translate_const": 100}
     stock = tuple(stock_level(level, hparams)) if stock_level else ()
     ours = (LEVELS[name](level, hparams, rng),) if name in LEVELS else ()

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from rsb_cluster import backends
-from rsb_cluster.backends.slurm import Slurm
+from rsb_cluster.backends.slurm.script import make_script
 from rsb_cluster.config.job import Job
-from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.errors import ConfigError
 from rsb_cluster.node import starts
 from rsb_cluster.node.exit_codes import EXIT_FAILED
-from rsb_cluster.node.task import Task
 from tests.command import ROOT
 from tests.servers.daemons import GUARD_S
 from tests.unit.bundled import load_job
@@ -31,7 +29,7 @@ FOLDER = Path("/shared/submissions/20260101-000000-a1-1")
 
 
 def script(job: Job, name: str = "a1-resnet50-s0-12345678", count: int = 1, folder: Path = FOLDER) -> str:
-    return Slurm().script(job, [Task("/runs/a", "a", {})] * count, folder, name)
+    return make_script(job, folder, name, count)
 
 
 def options(text: str) -> dict[str, str]:
@@ -100,8 +98,8 @@ def test_a_stopped_process_does_not_block_the_job():
         ("nodes", "Set the job's own field 'nodes' instead."),
         ("ntasks_per_node", "Set the job's own field 'tasks_per_node' instead."),
         ("ntasks-per-node", "Set the job's own field 'tasks_per_node' instead."),
+        ("ntasks", "Set the job's own field 'tasks_per_node' instead."),
         ("time", "Set the job's own field 'time_min' instead."),
-        ("mem", "Set the job's own field 'mem_gb' instead."),
         ("signal", "Set the job's own field 'signal_delay_s' instead."),
         ("array", "Set the job's own field 'array_parallelism' instead."),
         ("open-mode", "rsb-cluster sets it."),
@@ -115,12 +113,61 @@ def test_an_option_that_the_job_sets_is_refused(option, hint):
     assert str(caught.value) == f"job 'slurm': slurm.{option.replace('_', '-')} cannot be set. {hint}"
 
 
-def test_a_missing_sbatch_is_reported_before_anything_is_written(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(SubmitError, match="there is no 'sbatch' on this machine"):
-        Slurm().check_available(load_job("slurm"))
-    assert backends.default_job(1) == "local"
-    assert backends.default_job(2) == "slurm"
+@pytest.mark.parametrize(("option", "name"), [("p", ": slurm.partition"), ("t", ": slurm.time"), ("z", "")])
+def test_a_short_option_is_refused(option, name):
+    """It would be written as '--t=1', which sbatch takes for the beginning of another option."""
+    with pytest.raises(ConfigError) as caught:
+        script(load_job("slurm", f"slurm.{option}=1"))
+    assert str(caught.value) == f"job 'slurm': slurm.{option} is a short option. Use the long name{name}."
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (("gpu_type=a100",), {"gpus-per-node": "a100:8"}),
+        (("slurm.gres=gpu:v100:8",), {"gres": "gpu:v100:8"}),
+        (("slurm.gpus=16",), {"gpus": "16"}),
+        (("slurm.gpus_per_task=1",), {"gpus-per-task": "1"}),
+        (("slurm.mem=0",), {"mem": "0", "gpus-per-node": "8"}),
+        (("slurm.mem-per-gpu=60G",), {"mem-per-gpu": "60G", "gpus-per-node": "8"}),
+        (("slurm.exclusive=false", "slurm.constraint='h100&ib'"), {"constraint": "'h100&ib'", "gpus-per-node": "8"}),
+        (("slurm.exclusive=user", "mem_gb=8"), {"exclusive": "user", "mem": "8192MB", "gpus-per-node": "8"}),
+    ],
+)
+def test_a_site_may_want_gpus_and_memory_requested_in_its_own_way(assignments, expected):
+    found = options(script(load_job("slurm", *assignments)))
+    names = ("gpus-per-node", "gres", "gpus", "gpus-per-task", "mem", "mem-per-gpu", "exclusive", "constraint")
+    assert {name: found[name] for name in names if name in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("mem_gb=8", "slurm.mem-per-cpu=2G"), "mem_gb and slurm.mem-per-cpu contradict each other"),
+        (("slurm.mem=0", "slurm.mem_per_gpu=2G"), "slurm.mem and slurm.mem-per-gpu contradict each other"),
+        (("gpu_type=a100", "slurm.gres=gpu:8"), "gpu_type and slurm.gres both request GPUs"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(assignments, message):
+    with pytest.raises(ConfigError, match=message):
+        script(load_job("slurm", *assignments))
+
+
+def test_a_container_is_one_of_the_ranks_and_not_of_the_script():
+    """Pyxis' options for sbatch would run the script in the container, where there is no srun."""
+    text = script(load_job("slurm", "slurm.container-image=nvcr.io#x", "slurm.container_mounts='/data:/data'"))
+    command = next(line for line in text.splitlines() if line.startswith("srun "))
+    assert "'--container-image=nvcr.io#x' --container-mounts=/data:/data " in command
+    assert "container-image" not in options(text)
+
+
+def test_another_python_may_run_the_ranks():
+    text = script(load_job("slurm", "python='apptainer exec --nv $HOME/image.sif python'"))
+    command = next(line for line in text.splitlines() if line.startswith("srun "))
+    assert command.endswith(
+        """ sh -c 'trap "" TERM USR2; exec "$@"' sh apptainer exec --nv $HOME/image.sif python -P -u -m """
+        f"submitit.core._submit {FOLDER}"
+    )
 
 
 # --- the script, run by bash, with replacements of Slurm's programs that record their calls ------------------------
@@ -128,10 +175,11 @@ def test_a_missing_sbatch_is_reported_before_anything_is_written(monkeypatch):
 
 STUBS = {
     # Its rank 0 notes that this start became an attempt.
-    "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; '
+    "srun": 'touch "$OUT/srun"; echo "$SRUN_CPUS_PER_TASK" >"$OUT/cpus"; echo "$SLURM_EXPORT_ENV" >"$OUT/export"; '
     'echo "${SLURM_RESTART_COUNT:-0}" | tee "$OUT/7_claimed" >"$OUT/5_0_claimed"; eval "$SRUN_DOES"; exit "$CODE"',
-    "squeue": 'echo "$@" >>"$OUT/squeue"; printf "%-20s%-20s\\n" $STATE "${RESTARTS:-0}"',
-    "scontrol": 'echo "$@" >>"$OUT/scontrol"; exit "${SCONTROL_CODE:-0}"',
+    "squeue": 'echo "$@" >>"$OUT/squeue"; env | grep SQUEUE_ >>"$OUT/squeue_env"; eval "$DOES_SQUEUE"; '
+    'printf "%-20s%-20s\\n" $STATE "${RESTARTS:-0}"',
+    "scontrol": 'echo "$@" >>"$OUT/scontrol"; eval "$DOES_SCONTROL"',
     "sleep": 'echo "$@" >>"$OUT/sleep"',
 }
 
@@ -220,6 +268,12 @@ def test_starts_that_become_no_attempt_are_delayed_longer_each_time_and_then_fai
             (node.folder / "7_starts").unlink()
 
 
+def test_the_requeue_that_ends_the_script_does_not_end_what_delays_the_next_start(node):
+    does = '[ "$1" = requeue ] || { kill -TERM $BASHPID; echo delayed >$OUT/delayed; }'
+    assert node.run(75, "RUNNING", DOES_SCONTROL=does, **NO_ATTEMPT) == 75
+    assert (node.folder / "delayed").exists()
+
+
 def test_an_attempt_ends_the_count_of_starts(node):
     for restart in range(3 * starts.LIMIT):
         is_attempt = restart % 4 == 3
@@ -247,8 +301,49 @@ def test_a_permanent_failure_is_not_requeued_whatever_the_highest_code(node, cod
 
 
 def test_a_job_that_may_not_be_requeued_exits_at_once(node):
-    assert node.run(75, "RUNNING", SCONTROL_CODE="1") == 75
-    assert node.calls("sleep") == []
+    does = "echo 'slurm_requeue error: Requested operation is presently disabled' >&2; exit 1"
+    process = node.start(75, "RUNNING", DOES_SCONTROL=does)
+    _, said = process.communicate(timeout=GUARD_S)
+    assert (process.returncode, node.calls("sleep")) == (75, [])
+    assert "presently disabled" in said
+
+
+def fails_first(times: int, message: str, calls: str) -> str:
+    return f"if [ $(wc -l <$OUT/{calls}) -le {times} ]; then echo '{message}' >&2; exit 1; fi"
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(node):
+    """It is being restarted just when the time limit is reached."""
+    silent = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    busy = "slurm_requeue error: Socket timed out on send/recv operation"
+    does = {"DOES_SQUEUE": fails_first(3, silent, "squeue"), "DOES_SCONTROL": fails_first(1, busy, "scontrol")}
+    process = node.start(75, "RUNNING", **does)
+    _, said = process.communicate(timeout=GUARD_S)
+    assert process.returncode == 75
+    assert said == f"slurmctld does not answer, and is asked again for an hour: {silent}\n"
+    assert node.calls("scontrol") == ["requeue 7", "requeue 7"]
+    assert node.calls("sleep") == ["5"] * 4 + ["300"]
+
+
+def test_a_job_that_slurm_no_longer_knows_is_left_alone(node):
+    does = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    process = node.start(75, "RUNNING", DOES_SQUEUE=does)
+    process.communicate(timeout=GUARD_S)
+    assert (process.returncode, node.calls("scontrol"), node.calls("sleep")) == (75, [], [])
+
+
+def test_options_of_the_shell_that_setup_lines_set_end_with_them(tmp_path):
+    """With 'set -e' of the user's the script would end with srun, and requeue nothing."""
+    node = Node(tmp_path, load_job("slurm", "setup=['set -euo pipefail', 'export SEEN=1']"))
+    assert node.run(75, "RUNNING", SRUN_DOES="echo $SEEN >$OUT/seen") == 75
+    assert (node.calls("seen"), node.calls("scontrol")) == (["1"], ["requeue 7"])
+
+
+def test_what_a_profile_sets_on_the_node_changes_nothing(node):
+    """As 'source ~/.bashrc' in the setup lines may do, or a site that exports nothing to jobs."""
+    assert node.run(75, "RUNNING", SQUEUE_STATES="PENDING", SQUEUE_FORMAT="%A", SLURM_EXPORT_ENV="NONE") == 75
+    assert node.calls("squeue_env") == [] and node.calls("export") == ["ALL"]
+    assert node.calls("scontrol") == ["requeue 7"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -275,25 +370,3 @@ def test_the_ranks_get_the_cores_of_the_job(node):
     """Since 22.05, srun ignores sbatch's --cpus-per-task."""
     node.run(0, "RUNNING")
     assert node.calls("cpus") == ["8"]
-
-
-# --- what may go wrong with a submit ----------------------------------------------------------------------------------
-
-
-def test_a_machine_without_slurm_is_reported(rsb, digits):
-    rsb.env["PATH"] = "/nonexistent"
-    said = rsb.error("submit", "--recipe", "digits", "--job", "slurm-cpu", "--data", str(digits), code=1)
-    assert "there is no 'sbatch' on this machine. Submit from a login node of the cluster, or use --job local." in said
-    assert list(rsb.cwd.iterdir()) == []
-
-
-def test_a_job_that_slurm_accepted_before_the_disk_was_full_is_to_be_checked(tmp_path, monkeypatch):
-    folder = tmp_path / "submissions"
-    (tmp_path / "bin").mkdir()
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.write_text(f"#!/bin/bash\nrm -r {folder}\necho Submitted batch job 7\n")
-    sbatch.chmod(0o755)
-    (tmp_path / "bin" / "srun").symlink_to(sbatch)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    with pytest.raises(SubmitError, match=r"Slurm may have accepted the job all the same: .*'squeue --me --name=a1-x'"):
-        Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], folder, "a1-x")

@@ -1,0 +1,1 @@
+"""Slurm: the back end, its programs, the job script, and what the queue says of jobs."""

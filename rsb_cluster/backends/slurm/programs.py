@@ -1,0 +1,122 @@
+"""Slurm's programs: every call of one is made here, in an environment that does not depend on the user's shell.
+
+Many of their options are also read from the environment. A shell inside an allocation (JupyterHub, an editor on a node,
+``salloc``) has dozens of ``SLURM_*`` variables of that job, which a job submitted from there would inherit; others come
+from profiles, such as ``SQUEUE_STATES``, with which a running job looks gone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Collection, Mapping
+
+from rsb_cluster.errors import SubmitError
+
+# Where and as whom to talk to Slurm.
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
+# What a site sets for its users, by the option of sbatch: it holds where the job file says nothing.
+_SITE_DEFAULTS = {
+    "SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos",
+    "SBATCH_RESERVATION": "reservation",
+}  # fmt: skip
+_OURS = re.compile(r"(SLURM|SLURMD|SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SACCT|SCONTROL|SINFO|SUBMITIT|RSB_LOCAL)_.*")
+
+# A job's times as Unix times, whatever the time zones of the machines.
+_FIXED = {"SLURM_TIME_FORMAT": "%s"}
+
+TIMEOUT_S = 60.0
+
+
+class NoAnswerError(SubmitError):
+    """A program did not exit in time."""
+
+
+def site_defaults(options: Collection[str]) -> dict[str, str]:
+    """Return the variables of this shell that sbatch reads and that hold, as the job sets none of these options."""
+    return {
+        name: os.environ[name]
+        for name, option in _SITE_DEFAULTS.items()
+        if os.environ.get(name) and option not in options
+    }
+
+
+def ignored_variables(options: Collection[str]) -> dict[str, str]:
+    """Return the variables of this shell that would have changed the job, and do not."""
+    kept = site_defaults(options)
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("SBATCH_") and name not in kept and value
+    }
+
+
+def environment(options: Collection[str] = ()) -> dict[str, str]:
+    """Return the environment of Slurm's programs.
+
+    Args:
+        options: The options of sbatch that the job sets; a site's default for one of them is left out.
+    """
+    kept = {*_KEPT, *site_defaults(options)}
+    return {name: value for name, value in os.environ.items() if name in kept or not _OURS.fullmatch(name)} | _FIXED
+
+
+def run(
+    *command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's programs.
+
+    Args:
+        command: The program and its arguments.
+        timeout_s: How long it may take, seconds.
+        env: Its environment; default: that of a program that submits nothing.
+
+    Raises:
+        SubmitError: The program is not installed, or did not exit in time. The caller checks the exit code.
+    """
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
+            env=environment() if env is None else env,
+        )
+    except OSError as error:
+        raise SubmitError(f"cannot run {command[0]}: {error}. Is this a login node?") from error
+    except subprocess.TimeoutExpired as error:
+        raise NoAnswerError(
+            f"{command[0]} did not answer within {timeout_s:g} s. Is this a login node, and is slurmctld running?"
+        ) from error
+
+
+def output(*command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None) -> str:
+    """Run one of Slurm's programs and return its output. Raises SubmitError if it fails."""
+    done = run(*command, timeout_s=timeout_s, env=env)
+    if done.returncode:
+        raise failed(done)
+    return done.stdout
+
+
+def failed(done: subprocess.CompletedProcess[str]) -> SubmitError:
+    """Return the error for a program that failed."""
+    said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+    return SubmitError(f"{shlex.join(done.args)[:200]} failed: {said}")
+
+
+def parse_job_id(answer: str) -> tuple[str, str]:
+    """Return the job id and the cluster (or an empty string) in the answer of ``sbatch --parsable``.
+
+    A site's wrapper may print other lines, before or after.
+
+    Raises:
+        SubmitError: There is no job id.
+    """
+    for line in reversed(answer.splitlines()):
+        if match := re.fullmatch(r"(\d+)(?:;([\w.-]+))?", line.strip()):
+            return match[1], match[2] or ""
+    raise SubmitError(f"sbatch did not say which job it queued: {answer.strip()[-500:]!r}")

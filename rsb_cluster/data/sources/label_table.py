@@ -1,0 +1,127 @@
+"""A table of labels: rows of what names an image (its key, URL or path) and its class."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsb_cluster.data.scan import MAX_CLASS
+from rsb_cluster.data.sources.parquet import read_table
+from rsb_cluster.errors import ConfigError
+
+KEY_COLUMNS = (
+    *(
+        "key",
+        "url",
+        "path",
+        "file",
+        "file_name",
+        "filename",
+        "filepath",
+        "image",
+        "image_path",
+        "image_id",
+        "id",
+        "name",
+    ),
+)
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "cls", "target", "category")
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")  # a column of whole numbers with gaps has 3.0 for 3
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The labels of images.
+
+    Attributes:
+        file: The table.
+        column: The column that names the images.
+        labels: The class of each image: a number, or a name if not all are numbers.
+        classes: Sorted names of the classes; empty if they are numbers.
+        unlabelled: Number of rows without a label.
+    """
+
+    file: Path
+    column: str
+    labels: Mapping[str, int]
+    classes: tuple[str, ...]
+    unlabelled: int
+
+
+def read_labels(file: Path, key_column: str = "", label_column: str = "") -> LabelTable:
+    """Read a ``.csv``, ``.tsv`` or ``.parquet`` with a header.
+
+    Args:
+        file: The table.
+        key_column: The column that names the images; empty if it has one of the usual names.
+        label_column: The column of classes, likewise.
+
+    Raises:
+        ConfigError: It cannot be read; it is unclear which columns are meant; or an image has two classes.
+    """
+    if not file.is_file():
+        raise ConfigError(f"--labels: there is no file {file}. Check the path.")
+    header, rows = _rows(file)
+    key = _column("key", key_column, KEY_COLUMNS, header, file)
+    label = _column("label", label_column, LABEL_COLUMNS, [name for name in header if name != key], file)
+    found: dict[str, str] = {}
+    unlabelled = 0
+    for row in rows:
+        name, value = _text(row.get(key)).strip(), _text(row.get(label)).strip()
+        if not name or not value:
+            unlabelled += 1
+        elif found.setdefault(name, value) != value:
+            raise ConfigError(f"{file}: '{name}' has two labels, '{found[name]}' and '{value}'. Correct one.")
+    if not found:
+        raise ConfigError(f"{file} has no row with '{key}' and '{label}'. Check the file.")
+    if all(map(_NUMBER.fullmatch, found.values())):
+        numbers = {name: float(value) for name, value in found.items()}
+        wrong = (n for n, value in numbers.items() if not value.is_integer() or not 0 <= value <= MAX_CLASS)
+        if bad := next(wrong, ""):
+            raise ConfigError(
+                f"{file}: '{bad}' has the label {found[bad]}; classes are numbered from 0 to {MAX_CLASS:,} at most. "
+                "Correct it."
+            )
+        return LabelTable(file, key, {name: int(value) for name, value in numbers.items()}, (), unlabelled)
+    classes = tuple(sorted(set(found.values())))
+    number = {name: i for i, name in enumerate(classes)}
+    return LabelTable(file, key, {name: number[value] for name, value in found.items()}, classes, unlabelled)
+
+
+def _rows(file: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
+    """Return the names of the columns, and the rows."""
+    if file.suffix.lower() == ".parquet":
+        return read_table(file)
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        raise ConfigError(f"--labels: {file} is no .csv, .tsv or .parquet. Convert it.")
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        return list(reader.fieldnames or ()), iter(list(reader))
+    except csv.Error as error:
+        raise ConfigError(f"{file} is not a table of comma-separated values: {error}. Check its quotes.") from error
+
+
+def _column(kind: str, asked: str, usual: Sequence[str], header: Sequence[str], file: Path) -> str:
+    there = ", ".join(map(str, header))
+    if asked:
+        if asked not in header:
+            raise ConfigError(f"{file} has no column '{asked}'; its columns are {there}.")
+        return asked
+    found = [name for name in header if name and name.strip().lower() in usual]
+    if len(found) != 1:
+        what = f"several columns that may be the {kind}: {', '.join(found)}" if found else f"no column of a {kind}"
+        raise ConfigError(f"{file} has {what}; its columns are {there}. Choose one with --{kind}-column NAME.")
+    return found[0]
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    return str(value)

@@ -99,12 +99,16 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_log() -> Iterator[None]:
-    """Keep what a command or a worker does to the package's logger from the next test."""
+    """Begin with the package's logger as it is when Python starts, whatever a command or a worker did to it before.
+
+    Not only what the last test did: a fixture of a whole module is there before this one, and its changes would last.
+    """
     logger = logging.getLogger("rsb_cluster")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    logger.handlers = handlers.copy()
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.handlers, logger.propagate = handlers, propagate
+    logger.handlers, level, logger.propagate = before
     logger.setLevel(level)
 
 

@@ -25,7 +25,7 @@ def test_a_quick_command_shows_no_progress(monkeypatch, capsys):
 
 def test_what_is_being_done_is_said_once_on_standard_error(capsys):
     for _ in range(2):
-        CliRunner().invoke(main, ["recipes", "list"])
+        assert CliRunner().invoke(main, ["recipes", "list"]).exit_code == 0
     logging.getLogger("rsb_cluster.submission.model_check").info("checking %s ...", "resnet50")
     assert capsys.readouterr() == ("", "checking resnet50 ...\n")
 

@@ -99,17 +99,20 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_log() -> Iterator[None]:
-    """Begin with the package's logger as it is when Python starts, whatever a command or a worker did to it before.
+    """Keep the package's logger as it is when Python starts, whatever a command or a worker does to it.
 
-    Not only what the last test did: a fixture of a whole module is there before this one, and its changes would last.
+    Not as it was before the test: a fixture of the whole module may have changed it, and pytest adds handlers of its own
+    to a logger that a worker has cut off from the root.
     """
+    _reset_log()
+    yield
+    _reset_log()
+
+
+def _reset_log() -> None:
     logger = logging.getLogger("rsb_cluster")
-    before = logger.handlers, logger.level, logger.propagate
     logger.handlers, logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
-    yield
-    logger.handlers, level, logger.propagate = before
-    logger.setLevel(level)
 
 
 def skip_without(server: str, missing: list[str]) -> None:

@@ -316,13 +316,37 @@ def test_a_controller_that_does_not_answer_is_asked_again(node):
     """It is being restarted just when the time limit is reached."""
     silent = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
     busy = "slurm_requeue error: Socket timed out on send/recv operation"
-    does = {"DOES_SQUEUE": fails_first(3, silent, "squeue"), "DOES_SCONTROL": fails_first(1, busy, "scontrol")}
+    munge = "slurm_requeue error: Protocol authentication error"
+    does = {
+        "DOES_SQUEUE": fails_first(3, silent, "squeue"),
+        "DOES_SCONTROL": fails_first(1, busy, "scontrol") + "; " + fails_first(2, munge, "scontrol"),
+    }
     process = node.start(75, "RUNNING", **does)
     _, said = process.communicate(timeout=GUARD_S)
     assert process.returncode == 75
     assert said == f"slurmctld does not answer, and is asked again for an hour: {silent}\n"
-    assert node.calls("scontrol") == ["requeue 7", "requeue 7"]
-    assert node.calls("sleep") == ["5"] * 4 + ["300"]
+    assert node.calls("scontrol") == ["requeue 7"] * 3
+    assert node.calls("sleep") == ["5"] * 5 + ["300"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CLUSTER: big",
+        "ERROR: ld.so: object 'libx.so' from LD_PRELOAD cannot be preloaded: ignored.",
+        "squeue: warning: RUNNING 3 plugins",
+    ],
+)
+def test_lines_beside_the_answer_of_squeue_do_not_keep_a_preempted_job_from_the_queue(node, line):
+    assert node.run(75, "RUNNING", DOES_SQUEUE=f'echo "{line}" >&2') == 75
+    assert node.run(75, "CANCELLED", DOES_SQUEUE=f'echo "{line}"') == 75
+    assert node.calls("scontrol") == ["requeue 7"]
+
+
+def test_the_cluster_that_the_submitting_shell_was_set_to_is_not_asked(node):
+    does = '[ -z "$SLURM_CLUSTERS" ] || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }'
+    assert node.run(75, "RUNNING", SLURM_CLUSTERS="small", DOES_SQUEUE=does) == 75
+    assert node.calls("scontrol") == ["requeue 7"]
 
 
 def test_a_job_that_slurm_no_longer_knows_is_left_alone(node):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rsb_cluster.backends.base import STARTED, Backend, Check, JobStatus, new_submission
 from rsb_cluster.backends.slurm import programs
-from rsb_cluster.backends.slurm.queue import Queue, by_cluster, on_cluster, this_user
+from rsb_cluster.backends.slurm.programs import on_cluster
+from rsb_cluster.backends.slurm.queue import Queue, by_cluster, this_user
 from rsb_cluster.backends.slurm.script import make_script, sbatch_options, submit
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import SubmitError
@@ -123,10 +124,11 @@ class Slurm(Backend):
             path.write_text(self.script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
             env = programs.environment(sbatch_options(job)) | {"SLURM_TIME_FORMAT": "standard"}  # people read it
             done = programs.run("sbatch", "--test-only", str(path), env=env)
-        answer = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("sbatch: ")
         if done.returncode:
-            raise SubmitError(f"sbatch would refuse it: {answer}. Check partition, account and limits in the job file.")
-        return answer
+            why = programs.why_refused(done)
+            raise SubmitError(f"sbatch would refuse it: {why}. Check partition, account and limits in the job file.")
+        lines = done.stderr.strip().splitlines() or [""]  # among them those of a site's plugins
+        return next((line for line in lines if " to start at " in line), lines[-1]).removeprefix("sbatch: ")
 
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
         """Submit runs as one job or one job array.
@@ -226,9 +228,8 @@ class Slurm(Backend):
         options = [*site, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1", "--mem=4G"]
         waits = [f"--dependency=afterany:{':'.join(arrays)}"] if arrays else []
         lines = "\n".join([*job.setup, shlex.join(command)])
-        answer = programs.output(
-            "sbatch", "--parsable", *waits, *options, "--wrap", lines, env=programs.environment(own)
-        )
+        command = ["sbatch", "--parsable", *waits, *options, "--wrap", lines]
+        answer = programs.output(*command, timeout_s=programs.SBATCH_S, env=programs.environment(own))
         return programs.parse_job_id(answer)[0]
 
     def _send_signal(self, submission: Submission) -> None:

@@ -28,6 +28,16 @@ _OURS = re.compile(r"(SLURM|SLURMD|SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SACCT|SCONT
 _FIXED = {"SLURM_TIME_FORMAT": "%s"}
 
 TIMEOUT_S = 60.0
+# sbatch itself tries again for two minutes where slurmctld is busy ("sleeping and retrying").
+SBATCH_S = 300.0
+
+# sbatch's messages after which slurmctld may have the job all the same (slurm_errno.c), but no "contact support".
+_NO_ANSWER = re.compile(
+    r"(?i)timed.?out|unable to contact|not respond|communicat|connection|connect failure|(receive|send) failure"
+    r"|transmitted"
+)
+_JOB_ID = re.compile(r"(?:Submitted batch job )?([1-9]\d*)(?:(?:;| on cluster )([\w.-]+))?")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class NoAnswerError(SubmitError):
@@ -61,6 +71,11 @@ def environment(options: Collection[str] = ()) -> dict[str, str]:
     """
     kept = {*_KEPT, *site_defaults(options)}
     return {name: value for name, value in os.environ.items() if name in kept or not _OURS.fullmatch(name)} | _FIXED
+
+
+def on_cluster(cluster: str) -> list[str]:
+    """Return the option of Slurm's programs for a cluster; nothing for the default one."""
+    return [f"--clusters={cluster}"] if cluster else []
 
 
 def run(
@@ -108,15 +123,31 @@ def failed(done: subprocess.CompletedProcess[str]) -> SubmitError:
     return SubmitError(f"{shlex.join(done.args)[:200]} failed: {said}")
 
 
+def why_refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Return why sbatch failed, in one line.
+
+    All that it said: what a site's plugin tells the user stands before Slurm's own "Unspecified error", and what a
+    wrapper says after it.
+    """
+    lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
+    said = (re.sub(r"^(sbatch: )?(error: )?", "", _COLOURS.sub("", line).strip()) for line in lines)
+    return "; ".join(line.rstrip(".") for line in said if line)
+
+
+def is_unanswered(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether an sbatch that failed may have queued the job: slurmctld did not answer it, or it was killed."""
+    return done.returncode < 0 or done.returncode > 128 or bool(_NO_ANSWER.search(done.stderr or done.stdout))
+
+
 def parse_job_id(answer: str) -> tuple[str, str]:
     """Return the job id and the cluster (or an empty string) in the answer of ``sbatch --parsable``.
 
-    A site's wrapper may print other lines, before or after.
+    A site's wrapper may print other lines, before or after, in colours, and the id as sbatch does without the option.
 
     Raises:
         SubmitError: There is no job id.
     """
-    for line in reversed(answer.splitlines()):
-        if match := re.fullmatch(r"(\d+)(?:;([\w.-]+))?", line.strip()):
+    for line in reversed(_COLOURS.sub("", answer).splitlines()):
+        if match := _JOB_ID.fullmatch(line.strip()):
             return match[1], match[2] or ""
     raise SubmitError(f"sbatch did not say which job it queued: {answer.strip()[-500:]!r}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rsb_cluster.backends.base import JobStatus, State
-from rsb_cluster.backends.slurm.programs import output, run
+from rsb_cluster.backends.slurm.programs import on_cluster, output, run
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.runs.run import Submission
 
@@ -170,11 +170,6 @@ def by_cluster(submissions: Iterable[Submission]) -> dict[str, list[Submission]]
     for submission in submissions:
         groups.setdefault(submission.cluster, []).append(submission)
     return groups
-
-
-def on_cluster(cluster: str) -> list[str]:
-    """Return the option of Slurm's programs for a cluster; nothing for the default one."""
-    return [f"--clusters={cluster}"] if cluster else []
 
 
 def _parse(lines: Iterable[str]) -> Iterable[tuple[str, QueuedJob]]:

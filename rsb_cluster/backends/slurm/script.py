@@ -7,7 +7,6 @@ of its own, which count each preemption of a short job as a time-out and give up
 
 from __future__ import annotations
 
-import re
 import shlex
 import uuid
 from collections.abc import Sequence
@@ -157,23 +156,30 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
             DelayedSubmission(task).dump(path)
     except OSError as error:
         raise SubmitError(f"cannot write into {folder}: {error}. Nothing was submitted.") from error
-    done = programs.run("sbatch", "--parsable", str(script), env=programs.environment(sbatch_options(job)))
+    options = sbatch_options(job)
+    asks = shlex.join(["squeue", *programs.on_cluster(str(options.get("clusters", ""))), "--me", f"--name={name}"])
+    unclear = (
+        f"Slurm may have accepted the job all the same: check with '{asks}', and cancel it with scancel before you "
+        "submit again."
+    )
+    command = ["sbatch", "--parsable", str(script)]
+    try:
+        done = programs.run(*command, timeout_s=programs.SBATCH_S, env=programs.environment(options))
+    except programs.NoAnswerError as error:
+        raise SubmitError(f"{error}\n{unclear}") from error
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or [str(done.returncode)])[-1]
-        message = f"sbatch refused the job: {reason}. Check partition, account and limits in the job file"
-        if re.search(r"(?i)timed?.?out|contact|connect|transmitted", reason):  # it may have been taken all the same
-            raise SubmitError(f"{message}; the script is {script}, and 'squeue --me --name={name}' tells if it waits.")
-        raise RefusedError(f"{message} ('rsb-cluster jobs show {job.name}'); --dry-run shows the script.")
+        message = f"sbatch refused the job: {programs.why_refused(done)}. "
+        if programs.is_unanswered(done):
+            raise SubmitError(f"{message}The script is {script}.\n{unclear}")
+        advice = f"Check partition, account and limits in the job file ('rsb-cluster jobs show {job.name}')"
+        raise RefusedError(f"{message}{advice}; --dry-run shows the script.")
     try:
         number, cluster = programs.parse_job_id(done.stdout)
         job_ids = [number] if len(tasks) == 1 else [f"{number}_{i}" for i in range(len(tasks))]
         for path, job_id in zip(pickles, job_ids, strict=True):
             path.rename(JobPaths(folder, job_id).submitted_pickle)
     except (OSError, SubmitError) as error:
-        raise SubmitError(
-            f"{error}\nSlurm may have accepted the job all the same: check with 'squeue --me --name={name}', and "
-            "cancel it with scancel before you submit again."
-        ) from error
+        raise SubmitError(f"{error}\n{unclear}") from error
     return job_ids, cluster
 
 

@@ -9,10 +9,11 @@ from submitit.core.utils import DelayedSubmission
 
 from rsb_cluster import backends
 from rsb_cluster.backends import local
+from rsb_cluster.backends.slurm import programs
 from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.backends.slurm.queue import this_user
 from rsb_cluster.config.sweep_file import Grid, SweepFile
-from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.errors import ConfigError, RefusedError, SubmitError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Submission
 from rsb_cluster.submission.plan import Plan, plan
@@ -61,6 +62,49 @@ def test_when_a_job_would_start_is_a_time_for_people(slurm_programs):
     slurm_programs.write("sbatch", errors="sbatch: Job 1 to start at 2026-12-01T01:26:22 using 2 processors\n")
     assert Slurm().test_only(load_job("slurm-cpu")) == "Job 1 to start at 2026-12-01T01:26:22 using 2 processors"
     assert slurm_programs.environment("sbatch")["SLURM_TIME_FORMAT"] == "standard"
+
+
+PLUGIN = "sbatch: error: You must charge an account, see https://hpc.example/accounts.\n"
+
+
+def test_what_a_site_s_plugin_says_is_part_of_why_a_job_is_refused(slurm_programs, tmp_path):
+    """Slurm itself says only "Unspecified error", and a wrapper may have the last word."""
+    failed = "sbatch: error: Batch job submission failed: Unspecified error\nPlease contact support@hpc.example\n"
+    slurm_programs.write("sbatch", errors=f"\x1b[31m{PLUGIN}\x1b[0m{failed}", code=1)
+    why = "You must charge an account, see https://hpc.example/accounts; Batch job submission failed: Unspecified error"
+    with pytest.raises(SubmitError, match=f"sbatch would refuse it: {why}; Please contact"):
+        Slurm().test_only(load_job("slurm-cpu"))
+    with pytest.raises(RefusedError, match=f"sbatch refused the job: {why}; Please contact"):
+        Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+    start = "sbatch: Job 1 to start at 2026-12-01T01:26:22 using 2 processors\n"
+    slurm_programs.write("sbatch", errors=f"{PLUGIN}{start}See you.\n")
+    assert Slurm().test_only(load_job("slurm-cpu")) == start.removeprefix("sbatch: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\nSee the wiki.\n", 1),
+        ("sbatch: error: Slurm controller not responding, sleeping and retrying.\nsbatch: error: x\n", 1),
+        ("sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", 1),
+        ("Terminated\n", 143),
+    ],
+)
+def test_a_job_that_slurm_may_have_taken_is_not_called_refused(slurm_programs, tmp_path, errors, code):
+    slurm_programs.write("sbatch", errors=errors, code=code)
+    job, tasks = load_job("slurm", "slurm.clusters=big"), [Task("/r", "r", {})]
+    with pytest.raises(SubmitError, match="'squeue --clusters=big --me --name=a1', and cancel it") as raised:
+        Slurm().submit(job, tasks, tmp_path / "submissions", "a1")
+    assert not isinstance(raised.value, RefusedError)
+
+
+def test_an_sbatch_that_does_not_end_may_have_queued_the_job(slurm_programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "SBATCH_S", 0.5)
+    path = slurm_programs.folder / "sbatch"
+    path.write_text("#!/bin/bash\nexec sleep 60\n")
+    path.chmod(0o755)
+    with pytest.raises(SubmitError, match=r"did not answer within 0.5 s.*\nSlurm may have accepted the job"):
+        Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
 
 
 def test_what_a_shell_adds_to_a_job_is_said(monkeypatch):
@@ -126,7 +170,7 @@ def test_a_dry_run_refuses_what_sbatch_would(slurm_programs, tmp_path, digits):
     slurm_programs.write("scontrol", "MaxArraySize = 10\n")
     slurm_programs.write("sbatch", errors="sbatch: error: invalid partition specified: gpu\n", code=1)
     (refusal,) = plan_digits(digits, tmp_path, job="slurm-cpu", site=Site(partition="gpu")).refusals
-    assert "sbatch would refuse it: error: invalid partition specified: gpu" in str(refusal)
+    assert "sbatch would refuse it: invalid partition specified: gpu. Check" in str(refusal)
 
 
 @pytest.fixture

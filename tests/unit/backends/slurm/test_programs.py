@@ -62,13 +62,16 @@ def test_variables_that_would_have_changed_the_job_are_named():
         ("1234;gpu-cluster\n", ("1234", "gpu-cluster")),
         ("Welcome! You have used 1 of 400 hours.\n1\nsbatch: ok\n  7  \nThank you.\n", ("7", "")),
         ("12\nCharged to 3 accounts\n", ("12", "")),
+        ("Submitted batch job 7\n", ("7", "")),
+        ("\x1b[1;32mSubmitted batch job 12 on cluster big\x1b[0m\nexit code:\n0\n", ("12", "big")),
+        ("\x1b[32m7\x1b[0m\n", ("7", "")),
     ],
 )
 def test_the_job_id_is_the_last_line_that_is_one(answer, expected):
     assert programs.parse_job_id(answer) == expected
 
 
-@pytest.mark.parametrize("answer", ["", "Submitted batch job 7\n", "-7", "7;a b"])
+@pytest.mark.parametrize("answer", ["", "Submitted 7 jobs\n", "-7", "0", "7;a b"])
 def test_an_answer_without_a_job_id_is_an_error(answer):
     with pytest.raises(SubmitError, match="did not say which job it queued"):
         programs.parse_job_id(answer)

@@ -37,6 +37,7 @@ _NO_ANSWER = re.compile(
     r"|transmitted"
 )
 _JOB_ID = re.compile(r"(?:Submitted batch job )?([1-9]\d*)(?:(?:;| on cluster )([\w.-]+))?")
+_HOLD = ("sh", "-c", "trap '' INT TERM HUP; exec \"$@\"", "sh")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -79,7 +80,7 @@ def on_cluster(cluster: str) -> list[str]:
 
 
 def run(
-    *command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None
+    *command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None, is_held: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's programs.
 
@@ -87,13 +88,14 @@ def run(
         command: The program and its arguments.
         timeout_s: How long it may take, seconds.
         env: Its environment; default: that of a program that submits nothing.
+        is_held: Whether Ctrl-C and the end of the terminal do not end it, as it must say which job it queued.
 
     Raises:
         SubmitError: The program is not installed, or did not exit in time. The caller checks the exit code.
     """
     try:
         return subprocess.run(
-            command,
+            [*_HOLD, *command] if is_held else command,
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -162,9 +162,11 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
         f"Slurm may have accepted the job all the same: check with '{asks}', and cancel it with scancel before you "
         "submit again."
     )
-    command = ["sbatch", "--parsable", str(script)]
     try:
-        done = programs.run(*command, timeout_s=programs.SBATCH_S, env=programs.environment(options))
+        done = programs.run(
+            "sbatch", "--parsable", str(script),
+            timeout_s=programs.SBATCH_S, env=programs.environment(options), is_held=True,
+        )  # fmt: skip
     except programs.NoAnswerError as error:
         raise SubmitError(f"{error}\n{unclear}") from error
     if done.returncode:

@@ -83,7 +83,7 @@ class Slurm(Backend):
         if not shutil.which("sbatch"):
             return ""
         try:
-            programs.output("scontrol", "show", "config", timeout_s=REACH_S)
+            programs.output("scontrol", "show", "config", timeout_s=REACH_S, env=programs.environment())
         except SubmitError as error:
             return str(error)
         return ""
@@ -103,7 +103,7 @@ class Slurm(Backend):
     def max_array_size(self) -> int:
         """Return the site's ``MaxArraySize``, or Slurm's default if it is unknown."""
         try:
-            config = programs.output("scontrol", "show", "config", timeout_s=CONFIG_S)
+            config = programs.output("scontrol", "show", "config", timeout_s=CONFIG_S, env=programs.environment())
         except SubmitError:  # a dry run works on any machine
             return DEFAULT_ARRAY_SIZE
         match = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)

@@ -12,15 +12,17 @@ import re
 import shlex
 import subprocess
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from rsb_cluster.errors import SubmitError
 
 # Where and as whom to talk to Slurm.
-_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
-# What a site sets for its users, by the option of sbatch: it holds where the job file says nothing.
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+# What a site sets for its users, by the option of sbatch: it holds where the job file says nothing. sbatch itself would
+# prefer it to the job's script.
 _SITE_DEFAULTS = {
     "SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos",
-    "SBATCH_RESERVATION": "reservation",
+    "SBATCH_RESERVATION": "reservation", "SLURM_CLUSTERS": "clusters",
 }  # fmt: skip
 _OURS = re.compile(r"(SLURM|SLURMD|SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SACCT|SCONTROL|SINFO|SUBMITIT|RSB_LOCAL)_.*")
 
@@ -79,6 +81,12 @@ def on_cluster(cluster: str) -> list[str]:
     return [f"--clusters={cluster}"] if cluster else []
 
 
+def named_cluster(options: Mapping[str, Any]) -> str:
+    """Return the one cluster that the job or this shell names; empty if there is none, or a choice."""
+    named = str(options.get("clusters") or os.environ.get("SLURM_CLUSTERS", ""))
+    return named if re.fullmatch(r"[\w.-]+", named) and named != "all" else ""
+
+
 def run(
     *command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None, is_held: bool = False
 ) -> subprocess.CompletedProcess[str]:
@@ -101,7 +109,8 @@ def run(
             errors="replace",
             stdin=subprocess.DEVNULL,
             timeout=timeout_s,
-            env=environment() if env is None else env,
+            # A job whose cluster is not named is on the default one, whatever the shell is set to by now.
+            env=environment(("clusters",)) if env is None else env,
         )
     except OSError as error:
         raise SubmitError(f"cannot run {command[0]}: {error}. Is this a login node?") from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rsb_cluster.backends.base import JobStatus, State
 from rsb_cluster.backends.slurm.programs import on_cluster, output, run
+from rsb_cluster.backends.slurm.script import SCRIPT
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.runs.run import Submission
 
@@ -22,6 +24,11 @@ _STATE_OF: dict[str, State] = {
     "PENDING": "queued", "CONFIGURING": "queued", "REQUEUED": "queued", "REQUEUE_HOLD": "queued",
     "REQUEUE_FED": "queued", "SPECIAL_EXIT": "queued", "RESV_DEL_HOLD": "queued", "SUSPENDED": "queued",
 }  # fmt: skip
+# States of jobs that have ended: squeue tells of them, too, where a site's wrapper asks for all.
+_OVER = (
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+    "LAUNCH_FAILED", "RECONFIG_FAIL",
+)  # fmt: skip
 
 # id, id of the array's task, state, reason, user, time of the submit, name, script; the last may hold any character
 _FORMAT = "%i|%F_%K|%T|%r|%u|%V|%j|%o"
@@ -57,16 +64,17 @@ class QueuedJob:
         return _STATE_OF.get(self.state) == "queued"
 
     def is_of(self, submission: Submission) -> bool:
-        """Whether this is the submitted job, and not another one that has its number by now."""
+        """Whether this is the submitted job, and not another one that has its number by now.
+
+        A script of another name may be a copy that a site's wrapper submitted.
+        """
+        path = f"{submission.folder.rstrip('/')}/{SCRIPT}"
         return (
             self.user == (submission.user or self.user)
             and self.name == (submission.name or self.name)
-            and (not submission.user or not self.script.startswith("/") or self._lies_in(submission.folder))
+            and (not submission.user or self.script == path or not self.script.endswith(f"/{SCRIPT}"))
             and (not self.submitted or self.submitted >= submission.time - _CLOCKS_DIFFER_S)
         )
-
-    def _lies_in(self, folder: str) -> bool:
-        return self.script.startswith(folder.rstrip("/") + "/")
 
 
 def this_user() -> str:
@@ -153,11 +161,12 @@ class Queue:
             of_id = {s.job_id: s for s in group}
             for line in answer.splitlines():
                 job_id, user, state, name = [*line.split("|", 3), "", "", ""][:4]
-                word, sent = state.split(" ")[0], of_id.get(job_id)
-                if sent is not None and user in (sent.user or user, "") and name in (sent.name or name, ""):
-                    self._ends[cluster, job_id] = word
-                    if word in _ACTIVE:
-                        active.add((cluster, job_id))
+                word = state.split(" ")[0]
+                for sent in filter(None, map(of_id.get, _members(job_id))):
+                    if user in (sent.user or user, "") and name in (sent.name or name, ""):
+                        self._ends[cluster, sent.job_id] = word
+                        if word in _ACTIVE:
+                            active.add((cluster, sent.job_id))
         known = dict(self._ends)
         for key in active:  # to be asked for again
             del self._ends[key]
@@ -179,9 +188,20 @@ def _parse(lines: Iterable[str]) -> Iterable[tuple[str, QueuedJob]]:
         if len(fields) != 8 or not fields[0][:1].isdigit():
             continue
         job_id, array_task, state, reason, user, submitted, name, script = fields
+        if state in _OVER:
+            continue
         job = QueuedJob(state, reason, user, float(submitted) if submitted.isdigit() else 0.0, name, script)
         yield job_id, job
         yield array_task, job
+
+
+def _members(job_id: str) -> list[str]:
+    """Return the ids of the tasks that one id of sacct stands for: ``8_[0-2,5%4]`` are those that never started."""
+    found = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
+    if not found:
+        return [job_id]
+    parts = (part.partition("-") for part in found[2].split(",") if part)
+    return [f"{found[1]}_{i}" for first, _, last in parts for i in range(int(first), int(last or first) + 1)]
 
 
 def _gone(word: str) -> JobStatus:

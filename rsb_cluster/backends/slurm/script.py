@@ -22,6 +22,8 @@ from rsb_cluster.node.task import Task
 from rsb_cluster.runs.sharing import make_submission_folder
 from rsb_cluster.subprocesses.interpreter import interpreter
 
+SCRIPT = "job.sh"  # in a job's folder of scripts and logs
+
 # Bash must survive the signals of a preemption, as it requeues the job. The trap is ':' and not '': ranks would inherit
 # ignored signals.
 # Since Slurm 22.05, srun takes --cpus-per-task not from sbatch but from this variable. Without it, on a site that binds
@@ -139,7 +141,7 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
     """Submit tasks as a job, or as a job array if there are several.
 
     Returns:
-        The job id of each task, and the cluster that took the job if sbatch names it.
+        The job id of each task, and the cluster that took the job; empty if neither sbatch nor the user names one.
 
     Raises:
         RefusedError: Slurm refused the job.
@@ -147,7 +149,7 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
     """
     from submitit.core.utils import DelayedSubmission, JobPaths
 
-    script = folder / "job.sh"
+    script = folder / SCRIPT
     pickles = [folder / f"{uuid.uuid4().hex}.pkl" for _ in tasks]
     try:
         make_submission_folder(folder, job)
@@ -157,7 +159,7 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
     except OSError as error:
         raise SubmitError(f"cannot write into {folder}: {error}. Nothing was submitted.") from error
     options = sbatch_options(job)
-    asks = shlex.join(["squeue", *programs.on_cluster(str(options.get("clusters", ""))), "--me", f"--name={name}"])
+    asks = shlex.join(["squeue", *programs.on_cluster(programs.named_cluster(options)), "--me", f"--name={name}"])
     unclear = (
         f"Slurm may have accepted the job all the same: check with '{asks}', and cancel it with scancel before you "
         "submit again."
@@ -182,7 +184,7 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
             path.rename(JobPaths(folder, job_id).submitted_pickle)
     except (OSError, SubmitError) as error:
         raise SubmitError(f"{error}\n{unclear}") from error
-    return job_ids, cluster
+    return job_ids, cluster or programs.named_cluster(options)
 
 
 def _parameters(job: Job, name: str) -> dict[str, Any]:

@@ -135,6 +135,20 @@ def test_a_submission_knows_what_its_job_is_known_by(slurm_programs, tmp_path, m
     assert [DelayedSubmission.load(path).function for path in pickles] == tasks
 
 
+@pytest.mark.parametrize(
+    ("shell", "option", "expected"), [("big", "", "big"), ("small", "big", "big"), ("", "a,b", ""), ("all", "", "")]
+)
+def test_a_job_is_on_the_cluster_that_was_named_where_a_wrapper_prints_only_its_number(
+    slurm_programs, tmp_path, monkeypatch, shell, option, expected
+):
+    monkeypatch.setenv("SLURM_CLUSTERS", shell)
+    slurm_programs.write("sbatch", "12\n")
+    job = load_job("slurm", *[f"slurm.clusters={option}"] * bool(option))
+    (sent,) = Slurm().submit(job, [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+    assert sent.cluster == expected
+    assert ("SLURM_CLUSTERS" in slurm_programs.environment("sbatch")) == (not option)
+
+
 def test_an_unexpected_answer_of_sbatch_is_a_sentence(slurm_programs, tmp_path):
     slurm_programs.write("sbatch", "queued, somewhere\n")
     with pytest.raises(SubmitError, match=r"(?s)did not say which job.*'squeue --me --name=a1'"):

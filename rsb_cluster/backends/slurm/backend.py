@@ -89,9 +89,22 @@ class Slurm(Backend):
         return ""
 
     def exclude_hosts(self, job: Job, hosts: Sequence[str]) -> Job:
-        """Return a copy of the job with the hosts added to its option ``exclude``."""
+        """Return a copy of the job with the hosts added to its option ``exclude``, by Slurm's names for them.
+
+        A host may call itself otherwise (``n1.cluster`` for ``n1``), and sbatch refuses names that it does not know.
+        """
         excluded = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
-        return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*excluded, *hosts])}})
+        command = ["sinfo", *on_cluster(programs.named_cluster(job.slurm)), "-h", "-N", "-o", "%n|%N"]
+        try:
+            lines = programs.output(*command).split()
+        except SubmitError:  # a dry run works on any machine
+            lines = []
+        known = [(host, node) for host, bar, node in (line.partition("|") for line in lines) if bar]
+        for name in hosts:
+            same = [node for host, node in known if name in (host, node)]
+            short = [node for host, node in known if host.partition(".")[0] == name.partition(".")[0]]
+            excluded += same or short or [name]
+        return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join(dict.fromkeys(excluded))}})
 
     def check_available(self, job: Job) -> None:
         """Refuse if Slurm's programs are not installed."""

@@ -155,6 +155,14 @@ def test_an_unexpected_answer_of_sbatch_is_a_sentence(slurm_programs, tmp_path):
         Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
 
 
+def test_failed_hosts_are_excluded_by_slurm_s_names(slurm_programs):
+    slurm_programs.write("sinfo", "gpu1|gpu1\ngpu1|gpu1\n10-0-0-7.vpc|worker-7\nCLUSTER: big\n")
+    job = Slurm().exclude_hosts(load_job("slurm", "slurm.exclude=n9"), ["gpu1.cluster.example", "10-0-0-7", "other"])
+    assert job.slurm["exclude"] == "n9,gpu1,worker-7,other"
+    slurm_programs.write("sinfo", errors="no\n", code=1)
+    assert Slurm().exclude_hosts(load_job("slurm"), ["n1", "n2.x"]).slurm["exclude"] == "n1,n2.x"
+
+
 def test_jobs_are_cancelled_on_their_clusters(slurm_programs):
     slurm_programs.write("scancel")
     assert Slurm().cancel([submission("7"), submission("8_1", cluster="big")]) == ["", ""]

@@ -129,7 +129,8 @@ def newer_version(where: str, unknown: str) -> NewerVersionError:
 def parse_overrides(texts: Sequence[str]) -> list[Override]:
     """Read ``--set a.b=value`` options.
 
-    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails.
+    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails; a number for
+    sbatch (``job.slurm.account=1_000``) stays as it is written.
     """
     found: list[Override] = []
     for text in texts:
@@ -138,10 +139,13 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         path, separator, value = text.partition("=")
         if not separator or not path.strip():
             raise ConfigError(f"--set {text!r} is not of the form key=value, for example optimizer.lr=4e-3.")
+        name = path.strip()
         try:
-            found.append((path.strip(), tomllib.loads(f"x = {value}")["x"]))
+            read = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
-            found.append((path.strip(), value))
+            read = value
+        is_changed = isinstance(read, int | float) and not isinstance(read, bool) and str(read) != value.strip()
+        found.append((name, value.strip() if is_changed and name.removeprefix("job.").startswith("slurm.") else read))
     return found
 
 

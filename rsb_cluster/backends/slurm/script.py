@@ -92,7 +92,8 @@ _OWN_OPTIONS = {
     "nodes": "nodes", "ntasks": "tasks_per_node", "ntasks-per-node": "tasks_per_node",
     "gpus-per-node": "gpus_per_node", "time": "time_min", "cpus-per-task": "cpus_per_task",
     "signal": "signal_delay_s", "array": "array_parallelism",
-    "output": "submissions", "error": "submissions", "open-mode": None, "job-name": None, "requeue": None,
+    "output": "submissions", "error": "submissions", "no-requeue": "max_preemptions",
+    "open-mode": None, "job-name": None, "requeue": None,
     "parsable": None, "wait": None, "wrap": None, "test-only": None,
 }  # fmt: skip
 # Other ways to request what a field requests, as some sites demand: the option is used instead of the field.
@@ -126,8 +127,13 @@ def make_script(job: Job, folder: Path, name: str, tasks: int) -> str:
         tasks: Number of array tasks.
 
     Raises:
-        ConfigError: An option is invalid, or two contradict each other.
+        ConfigError: An option is invalid, or two contradict each other; or sbatch would change the folder's name.
     """
+    if "\\" in str(folder):
+        raise ConfigError(
+            f"job '{job.name}': the scripts and logs cannot be written to {folder}: sbatch drops a '\\' in a path. Use "
+            "other --runs, or --set job.submissions=FOLDER."
+        )
     from submitit.slurm.slurm import _make_sbatch_string
 
     parameters = _parameters(job, name) | ({"map_count": tasks} if tasks > 1 else {})

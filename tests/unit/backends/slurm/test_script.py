@@ -105,12 +105,18 @@ def test_a_stopped_process_does_not_block_the_job():
         ("open-mode", "rsb-cluster sets it."),
         ("job_name", "rsb-cluster sets it."),
         ("requeue", "rsb-cluster sets it."),
+        ("no_requeue", "Set the job's own field 'max_preemptions' instead."),
     ],
 )
 def test_an_option_that_the_job_sets_is_refused(option, hint):
     with pytest.raises(ConfigError) as caught:
         script(load_job("slurm", f"slurm.{option}=1"))
     assert str(caught.value) == f"job 'slurm': slurm.{option.replace('_', '-')} cannot be set. {hint}"
+
+
+def test_a_folder_whose_name_sbatch_would_change_is_refused():
+    with pytest.raises(ConfigError, match=r"sbatch drops a '\\' in a path. Use other --runs, or"):
+        script(load_job("slurm"), folder=Path("/runs\\1/x"))
 
 
 @pytest.mark.parametrize(("option", "name"), [("p", ": slurm.partition"), ("t", ": slurm.time"), ("z", "")])

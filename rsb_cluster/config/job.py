@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rsb_cluster.config.schema import Count, Section
+from rsb_cluster.config.schema import Count, Section, no_variable
 from rsb_cluster.errors import plural
 
 # A trace of a step of ResNet-50 takes a megabyte, and viewers stop at some hundred.
@@ -117,7 +117,9 @@ class Job(Section):
         description="1: these threads are in a process of their own, so they do not delay the training loop; 0: in the "
         "rank's process",
     )
-    cache_dir: str = Field("", description="folder on a node's local disk that caches shards; empty: no cache")
+    cache_dir: str = Field(
+        "", description="folder on a node's local disk that caches shards, such as $TMPDIR/shards; empty: no cache"
+    )
     cache_gb: float = Field(500.0, gt=0, description="size of cache_dir, GB of 10^9 bytes")
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
     gradient_checkpointing: bool = Field(
@@ -180,6 +182,8 @@ class Job(Section):
     def is_elastic(self) -> bool:
         """Whether an attempt may get fewer nodes than the job requests."""
         return 0 < self.min_nodes < self.nodes
+
+    _are_written_out = field_validator("submissions", "data", "runs")(no_variable)
 
     @field_validator("gpu_type")
     @classmethod

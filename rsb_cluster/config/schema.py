@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import copy
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,12 +43,22 @@ class Section(BaseModel):
 S = TypeVar("S", bound=BaseModel)
 
 
+def no_variable(path: str, info: ValidationInfo) -> str:
+    """Return a path of a user's file. Raises ValueError if it has a variable, which only a shell would replace."""
+    if re.search(r"\$\{?[A-Za-z_]", path):
+        value = os.path.expandvars(path)
+        advice = "Write it out" + (f": '{value}'" if value != path and "$" not in value else "")
+        raise ValueError(f"{info.field_name} = '{path}': variables are not replaced here. {advice}")
+    return path
+
+
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a syntax error names file and line."""
     try:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        hint = ' Text stands in straight quotes: key = "text".' if "Invalid value" in str(error) else ""
+        raise ConfigError(f"{path} is not valid TOML: {error}.{hint}") from error
 
 
 def read_text(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rsb_cluster import __version__, backends
 from rsb_cluster.config.job import Job
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, expand_home
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import EVALUATION_JOBS, Run
 from rsb_cluster.storage.local_files import user_name
@@ -87,5 +87,5 @@ def submissions_folder(job: Job, runs_url: str) -> Path:
     # Those of evaluations, whose folders are below that of the runs, are with the others.
     store, user = Store(runs_url.removesuffix(f"/{EVALUATION_JOBS}")), user_name(os.geteuid())
     if job.submissions:
-        return Path(job.submissions).expanduser().absolute() / user
+        return expand_home(job.submissions).absolute() / user
     return (Path(store.url) if store.is_local else Path.cwd()) / "submissions" / user

@@ -41,6 +41,8 @@ def test_a_bundled_job_loads_and_describes_itself(name):
         ("slurm", ['slurm.comment="a\\nb"'], "slurm.comment = 'a\\nb' is no value of an option of sbatch"),
         ("slurm", ["slurm.exclusive=False"], "slurm.exclusive = 'False': write false, without quotes"),
         ("slurm", ["slurm.--partition=gpu"], "slurm: '--partition' is no name of an option of sbatch"),
+        ("slurm", ["runs=$NOWHERE/runs"], "runs = '$NOWHERE/runs': variables are not replaced here. Write it out."),
+        ("slurm", ["submissions=/s/${USER}"], "submissions = '/s/${USER}': variables are not replaced here."),
         ("slurm", ["partition=gpu"], "unknown key 'partition'."),
         ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
         ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),

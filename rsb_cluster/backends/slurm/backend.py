@@ -134,7 +134,7 @@ class Slurm(Backend):
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "job.sh"
-            path.write_text(self.script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
+            path.write_text(self.script(job, [Task("/", "doctor", {})], Path(folder), "doctor"), encoding="utf-8")
             env = programs.environment(sbatch_options(job)) | {"SLURM_TIME_FORMAT": "standard"}  # people read it
             done = programs.run("sbatch", "--test-only", str(path), env=env)
         if done.returncode:

@@ -1,6 +1,8 @@
 """The back end slurm: what it says before a submit, and what may go wrong with one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rsb_cluster.runs.run import Submission
 from rsb_cluster.submission.plan import Plan, plan
 from rsb_cluster.submission.request import Request
 from rsb_cluster.submission.site import Site
+from tests.command import ROOT
 from tests.unit.bundled import load_job
 
 
@@ -62,6 +65,19 @@ def test_when_a_job_would_start_is_a_time_for_people(slurm_programs):
     slurm_programs.write("sbatch", errors="sbatch: Job 1 to start at 2026-12-01T01:26:22 using 2 processors\n")
     assert Slurm().test_only(load_job("slurm-cpu")) == "Job 1 to start at 2026-12-01T01:26:22 using 2 processors"
     assert slurm_programs.environment("sbatch")["SLURM_TIME_FORMAT"] == "standard"
+
+
+def test_the_script_that_sbatch_tests_is_utf8_in_any_locale(slurm_programs):
+    path = slurm_programs.folder / "sbatch"
+    path.write_text('#!/bin/bash\ncat "$2" >&2\necho "sbatch: Job 1 to start at noon" >&2\n')
+    path.chmod(0o755)
+    code = (
+        "from tests.unit.bundled import load_job; from rsb_cluster.backends.slurm.backend import Slurm\n"
+        "print(Slurm().test_only(load_job('slurm', 'setup=[\"echo caf\\u00e9\"]')))"
+    )
+    env = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Job 1 to start at noon\n"), done.stderr
 
 
 PLUGIN = "sbatch: error: You must charge an account, see https://hpc.example/accounts.\n"

@@ -140,7 +140,11 @@ class Queue:
         # squeue fails if it knows none of the jobs; then all of them have left the queue.
         if done.returncode and "Invalid job id" not in done.stderr:
             raise SubmitError(f"squeue failed: {done.stderr.strip() or done.returncode}. Is slurmctld running?")
-        answer = _Answer(time.monotonic(), frozenset(parents), dict(_parse(done.stdout.splitlines())))
+        lines = dict(_parse(done.stdout.splitlines()))
+        if not lines and re.search(rf"\b({'|'.join(parents)})\b", done.stdout):  # no job of ours may look gone by that
+            raise SubmitError(f"squeue's answer is not in the form that was asked for: {done.stdout.strip()[:200]!r}.")
+        jobs = {key: job for key, job in lines.items() if job.state not in _OVER}
+        answer = _Answer(time.monotonic(), frozenset(parents), jobs)
         self._answers[cluster] = answer
         return answer
 
@@ -188,8 +192,6 @@ def _parse(lines: Iterable[str]) -> Iterable[tuple[str, QueuedJob]]:
         if len(fields) != 8 or not fields[0][:1].isdigit():
             continue
         job_id, array_task, state, reason, user, submitted, name, script = fields
-        if state in _OVER:
-            continue
         job = QueuedJob(state, reason, user, float(submitted) if submitted.isdigit() else 0.0, name, script)
         yield job_id, job
         yield array_task, job

@@ -69,7 +69,7 @@ def test_when_a_job_would_start_is_a_time_for_people(slurm_programs):
 
 def test_the_script_that_sbatch_tests_is_utf8_in_any_locale(slurm_programs):
     path = slurm_programs.folder / "sbatch"
-    path.write_text('#!/bin/bash\ncat "$2" >&2\necho "sbatch: Job 1 to start at noon" >&2\n')
+    path.write_text('#!/bin/bash\ncat "$2" >&2; echo >&2\necho "sbatch: Job 1 to start at noon" >&2\n')
     path.chmod(0o755)
     code = (
         "from tests.unit.bundled import load_job; from rsb_cluster.backends.slurm.backend import Slurm\n"

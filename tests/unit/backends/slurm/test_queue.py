@@ -91,6 +91,13 @@ def test_lines_that_are_no_jobs_are_skipped(squeue):
     assert state(squeue, chatter) == "gone"
 
 
+@pytest.mark.parametrize("answer", ['{"jobs": [{"job_id": 7, "job_state": ["PENDING"]}]}', "7 gpu a1-s0 me PD 0:00 1"])
+def test_an_answer_in_another_form_says_nothing_of_a_job(squeue, answer):
+    """As of a wrapper that ignores the options; the job is not gone."""
+    with pytest.raises(SubmitError, match="squeue's answer is not in the form that was asked for"):
+        state(squeue, answer)
+
+
 def test_array_tasks_are_found_by_either_number(squeue):
     answer = line("8", "7_0") + line("7", "7_1", "PENDING", "Resources")
     squeue.write("squeue", answer)

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rsb_cluster.backends.base import JobStatus, State
 from rsb_cluster.backends.slurm.programs import on_cluster, output, run
@@ -127,9 +128,25 @@ class Queue:
             return [JobStatus("gone") if job is None else _status(job) for job in found]
         ends = self._why_ended(gone)
         return [
-            _gone(ends.get((s.cluster, s.job_id), "")) if job is None else _status(job)
+            _status(job) if job is not None else self._not_seen(s, ends.get((s.cluster, s.job_id), ""))
             for s, job in zip(submissions, found, strict=True)
         ]
+
+    def _not_seen(self, submission: Submission, word: str) -> JobStatus:
+        """Return the status of a job that is not in the queue, and of which accounting says a state, or nothing."""
+        if not word and submission.user not in ("", this_user()) and self._hides_others:
+            return JobStatus("unknown", reason=f"this cluster shows jobs of {submission.user} to nobody else")
+        reason = word if word in _ENDS else ""
+        return JobStatus("gone", reason=reason, is_cancelled=word == "CANCELLED" if word else None)
+
+    @cached_property
+    def _hides_others(self) -> bool:
+        """Whether the site shows jobs only to their users, as far as it says so."""
+        try:
+            config = output("scontrol", "show", "config")
+        except SubmitError:
+            return False
+        return bool(re.search(r"^PrivateData\s*=.*\bjobs\b", config, re.MULTILINE))
 
     def _ask(self, cluster: str, parents: set[str], *, fresh: bool) -> _Answer:
         known = self._answers.get(cluster)
@@ -204,12 +221,6 @@ def _members(job_id: str) -> list[str]:
         return [job_id]
     parts = (part.partition("-") for part in found[2].split(",") if part)
     return [f"{found[1]}_{i}" for first, _, last in parts for i in range(int(first), int(last or first) + 1)]
-
-
-def _gone(word: str) -> JobStatus:
-    """Return the status of a job that is not in the queue, and of which accounting says a state, or nothing."""
-    reason = word if word in _ENDS else ""
-    return JobStatus("gone", reason=reason, is_cancelled=word == "CANCELLED" if word else None)
 
 
 def _status(job: QueuedJob) -> JobStatus:

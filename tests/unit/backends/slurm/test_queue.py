@@ -170,6 +170,15 @@ def test_a_job_without_a_cluster_is_looked_for_on_the_default_one(squeue, monkey
     assert "SLURM_CLUSTERS" not in squeue.environment("squeue")
 
 
+@pytest.mark.parametrize(("private", "expected"), [("jobs,usage", "unknown"), ("none", "gone")])
+def test_a_job_that_a_site_may_hide_is_not_gone(squeue, private, expected):
+    """With PrivateData=jobs a colleague's job looks like one that has ended."""
+    squeue.write("squeue")
+    squeue.write("scontrol", f"PreemptType = jobs\nPrivateData             = {private}\n")
+    jobs = [submission(user="colleague"), submission(user=queue.this_user()), submission(user="")]
+    assert [s.state for s in Queue().query(jobs, fresh=False)] == [expected, "gone", "gone"]
+
+
 def test_a_decision_does_not_wait_for_accounting(slurm_programs):
     slurm_programs.write("squeue")
     slurm_programs.write("sacct", "7|me|OUT_OF_MEMORY\n")

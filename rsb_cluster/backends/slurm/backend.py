@@ -25,7 +25,7 @@ from rsb_cluster.runs.sharing import make_submission_folder
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 CONFIG_S = 5.0  # time limit of scontrol show config
 REACH_S = 20.0  # the same, where something depends on the answer
-SCANCEL_S = 4.0  # time limit of scancel
+SCANCEL_S = 4.0  # time limit of scancel for a task of an array
 
 
 class Slurm(Backend):
@@ -252,9 +252,13 @@ class Slurm(Backend):
         with 22.05), the first time after 5 s. A retry would hit the next attempt, so scancel is killed before.
         """
         where = on_cluster(submission.cluster)
+        is_task = "_" in submission.job_id
+        timeout_s = SCANCEL_S if is_task else programs.TIMEOUT_S  # a controller may be slow
         try:
-            done = programs.run("scancel", *where, "--signal=TERM", submission.job_id, timeout_s=SCANCEL_S)
+            done = programs.run("scancel", *where, "--signal=TERM", submission.job_id, timeout_s=timeout_s)
         except programs.NoAnswerError:
+            if not is_task:
+                raise
             self._queue.find([submission], fresh=True)  # raises if it was slurmctld that did not answer
             return
         if done.returncode:

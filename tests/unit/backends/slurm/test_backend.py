@@ -11,7 +11,7 @@ from submitit.core.utils import DelayedSubmission
 
 from rsb_cluster import backends
 from rsb_cluster.backends import local
-from rsb_cluster.backends.slurm import programs
+from rsb_cluster.backends.slurm import backend, programs
 from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.backends.slurm.queue import this_user
 from rsb_cluster.config.sweep_file import Grid, SweepFile
@@ -169,6 +169,20 @@ def test_an_unexpected_answer_of_sbatch_is_a_sentence(slurm_programs, tmp_path):
     slurm_programs.write("sbatch", "queued, somewhere\n")
     with pytest.raises(SubmitError, match=r"(?s)did not say which job.*'squeue --me --name=a1'"):
         Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+
+
+def test_a_slow_controller_is_waited_for_where_scancel_does_not_repeat_itself(slurm_programs, monkeypatch):
+    """For a task of an array it does, after 5 s, and is killed before."""
+    monkeypatch.setattr(backend, "SCANCEL_S", 0.2)
+    slurm_programs.write("squeue")
+    path = slurm_programs.folder / "scancel"
+    path.write_text(f'#!/bin/bash\nsleep 1\necho "$2" >>{slurm_programs.folder}/sent\n')
+    path.chmod(0o755)
+    Slurm().preempt([submission("7"), submission("8_1")])
+    assert (slurm_programs.folder / "sent").read_text() == "7\n"
+    monkeypatch.setattr(programs, "TIMEOUT_S", 0.2)
+    with pytest.raises(SubmitError, match=r"scancel did not answer within 0\.2 s"):
+        Slurm().preempt([submission("7")])
 
 
 def test_failed_hosts_are_excluded_by_slurm_s_names(slurm_programs):

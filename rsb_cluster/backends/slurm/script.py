@@ -35,7 +35,8 @@ _SETUP = [
     "export SLURM_EXPORT_ENV=ALL",
 ]
 
-# With 'set -e' of the user's, the script would end with srun and requeue nothing.
+# With 'set -e' of the setup lines, or of a shell that exports SHELLOPTS, the script would end with srun and requeue
+# nothing.
 _AFTER_SETUP = "set +eu +o pipefail"
 
 # srun reports the highest exit code of all tasks. A job that exits within the grace time has finished for Slurm, so the
@@ -215,7 +216,7 @@ def _parameters(job: Job, name: str) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "array_parallelism": job.array_parallelism,
         "srun_args": [f"--wait={WAIT_FOR_RANKS_S}", *_srun_options(options)],
-        "setup": [*_SETUP, *job.setup, *([_AFTER_SETUP] if job.setup else [])],
+        "setup": [*_SETUP, *job.setup, _AFTER_SETUP],
         "additional_parameters": {"requeue": True} | _batch_options(options),
         "wckey": None,
     }

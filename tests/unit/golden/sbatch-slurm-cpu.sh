@@ -16,6 +16,7 @@
 trap : TERM USR2
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 export SLURM_EXPORT_ENV=ALL
+set +eu +o pipefail
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -376,6 +376,11 @@ def test_what_a_profile_sets_on_the_node_changes_nothing(node):
     assert node.calls("scontrol") == ["requeue 7"]
 
 
+def test_options_that_the_submitting_shell_exports_end_before_the_ranks(node):
+    assert node.run(75, "RUNNING", SHELLOPTS="errexit:nounset:pipefail") == 75
+    assert node.calls("scontrol") == ["requeue 7"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_the_script_survives_the_signals_of_a_preemption(node, number):
     process = node.start(75, "RUNNING", SRUN_DOES="while [ ! -e $OUT/saved ]; do /bin/sleep 0.05; done")

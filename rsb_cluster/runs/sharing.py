@@ -12,6 +12,7 @@ In an object store the bucket's policy decides.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,12 @@ PRIVATE, GROUP = 0o700, 0o2750
 def mode_of(job: Job) -> int:
     """Return the permissions of the folders of a job's runs."""
     return GROUP if job.share == "group" else PRIVATE
+
+
+def user_folder() -> str:
+    """Return the name of this user's folder of scripts."""
+    # sbatch drops the backslash of a directory service's DOMAIN\\user.
+    return re.sub(r"[\\%]", "-", user_name(os.geteuid()))
 
 
 def share_run(run: Run) -> None:

@@ -238,7 +238,8 @@ class Slurm(Backend):
         own = sbatch_options(job)
         keys = ("account", "partition", "qos", "reservation", *(["clusters"] if not any(clusters) else []))
         site = [f"--{key}={own[key]}" for key in keys if key in own] + [o for c in clusters for o in on_cluster(c)]
-        options = [*site, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1", "--mem=4G"]
+        options = [*site, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1"]
+        options += ["--mem=4G"] if own.get("mem") is not False else []  # some sites refuse the option
         waits = [f"--dependency=afterany:{':'.join(arrays)}"] if arrays else []
         lines = "\n".join([*job.setup, shlex.join(command)])
         command = ["sbatch", "--parsable", *waits, *options, "--wrap", lines]

@@ -57,7 +57,7 @@ if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
       *[Cc]ontact*|*[Cc]onnect*|*[Tt]imed?out*|*transmitted*|*standby*|*[Aa]uthentication*)
         [ "$try" -gt 1 ] || echo "slurmctld does not answer, and is asked again for an hour: $answer" >&2
         sleep 5 ;;
-      *) echo "$answer" >&2; break ;;
+      *) echo "the job does not return to the queue, but 'rsb-cluster retry' resumes the run: $answer" >&2; break ;;
     esac
   done
 fi

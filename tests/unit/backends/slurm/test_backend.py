@@ -207,7 +207,10 @@ def test_the_job_that_collects_waits_only_for_jobs_that_there_are(slurm_programs
     job = load_job("slurm", "slurm.account=vision", "slurm.clusters=big")
     assert Slurm().run_after(job, [submission("7_0"), submission("7_1")], ["true"], tmp_path, "collect") == "9"
     assert Slurm().run_after(job, [], ["true"], tmp_path, "collect") == "9"
-    with_jobs, without = slurm_programs.calls("sbatch")
+    no_memory = load_job("slurm", "slurm.mem=false")
+    assert Slurm().run_after(no_memory, [], ["true"], tmp_path, "collect") == "9"
+    with_jobs, without, plain = slurm_programs.calls("sbatch")
+    assert "--mem=4G" in with_jobs and "--mem=4G" not in plain
     assert "--dependency=afterany:7" in with_jobs and "--account=vision" in with_jobs
     assert not any(option.startswith("--dependency") for option in without) and "--clusters=big" in without
 

@@ -179,11 +179,13 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
     except programs.NoAnswerError as error:
         raise SubmitError(f"{error}\n{unclear}") from error
     if done.returncode:
-        message = f"sbatch refused the job: {programs.why_refused(done)}. "
+        why = programs.why_refused(done)
         if programs.is_unanswered(done):
-            raise SubmitError(f"{message}The script is {script}.\n{unclear}")
-        advice = f"Check partition, account and limits in the job file ('rsb-cluster jobs show {job.name}')"
-        raise RefusedError(f"{message}{advice}; --dry-run shows the script.")
+            raise SubmitError(f"sbatch had no answer: {why}. The script is {script}.\n{unclear}")
+        raise RefusedError(
+            f"sbatch refused the job: {why}. Check partition, account and limits in the job file; --dry-run shows the "
+            "script."
+        )
     try:
         number, cluster = programs.parse_job_id(done.stdout)
         job_ids = [number] if len(tasks) == 1 else [f"{number}_{i}" for i in range(len(tasks))]

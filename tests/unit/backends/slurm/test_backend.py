@@ -109,7 +109,8 @@ def test_what_a_site_s_plugin_says_is_part_of_why_a_job_is_refused(slurm_program
 def test_a_job_that_slurm_may_have_taken_is_not_called_refused(slurm_programs, tmp_path, errors, code):
     slurm_programs.write("sbatch", errors=errors, code=code)
     job, tasks = load_job("slurm", "slurm.clusters=big"), [Task("/r", "r", {})]
-    with pytest.raises(SubmitError, match=r"(?s)had no answer: .*'squeue --clusters=big --me --name=a1', and cancel it") as raised:
+    said = r"(?s)had no answer: .*'squeue --clusters=big --me --name=a1', and cancel it"
+    with pytest.raises(SubmitError, match=said) as raised:
         Slurm().submit(job, tasks, tmp_path / "submissions", "a1")
     assert not isinstance(raised.value, RefusedError)
 

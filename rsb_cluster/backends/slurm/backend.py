@@ -244,7 +244,7 @@ class Slurm(Backend):
         lines = "\n".join([*job.setup, shlex.join(command)])
         command = ["sbatch", "--parsable", *waits, *options, "--wrap", lines]
         answer = programs.output(*command, timeout_s=programs.SBATCH_S, env=programs.environment(own))
-        return programs.parse_job_id(answer)[0]
+        return programs.parse_job_ids(answer)[0][0]
 
     def _send_signal(self, submission: Submission) -> None:
         """Send SIGTERM to a job.

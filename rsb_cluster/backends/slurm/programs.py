@@ -38,7 +38,7 @@ _NO_ANSWER = re.compile(
     r"(?i)timed.?out|unable to contact|not respond|communicat|connection|connect failure|(receive|send) failure"
     r"|transmitted"
 )
-_JOB_ID = re.compile(r"(?:Submitted batch job )?([1-9]\d*)(?:(?:;| on cluster )([\w.-]+))?")
+_JOB_ID = re.compile(r"(Submitted batch job )?([1-9]\d*)(?:(?:;| on cluster )([\w.-]+))?")
 _HOLD = ("sh", "-c", "trap '' INT TERM HUP; exec \"$@\"", "sh")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -150,15 +150,20 @@ def is_unanswered(done: subprocess.CompletedProcess[str]) -> bool:
     return done.returncode < 0 or done.returncode > 128 or bool(_NO_ANSWER.search(done.stderr or done.stdout))
 
 
-def parse_job_id(answer: str) -> tuple[str, str]:
-    """Return the job id and the cluster (or an empty string) in the answer of ``sbatch --parsable``.
+def parse_job_ids(answer: str) -> list[tuple[str, str]]:
+    """Return what may be the job id, and its cluster or an empty string, in the answer of ``sbatch --parsable``.
 
     A site's wrapper may print other lines, before or after, in colours, and the id as sbatch does without the option.
+
+    Returns:
+        The likeliest first; several only if there are several lines that are no more than a number.
 
     Raises:
         SubmitError: There is no job id.
     """
-    for line in reversed(_COLOURS.sub("", answer).splitlines()):
-        if match := _JOB_ID.fullmatch(line.strip()):
-            return match[1], match[2] or ""
-    raise SubmitError(f"sbatch did not say which job it queued: {answer.strip()[-500:]!r}")
+    matches = [_JOB_ID.fullmatch(line.strip()) for line in _COLOURS.sub("", answer).splitlines()]
+    found = {(match[2], match[3] or ""): bool(match[1] or match[3]) for match in reversed(matches) if match}
+    if not found:
+        raise SubmitError(f"sbatch did not say which job it queued: {answer.strip()[-500:]!r}")
+    certain = [job for job, is_certain in found.items() if is_certain]
+    return certain[:1] or list(found)

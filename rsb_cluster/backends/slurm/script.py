@@ -187,13 +187,25 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
             "script."
         )
     try:
-        number, cluster = programs.parse_job_id(done.stdout)
+        number, cluster = _ours(programs.parse_job_ids(done.stdout), script)
         job_ids = [number] if len(tasks) == 1 else [f"{number}_{i}" for i in range(len(tasks))]
         for path, job_id in zip(pickles, job_ids, strict=True):
             path.rename(JobPaths(folder, job_id).submitted_pickle)
     except (OSError, SubmitError) as error:
         raise SubmitError(f"{error}\n{unclear}") from error
     return job_ids, cluster or programs.named_cluster(options)
+
+
+def _ours(candidates: Sequence[tuple[str, str]], script: Path) -> tuple[str, str]:
+    """Return which of several numbers that sbatch printed is our job: the one with our script, or else the last."""
+    if len(candidates) == 1:
+        return candidates[0]
+    job_ids = ",".join(job_id for job_id, _ in candidates)
+    try:
+        lines = programs.output("squeue", "-h", "-o", "%F|%o", "-j", job_ids).splitlines()
+    except SubmitError:
+        return candidates[0]
+    return next((job for job in candidates if f"{job[0]}|{script}" in lines), candidates[0])
 
 
 def _parameters(job: Job, name: str) -> dict[str, Any]:

@@ -166,6 +166,19 @@ def test_a_job_is_on_the_cluster_that_was_named_where_a_wrapper_prints_only_its_
     assert ("SLURM_CLUSTERS" in slurm_programs.environment("sbatch")) == (not option)
 
 
+def test_of_several_numbers_the_one_with_our_script_is_the_job(slurm_programs, tmp_path):
+    """As a wrapper prints how many hours are left."""
+    slurm_programs.write("sbatch", "Jobs before:\n3\n12\nHours left:\n120\n")
+    for answer, code, expected in (
+        (f"12|{tmp_path}/a1/job.sh\n120|/other/job.sh\n", 0, "12"),
+        ("", 0, "120"),
+        ("", 1, "120"),
+    ):
+        slurm_programs.write("squeue", answer, code=code)
+        (sent,) = Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "a1", "a1")
+        assert sent.job_id == expected
+
+
 def test_an_unexpected_answer_of_sbatch_is_a_sentence(slurm_programs, tmp_path):
     slurm_programs.write("sbatch", "queued, somewhere\n")
     with pytest.raises(SubmitError, match=r"(?s)did not say which job.*'squeue --me --name=a1'"):

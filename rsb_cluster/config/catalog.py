@@ -86,15 +86,21 @@ def find(kind: Kind, name: str) -> Path:
     if "/" in name or name.endswith(".toml"):
         path = expand_home(name)
         if not path.is_file():
-            raise ConfigError(f"there is no file {path}. Check the path.")
+            raise ConfigError(f"there is no file {path}. Check the path.{_who_says(kind, name)}")
         return path
     known = available(kind)
     if name not in known:
         raise ConfigError(
             f"there is no {kind.removesuffix('s')} '{name}'.{did_you_mean(name, known)} "
-            f"Known: {', '.join(sorted(known))}. A path to a .toml file works too."
+            f"Known: {', '.join(sorted(known))}. A path to a .toml file works too.{_who_says(kind, name)}"
         )
     return known[name]
+
+
+def _who_says(kind: Kind, name: str) -> str:
+    """Return which setting names a job, for a user who has not typed it; else an empty string."""
+    job = settings()["job"]
+    return f" {job.source} names it." if kind == "jobs" and name == job.value else ""
 
 
 def load_recipe(name: str, *, model: str | None = None, overrides: Sequence[Override] = ()) -> Resolved:

@@ -68,6 +68,13 @@ def test_a_mistake_is_named_with_its_file(here, text, message, monkeypatch):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("job", ["nowhere", "here.toml"])
+def test_a_job_that_is_not_there_is_named_with_the_setting_that_names_it(here, job):
+    (here / "rsb-cluster.toml").write_text(f'job = "{job}"')
+    with pytest.raises(ConfigError, match=rf"there is no .*{job}.* {here}/rsb-cluster.toml names it\."):
+        catalog.load_job(job)
+
+
 def test_a_wrong_variable_is_named(here, monkeypatch):
     monkeypatch.setenv("RSB_SHARE", "all")
     with pytest.raises(ConfigError, match="the environment: share = 'all'"):

@@ -16,6 +16,7 @@ A message says what happened, where, and what to do next. Any other exception is
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class RsbError(Exception):
@@ -76,3 +77,13 @@ def plural(number: int, one: str, many: str = "") -> str:
 def is_text(name: str) -> bool:
     """Whether a name of a file, or an argument, can be written as UTF-8; other bytes are surrogates in Python."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with ``~`` or ``~user`` replaced. Raises ConfigError if the system does not know that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot use {path}: this system knows no home folder for {Path(path).parts[0]}. Write the path in full."
+        ) from error

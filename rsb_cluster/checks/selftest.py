@@ -16,7 +16,7 @@ from typing import Any
 
 from rsb_cluster.config.schema import Override
 from rsb_cluster.config.sweep_file import Grid, SweepFile
-from rsb_cluster.errors import ConfigError, RsbError, StorageError
+from rsb_cluster.errors import ConfigError, RsbError, StorageError, expand_home
 from rsb_cluster.monitor import actions
 from rsb_cluster.monitor.status import Status, has_ended, read_status
 from rsb_cluster.runs import checkpoint, sample_log
@@ -109,7 +109,7 @@ def _how_far(status: Status) -> str:
 
 def new_folder(folder: Path) -> Path:
     """Return the folder's absolute path; it must be empty: finished runs of an earlier test would not train again."""
-    path = folder.expanduser().absolute()
+    path = expand_home(folder).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} is not empty. Give another --folder.")
     return path

@@ -49,6 +49,10 @@ _OTHER_OPTIONS = {
 }  # fmt: skip
 
 
+# Hyphens and dashes of typography, from U+2010 to U+2015, and the minus sign.
+_DASHES = (*map(chr, range(0x2010, 0x2016)), "\N{MINUS SIGN}")
+
+
 class ErrorGroup(click.Group):
     """Prints an RsbError as a message and sets the exit code; any other exception is a bug and keeps its traceback."""
 
@@ -64,6 +68,15 @@ class ErrorGroup(click.Group):
             # What is left in the buffer would fail again at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse an option that was copied from a text that has made its hyphens into dashes."""
+        for arg in args:
+            if arg.startswith(_DASHES):
+                raise click.UsageError(
+                    f"'{arg}' begins with a typographic dash. Type it again: options begin with '--'."
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -17,7 +17,8 @@ class Nodes(click.ParamType):  # type: ignore[type-arg]  # generic in stubs only
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """Return the minimum and the maximum."""
         low, _, high = str(value or "0").partition("-")
-        if not low.isdigit() or not (high or low).isdigit() or int(low) > int(high or low):
+        is_range = low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)
+        if not is_range or (value and not int(high or low)):
             self.fail(f"{value!r} is neither a number of nodes nor a range such as 2-4", param, ctx)
         return int(low), int(high or low)
 

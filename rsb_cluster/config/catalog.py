@@ -18,7 +18,7 @@ from rsb_cluster.config.job import Job
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import Override, flatten, override, parse_toml, read_text, validate
 from rsb_cluster.config.settings import settings
-from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.errors import ConfigError, did_you_mean, expand_home
 
 Kind = Literal["recipes", "jobs", "sweeps"]
 
@@ -68,7 +68,7 @@ def bundled_dir(kind: Kind) -> Path:
 
 def search_path(kind: Kind) -> list[Path]:
     """Return the folders in which a name is looked up, in search order."""
-    team = [Path(folder) for folder in os.environ.get("RSB_CLUSTER_PATH", "").split(os.pathsep) if folder]
+    team = [expand_home(folder) for folder in os.environ.get("RSB_CLUSTER_PATH", "").split(os.pathsep) if folder]
     return [*(folder / FOLDERS[kind] for folder in (Path.cwd(), *team)), bundled_dir(kind)]
 
 
@@ -84,17 +84,23 @@ def available(kind: Kind) -> dict[str, Path]:
 def find(kind: Kind, name: str) -> Path:
     """Return the file of a recipe, job or sweep given by name or path."""
     if "/" in name or name.endswith(".toml"):
-        path = Path(name).expanduser()
+        path = expand_home(name)
         if not path.is_file():
-            raise ConfigError(f"there is no file {path}. Check the path.")
+            raise ConfigError(f"there is no file {path}. Check the path.{_who_says(kind, name)}")
         return path
     known = available(kind)
     if name not in known:
         raise ConfigError(
             f"there is no {kind.removesuffix('s')} '{name}'.{did_you_mean(name, known)} "
-            f"Known: {', '.join(sorted(known))}. A path to a .toml file works too."
+            f"Known: {', '.join(sorted(known))}. A path to a .toml file works too.{_who_says(kind, name)}"
         )
     return known[name]
+
+
+def _who_says(kind: Kind, name: str) -> str:
+    """Return which setting names a job, for a user who has not typed it; else an empty string."""
+    job = settings()["job"]
+    return f" {job.source} names it." if kind == "jobs" and name == job.value else ""
 
 
 def load_recipe(name: str, *, model: str | None = None, overrides: Sequence[Override] = ()) -> Resolved:

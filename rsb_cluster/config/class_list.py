@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rsb_cluster.errors import expand_home
+
 
 def read_class_list(text: str) -> tuple[str, ...]:
     """Return the class names in a text: a file of names (one a line, or a JSON list), or names with commas between.
@@ -12,7 +14,7 @@ def read_class_list(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: There is no such file, it cannot be read, or there is no name.
     """
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if path.is_file():
         names = _read(path)
     elif "/" in text or path.suffix in (".txt", ".json"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from datetime import date
+from datetime import time as clock
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rsb_cluster.config.schema import Count, Section
+from rsb_cluster.config.schema import Count, Section, no_variable
 from rsb_cluster.errors import plural
 
 # A trace of a step of ResNet-50 takes a megabyte, and viewers stop at some hundred.
@@ -90,9 +92,7 @@ class Job(Section):
     nodes: Count = Field(1, description="nodes of an attempt")
     min_nodes: int = Field(0, ge=0, description="fewest nodes to start on if not all are available; 0: always all")
     gpus_per_node: int = Field(0, ge=0, description="0: train on the CPU")
-    gpu_type: str = Field(
-        "", pattern=r"^[\w.-]*$", description="Slurm's name of the GPUs, such as a100; empty: any (sinfo -o %G)"
-    )
+    gpu_type: str = Field("", description="Slurm's name of the GPUs, such as a100; empty: any (sinfo -o %G)")
     tasks_per_node: int = Field(0, ge=0, description="ranks per node; 0: one per GPU, or one on the CPU")
     cpus_per_task: Count = Field(1, description="cores of a rank: its process and the decoding of its images")
     mem_gb: float = Field(0, ge=0, description="memory per node; 0: the site's default")
@@ -117,7 +117,9 @@ class Job(Section):
         description="1: these threads are in a process of their own, so they do not delay the training loop; 0: in the "
         "rank's process",
     )
-    cache_dir: str = Field("", description="folder on a node's local disk that caches shards; empty: no cache")
+    cache_dir: str = Field(
+        "", description="folder on a node's local disk that caches shards, such as $TMPDIR/shards; empty: no cache"
+    )
     cache_gb: float = Field(500.0, gt=0, description="size of cache_dir, GB of 10^9 bytes")
     max_micro_batch: Count = Field(512, description="images that fit a device in one forward pass")
     gradient_checkpointing: bool = Field(
@@ -180,6 +182,36 @@ class Job(Section):
     def is_elastic(self) -> bool:
         """Whether an attempt may get fewer nodes than the job requests."""
         return 0 < self.min_nodes < self.nodes
+
+    _are_written_out = field_validator("submissions", "data", "runs")(no_variable)
+
+    @field_validator("gpu_type")
+    @classmethod
+    def _is_the_type_alone(cls, text: str) -> str:
+        if not re.fullmatch(r"[\w.-]*", text, re.ASCII):
+            raise ValueError(
+                f"gpu_type = '{text}' is not the type alone: of gpu:a100:8(S:0-1), as 'sinfo -o %G' shows it, it is "
+                "'a100'. gpus_per_node says how many"
+            )
+        return text
+
+    @field_validator("slurm")
+    @classmethod
+    def _are_options_of_sbatch(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options, with times that TOML has read as such in Slurm's form."""
+        for name, value in options.items():
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+                raise ValueError(
+                    f"slurm: '{name}' is no name of an option of sbatch. Use its long name, without dashes"
+                )
+            if value in ("True", "False"):
+                raise ValueError(f"slurm.{name} = '{value}': write {value.lower()}, without quotes")
+            if not isinstance(value, str | int | float | date | clock) or "\n" in str(value):
+                raise ValueError(
+                    f"slurm.{name} = {value!r} is no value of an option of sbatch. Write it in quotes, as after the "
+                    f'option: slurm.{name} = "..."'
+                )
+        return {n: v.isoformat() if isinstance(v, date | clock) else v for n, v in options.items()}
 
     @field_validator("profile_steps")
     @classmethod

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import copy
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,12 +43,22 @@ class Section(BaseModel):
 S = TypeVar("S", bound=BaseModel)
 
 
+def no_variable(path: str, info: ValidationInfo) -> str:
+    """Return a path of a user's file. Raises ValueError if it has a variable, which only a shell would replace."""
+    if re.search(r"\$\{?[A-Za-z_]", path):
+        value = os.path.expandvars(path)
+        advice = "Write it out" + (f": '{value}'" if value != path and "$" not in value else "")
+        raise ValueError(f"{info.field_name} = '{path}': variables are not replaced here. {advice}")
+    return path
+
+
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a syntax error names file and line."""
     try:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        hint = ' Text stands in straight quotes: key = "text".' if "Invalid value" in str(error) else ""
+        raise ConfigError(f"{path} is not valid TOML: {error}.{hint}") from error
 
 
 def read_text(path: Path) -> str:
@@ -129,7 +141,8 @@ def newer_version(where: str, unknown: str) -> NewerVersionError:
 def parse_overrides(texts: Sequence[str]) -> list[Override]:
     """Read ``--set a.b=value`` options.
 
-    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails.
+    A value is read as TOML (``5e-3``, ``true``, ``[1, 2]``), and as a plain string where that fails; a number for
+    sbatch (``job.slurm.account=1_000``) stays as it is written.
     """
     found: list[Override] = []
     for text in texts:
@@ -138,10 +151,13 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         path, separator, value = text.partition("=")
         if not separator or not path.strip():
             raise ConfigError(f"--set {text!r} is not of the form key=value, for example optimizer.lr=4e-3.")
+        name = path.strip()
         try:
-            found.append((path.strip(), tomllib.loads(f"x = {value}")["x"]))
+            read = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
-            found.append((path.strip(), value))
+            read = value
+        is_changed = isinstance(read, int | float) and not isinstance(read, bool) and str(read) != value.strip()
+        found.append((name, value.strip() if is_changed and name.removeprefix("job.").startswith("slurm.") else read))
     return found
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rsb_cluster.config.environment import PREFIX
-from rsb_cluster.config.schema import Section, parse_toml, validate
+from rsb_cluster.config.schema import Section, no_variable, parse_toml, validate
+from rsb_cluster.errors import expand_home
 
 HERE = "rsb-cluster.toml"
 BUILT_IN = "built in"
@@ -31,6 +32,8 @@ class Settings(Section):
     partition: str = Field("", description="Slurm partition, where the job file names none")
     share: Literal["", "private", "group"] = Field("", description="who may read the runs; empty: private")
     notify: str = Field("", description="command that is told when a run is over (job.notify_command)")
+
+    _are_written_out = field_validator("runs", "data", "job")(no_variable)
 
 
 @dataclass(frozen=True)
@@ -91,5 +94,5 @@ def _said(values: Mapping[str, Any], variables: Mapping[str, str], where: str) -
     for name in values:
         if value := getattr(checked, name):
             is_path = name in ("runs", "data", "job") and value.startswith("~")
-            found[name] = Setting(str(Path(value).expanduser()) if is_path else value, variables.get(name, where))
+            found[name] = Setting(str(expand_home(value)) if is_path else value, variables.get(name, where))
     return found

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from rsb_cluster.errors import DataError
+from rsb_cluster.errors import DataError, expand_home
 from rsb_cluster.storage.store import Store
 from rsb_cluster.storage.transfer import Transfer
 
@@ -39,17 +39,20 @@ class ShardCache:
     If the disk is full or broken, the cache logs one warning and stores nothing more in this process.
 
     Args:
-        folder: Folder on a local disk; created if missing. Processes of other nodes should not use the same.
+        folder: Folder on a local disk; created if missing. Processes of other nodes should not use the same. ``~`` and
+            variables, such as ``$TMPDIR``, are those of this node.
         limit_bytes: Size of all files in it, unfinished ones included. A larger shard is not cached.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = folder
+        self._folder = expand_home(os.path.expandvars(folder))
         self._limit = limit_bytes
         self._usable = True
         self._lock = threading.Lock()
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # no other user may put a shard there
+            if unset := re.search(r"\$\{?[A-Za-z_]\w*\}?", str(self._folder)):
+                raise FileNotFoundError(errno.ENOENT, f"{unset[0]} is not set on this node")
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # no other user may put a shard there
             self._remove_stale()
         except OSError as error:
             self._disable(error)

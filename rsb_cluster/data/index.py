@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def load_index(store: Store) -> ShardIndex:
     try:
         content = store.read_bytes(INDEX_NAME)
     except MissingError as error:
-        hint = f"Make it: rsb-cluster shards index {store.url}{' -o FOLDER' if store.is_read_only else ''}"
+        hint = f"Make it: rsb-cluster shards index {shlex.quote(store.url)}{' -o FOLDER' if store.is_read_only else ''}"
         if store.exists(f"train/{INDEX_NAME}"):
             hint = f"This folder holds the splits of a set; did you mean {store.url}/train?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
@@ -121,7 +122,8 @@ def load_index(store: Store) -> ShardIndex:
     # Raised for a damaged zip, a damaged npy header or wrong metadata; zip's CRC detects a changed byte of data.
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:
         raise DataError(
-            f"{url} is damaged: {error}. Remove it, then make it again: rsb-cluster shards index {store.url}"
+            f"{url} is damaged: {error}. Remove it, then make it again: rsb-cluster shards index "
+            f"{shlex.quote(store.url)}"
         ) from error
 
 

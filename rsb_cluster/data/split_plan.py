@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -74,7 +75,8 @@ class SplitPlan:
         folder = self._folder
         self._check_location()
         if folder.entries and not folder.record and replace != "all":
-            hint = f" To train on these shards, run: rsb-cluster shards index {folder.store.url}" if folder.tars else ""
+            command = f"rsb-cluster shards index {shlex.quote(folder.store.url)}"
+            hint = f" To train on these shards, run: {command}" if folder.tars else ""
             raise ConfigError(
                 f"{folder.store.url} holds {abbreviate(sorted(folder.entries))}, which were not made by this command. "
                 f"Choose another folder; or add --overwrite to 'shards make' to replace the shards in this one.{hint}"

@@ -17,11 +17,10 @@ from pathlib import Path
 from rsb_cluster.errors import RsbError
 from rsb_cluster.monitor.actions import active_submissions
 from rsb_cluster.monitor.status import Status, has_ended, read_status
-from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs import checkpoint, sharing
 from rsb_cluster.runs.checkpoint import MANIFEST, CheckpointId
 from rsb_cluster.runs.run import READERS, Run
 from rsb_cluster.runs.snapshot import SUMMARY
-from rsb_cluster.storage.local_files import user_name
 from rsb_cluster.storage.store import Store
 
 # What 'delete' keeps: the record of the run, from which tables and curves are made.
@@ -329,7 +328,7 @@ def _folders_of(runs: Sequence[Run]) -> list[tuple[Run, list[Path]]]:
 
 def _orphans(all_runs: Sequence[Run], before: float) -> list[Removal]:
     """Return this user's folders of scripts beside the runs that no run names, and that are old."""
-    root = Path(all_runs[0].runs_url, "submissions", user_name(os.geteuid()))
+    root = Path(all_runs[0].runs_url, "submissions", sharing.user_folder())
     if not Store(all_runs[0].runs_url).is_local or not root.is_dir():
         return []
     named = {folder for _, folders in _folders_of(all_runs) for folder in folders}

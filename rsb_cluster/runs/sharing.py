@@ -12,6 +12,8 @@ In an object store the bucket's policy decides.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +31,12 @@ PRIVATE, GROUP = 0o700, 0o2750
 def mode_of(job: Job) -> int:
     """Return the permissions of the folders of a job's runs."""
     return GROUP if job.share == "group" else PRIVATE
+
+
+def user_folder() -> str:
+    """Return the name of this user's folder of scripts."""
+    # sbatch drops the backslash of a directory service's DOMAIN\\user.
+    return re.sub(r"[\\%]", "-", user_name(os.geteuid()))
 
 
 def share_run(run: Run) -> None:
@@ -67,7 +75,7 @@ def check_common_folder(runs_url: str, name: str) -> None:
     if store.is_local and store.exists() and not store.is_writable():
         raise ConfigError(
             f"nothing can be added to {store.url}: {describe_access(Path(store.url))}. Use other --runs, or ask for "
-            f"'chmod 3770 {store.url}', which lets each user of its group add files."
+            f"'chmod 3770 {shlex.quote(store.url)}', which lets each user of its group add files."
         )
 
 
@@ -95,7 +103,7 @@ def check_submission_folder(folder: Path) -> None:
     except PermissionError as error:
         raise ConfigError(
             f"scripts and logs cannot be written to {folder}: {describe_access(folder)}. {advice}, or ask for "
-            f"'chmod 3770 {folder.parent}', which lets each user of its group add a folder."
+            f"'chmod 3770 {shlex.quote(str(folder.parent))}', which lets each user of its group add a folder."
         ) from error
     status = folder.stat() if found == folder else None
     if status and (status.st_mode & REPLACEABLE or (os.geteuid() and status.st_uid != os.geteuid())):
@@ -120,7 +128,8 @@ def check_can_share(runs_url: str, job: Job) -> None:
         raise ConfigError(f"{what}, which is none of yours. Have it changed (chgrp), or use other --runs.")
     if status.st_mode & 0o050 != 0o050:
         raise ConfigError(
-            f"{what}, which cannot read it. Use 'chmod 2750 {folder}', or 3770 if others are to add runs, too."
+            f"{what}, which cannot read it. Use 'chmod 2750 {shlex.quote(str(folder))}', or 3770 if others are to add "
+            "runs, too."
         )
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, expand_home
 
 S3_SCHEMES = ("s3", "s3a")
 # What is only read, through fsspec: the package that it needs for the scheme.
@@ -27,7 +27,7 @@ def normalise(url: str | Path) -> str:
         raise ConfigError("the path of a folder is empty. Name one; the current folder is '.'.")
     found = _SCHEME.fullmatch(text)
     if found is None:
-        return _without_slash(str(Path(text).expanduser().absolute()))
+        return _without_slash(str(expand_home(text).absolute()))
     scheme, slashes, rest = found[1].lower(), found[2], found[3]
     if scheme == "file" and slashes == "//" and rest.startswith("/"):
         return _without_slash(unquote(rest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -122,14 +123,16 @@ def find_data(name: str, folder: str, job: Job, make: str = "") -> DataLocation:
     )
     for store in (folder for url in candidates for folder in (Store(url), *map(Store(url).child, SPLITS))):
         if _lacks_index(store):
-            problem += f"\n{store.url} holds shards but no index: run 'rsb-cluster shards index {store.url}'."
+            command = f"rsb-cluster shards index {shlex.quote(store.url)}"
+            problem += f"\n{store.url} holds shards but no index: run '{command}'."
     if not make:
         return DataLocation(candidates[0], problem=problem)
     url = (incomplete or candidates)[0]
     try:
         _plan(make, url)
     except ConfigError as error:
-        advice = f"\nUse --data {url}/{name} to make them in that folder." if url != candidates[-1] else ""
+        own = shlex.quote(f"{url}/{name}")
+        advice = f"\nUse --data {own} to make them in that folder." if url != candidates[-1] else ""
         return DataLocation(url, problem=f"{problem}\nThe shards of '{make}' cannot be made in {url}: {error}{advice}")
     return DataLocation(url, *_expected_indices(make), to_make=make)
 

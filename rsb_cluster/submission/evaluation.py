@@ -6,6 +6,7 @@ not submitted twice.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -86,7 +87,7 @@ def own_data(source: str, runs_url: str) -> str:
     if not choose_classes(load_index(val), run.recipe().data.classes, val.url).has_digest(spec.val_digest):
         raise DataError(
             f"{val.url} has changed since {run.run_id} was created: it is not the val part that the run was trained "
-            f"with. To evaluate on what is there now, use --data {url}."
+            f"with. To evaluate on what is there now, use --data {shlex.quote(url)}."
         )
     return url
 

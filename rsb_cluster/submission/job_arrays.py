@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rsb_cluster import __version__, backends
 from rsb_cluster.config.job import Job
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, expand_home
 from rsb_cluster.node.task import Task
+from rsb_cluster.runs import sharing
 from rsb_cluster.runs.run import EVALUATION_JOBS, Run
-from rsb_cluster.storage.local_files import user_name
 from rsb_cluster.storage.store import Store
 
 
@@ -85,7 +85,7 @@ def make_arrays(runs_url: str, runs: Sequence[ToSubmit], *, name: str) -> tuple[
 def submissions_folder(job: Job, runs_url: str) -> Path:
     """Return this user's folder for scripts and logs: nodes unpickle what lies there, so it is nobody else's."""
     # Those of evaluations, whose folders are below that of the runs, are with the others.
-    store, user = Store(runs_url.removesuffix(f"/{EVALUATION_JOBS}")), user_name(os.geteuid())
+    store, user = Store(runs_url.removesuffix(f"/{EVALUATION_JOBS}")), sharing.user_folder()
     if job.submissions:
-        return Path(job.submissions).expanduser().absolute() / user
+        return expand_home(job.submissions).absolute() / user
     return (Path(store.url) if store.is_local else Path.cwd()) / "submissions" / user

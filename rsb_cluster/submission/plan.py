@@ -206,8 +206,9 @@ def _exclude_failed_hosts(runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun],
     hosts = sorted({host for failed in found for host in failed})
     if not hosts:
         return list(runs), ["no rank of these runs is known to have failed on a host; no node is excluded."]
-    jobs = [backends.backend_of(p.point.job).exclude_hosts(p.point.job, hosts) for p in runs]
-    excluded = [replace(p, point=replace(p.point, job=job)) for p, job in zip(runs, jobs, strict=True)]
+    unique = {id(p.point.job): p.point.job for p in runs}
+    jobs = {key: backends.backend_of(job).exclude_hosts(job, hosts) for key, job in unique.items()}
+    excluded = [replace(p, point=replace(p.point, job=jobs[id(p.point.job)])) for p in runs]
     return excluded, [f"excluded nodes, as ranks failed there: {', '.join(hosts)}"]
 
 

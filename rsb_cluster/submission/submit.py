@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from rsb_cluster import backends
 from rsb_cluster.data.order import DRAWS
-from rsb_cluster.errors import ConfigError, RefusedError, StorageError, SubmitError
+from rsb_cluster.errors import ConfigError, RefusedError, StorageError, SubmitError, plural
 from rsb_cluster.runs import sharing
 from rsb_cluster.runs.provenance import describe_code, describe_packages, save_diff
 from rsb_cluster.runs.run import READERS, InitialWeights, Run, Spec, Submission
@@ -22,6 +26,10 @@ from rsb_cluster.submission.plan import Plan
 from rsb_cluster.submission.planned_run import PlannedRun
 from rsb_cluster.submission.resubmit import cancel_replaced
 
+log = logging.getLogger(__name__)
+
+# Ctrl-C, and what ends a process when its terminal or its connection does.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Waits before a failed write of a submission's record is retried, s: a job without a record cannot be cancelled by us.
 RECORD_RETRY_S = (0.5, 1.0, 2.0, 4.0)
 
@@ -171,23 +179,65 @@ def submit_arrays(arrays: Sequence[Array]) -> list[Submission]:
 
     Raises:
         RefusedError: The scheduler refused an array. Those before it are queued, those after it are not submitted.
-        SubmitError: It did not say whether it took an array, or its submission could not be recorded. Likewise.
+        SubmitError: It did not say whether it took an array, or its submission could not be recorded, or Ctrl-C was
+            pressed. Likewise.
     """
     submitted: list[Submission] = []
     for number, array in enumerate(arrays):
         queued = f"\n{number} of {len(arrays)} job arrays ({len(submitted)} runs) are queued." if number else ""
         if number:
             queued += " Once the reason is gone, the same command submits the rest."
-        try:
-            submissions = _submit(array)
-        except SubmitError as error:
-            raise type(error)(f"{error}{queued}") from error
-        with ThreadPoolExecutor(READERS) as pool:
-            problems = list(pool.map(_record, array.runs, submissions))
+        with _held_back() as interrupts:
+            try:
+                submissions = _submit(array)
+            except SubmitError as error:
+                raise type(error)(f"{error}{queued}") from error
+            with ThreadPoolExecutor(READERS) as pool:
+                problems = list(pool.map(_record, array.runs, submissions))
         if any(problems):
             raise SubmitError(_not_recorded(array, submissions, problems) + queued)
         submitted += submissions
+        if interrupts:
+            raise SubmitError(_interrupted(len(submitted), number + 1, len(arrays)))
     return submitted
+
+
+@contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """Hold back what would end this process between a job's submit and its record, which nobody would know then.
+
+    A second Ctrl-C does end it.
+
+    Yields:
+        The signals that came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if came.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+        with suppress(OSError):  # the terminal may be gone
+            log.info("waiting for the scheduler's answer; with Ctrl-C again, a job may be queued that nobody knows ...")
+
+    previous = {number: signal.getsignal(number) for number in _ENDING}
+    held = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]  # nohup ignores some
+    for number in held:
+        signal.signal(number, hold)
+    try:
+        yield came
+    finally:
+        for number in held:
+            signal.signal(number, previous[number])
+
+
+def _interrupted(runs: int, arrays: int, of: int) -> str:
+    """Return what became of a submit that was interrupted after some of its arrays."""
+    rest = "" if arrays == of else f" {arrays} of {of} job arrays are queued; the same command submits the rest."
+    return f"interrupted after {plural(runs, 'run')} had been submitted: 'rsb-cluster cancel' ends them.{rest}"
 
 
 def _submit(array: Array) -> list[Submission]:

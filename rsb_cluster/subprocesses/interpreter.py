@@ -34,7 +34,7 @@ def _imports_safely() -> bool:
     """Whether this very package is found without the current folder."""
     code = "import rsb_cluster; print(rsb_cluster.__file__)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
-    found = done.stdout.strip()
+    found = done.stdout.strip().rpartition("\n")[2]  # a site's sitecustomize may print, too
     return done.returncode == 0 and os.path.realpath(found) == os.path.realpath(rsb_cluster.__file__)
 
 

@@ -46,6 +46,8 @@ def test_help_goes_to_stdout(rsb):
         ("recipes show a1 --set optimizer.lr=-1", "with --set: optimizer.lr = -1: must be a number > 0."),
         ("jobs show slrum", "Error: there is no job 'slrum'. Did you mean 'slurm'? Known: cloud, "),
         ("submit", "Error: Missing option '--recipe'."),
+        ("submit \N{EM DASH}recipe a1", "'\N{EM DASH}recipe' begins with a typographic dash. Type it again"),
+        ("status \N{EN DASH}watch", "begins with a typographic dash. Type it again: options begin with '--'."),
         ("submit --recipe a9", "Error: there is no recipe 'a9'."),
         ("submit --recipe a1 --dry-run --job nowhere", "Error: there is no job 'nowhere'. Known: cloud,"),
         ("submit --recipe a1 --seed 1 --seeds 2", "--seed is one seed, --seeds are several: use one of them."),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rsb_cluster.backends.base import STARTED, Backend, Check, JobStatus, new_submission
 from rsb_cluster.backends.slurm import programs
-from rsb_cluster.backends.slurm.queue import Queue, by_cluster, on_cluster, this_user
+from rsb_cluster.backends.slurm.programs import on_cluster
+from rsb_cluster.backends.slurm.queue import Queue, by_cluster, this_user
 from rsb_cluster.backends.slurm.script import make_script, sbatch_options, submit
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import SubmitError
@@ -24,7 +25,7 @@ from rsb_cluster.runs.sharing import make_submission_folder
 DEFAULT_ARRAY_SIZE = 1001  # slurm.conf(5)
 CONFIG_S = 5.0  # time limit of scontrol show config
 REACH_S = 20.0  # the same, where something depends on the answer
-SCANCEL_S = 4.0  # time limit of scancel
+SCANCEL_S = 4.0  # time limit of scancel for a task of an array
 
 
 class Slurm(Backend):
@@ -82,15 +83,28 @@ class Slurm(Backend):
         if not shutil.which("sbatch"):
             return ""
         try:
-            programs.output("scontrol", "show", "config", timeout_s=REACH_S)
+            programs.output("scontrol", "show", "config", timeout_s=REACH_S, env=programs.environment())
         except SubmitError as error:
             return str(error)
         return ""
 
     def exclude_hosts(self, job: Job, hosts: Sequence[str]) -> Job:
-        """Return a copy of the job with the hosts added to its option ``exclude``."""
+        """Return a copy of the job with the hosts added to its option ``exclude``, by Slurm's names for them.
+
+        A host may call itself otherwise (``n1.cluster`` for ``n1``), and sbatch refuses names that it does not know.
+        """
         excluded = [str(job.slurm["exclude"])] if "exclude" in job.slurm else []
-        return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join([*excluded, *hosts])}})
+        command = ["sinfo", *on_cluster(programs.named_cluster(job.slurm)), "-h", "-N", "-o", "%n|%N"]
+        try:
+            lines = programs.output(*command).split()
+        except SubmitError:  # a dry run works on any machine
+            lines = []
+        known = [(host, node) for host, bar, node in (line.partition("|") for line in lines) if bar]
+        for name in hosts:
+            same = [node for host, node in known if name in (host, node)]
+            short = [node for host, node in known if host.partition(".")[0] == name.partition(".")[0]]
+            excluded += same or short or [name]
+        return job.model_copy(update={"slurm": {**job.slurm, "exclude": ",".join(dict.fromkeys(excluded))}})
 
     def check_available(self, job: Job) -> None:
         """Refuse if Slurm's programs are not installed."""
@@ -102,7 +116,7 @@ class Slurm(Backend):
     def max_array_size(self) -> int:
         """Return the site's ``MaxArraySize``, or Slurm's default if it is unknown."""
         try:
-            config = programs.output("scontrol", "show", "config", timeout_s=CONFIG_S)
+            config = programs.output("scontrol", "show", "config", timeout_s=CONFIG_S, env=programs.environment())
         except SubmitError:  # a dry run works on any machine
             return DEFAULT_ARRAY_SIZE
         match = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
@@ -120,13 +134,14 @@ class Slurm(Backend):
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "job.sh"
-            path.write_text(self.script(job, [Task("/", "doctor", {})], Path(folder), "doctor"))
+            path.write_text(self.script(job, [Task("/", "doctor", {})], Path(folder), "doctor"), encoding="utf-8")
             env = programs.environment(sbatch_options(job)) | {"SLURM_TIME_FORMAT": "standard"}  # people read it
             done = programs.run("sbatch", "--test-only", str(path), env=env)
-        answer = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("sbatch: ")
         if done.returncode:
-            raise SubmitError(f"sbatch would refuse it: {answer}. Check partition, account and limits in the job file.")
-        return answer
+            why = programs.why_refused(done)
+            raise SubmitError(f"sbatch would refuse it: {why}. Check partition, account and limits in the job file.")
+        lines = done.stderr.strip().splitlines() or [""]  # among them those of a site's plugins
+        return next((line for line in lines if " to start at " in line), lines[-1]).removeprefix("sbatch: ")
 
     def submit(self, job: Job, tasks: Sequence[Task], folder: Path, name: str) -> list[Submission]:
         """Submit runs as one job or one job array.
@@ -223,13 +238,13 @@ class Slurm(Backend):
         own = sbatch_options(job)
         keys = ("account", "partition", "qos", "reservation", *(["clusters"] if not any(clusters) else []))
         site = [f"--{key}={own[key]}" for key in keys if key in own] + [o for c in clusters for o in on_cluster(c)]
-        options = [*site, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1", "--mem=4G"]
+        options = [*site, f"--job-name={name}", f"--output={folder}/%j.log", "--time=60", "--ntasks=1"]
+        options += ["--mem=4G"] if own.get("mem") is not False else []  # some sites refuse the option
         waits = [f"--dependency=afterany:{':'.join(arrays)}"] if arrays else []
         lines = "\n".join([*job.setup, shlex.join(command)])
-        answer = programs.output(
-            "sbatch", "--parsable", *waits, *options, "--wrap", lines, env=programs.environment(own)
-        )
-        return programs.parse_job_id(answer)[0]
+        command = ["sbatch", "--parsable", *waits, *options, "--wrap", lines]
+        answer = programs.output(*command, timeout_s=programs.SBATCH_S, env=programs.environment(own))
+        return programs.parse_job_ids(answer)[0][0]
 
     def _send_signal(self, submission: Submission) -> None:
         """Send SIGTERM to a job.
@@ -238,9 +253,13 @@ class Slurm(Backend):
         with 22.05), the first time after 5 s. A retry would hit the next attempt, so scancel is killed before.
         """
         where = on_cluster(submission.cluster)
+        is_task = "_" in submission.job_id
+        timeout_s = SCANCEL_S if is_task else programs.TIMEOUT_S  # a controller may be slow
         try:
-            done = programs.run("scancel", *where, "--signal=TERM", submission.job_id, timeout_s=SCANCEL_S)
+            done = programs.run("scancel", *where, "--signal=TERM", submission.job_id, timeout_s=timeout_s)
         except programs.NoAnswerError:
+            if not is_task:
+                raise
             self._queue.find([submission], fresh=True)  # raises if it was slurmctld that did not answer
             return
         if done.returncode:

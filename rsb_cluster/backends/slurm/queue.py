@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rsb_cluster.backends.base import JobStatus, State
-from rsb_cluster.backends.slurm.programs import output, run
+from rsb_cluster.backends.slurm.programs import on_cluster, output, run
+from rsb_cluster.backends.slurm.script import SCRIPT
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.runs.run import Submission
 
@@ -22,6 +25,11 @@ _STATE_OF: dict[str, State] = {
     "PENDING": "queued", "CONFIGURING": "queued", "REQUEUED": "queued", "REQUEUE_HOLD": "queued",
     "REQUEUE_FED": "queued", "SPECIAL_EXIT": "queued", "RESV_DEL_HOLD": "queued", "SUSPENDED": "queued",
 }  # fmt: skip
+# States of jobs that have ended: squeue tells of them, too, where a site's wrapper asks for all.
+_OVER = (
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+    "LAUNCH_FAILED", "RECONFIG_FAIL",
+)  # fmt: skip
 
 # id, id of the array's task, state, reason, user, time of the submit, name, script; the last may hold any character
 _FORMAT = "%i|%F_%K|%T|%r|%u|%V|%j|%o"
@@ -57,16 +65,17 @@ class QueuedJob:
         return _STATE_OF.get(self.state) == "queued"
 
     def is_of(self, submission: Submission) -> bool:
-        """Whether this is the submitted job, and not another one that has its number by now."""
+        """Whether this is the submitted job, and not another one that has its number by now.
+
+        A script of another name may be a copy that a site's wrapper submitted.
+        """
+        path = f"{submission.folder.rstrip('/')}/{SCRIPT}"
         return (
             self.user == (submission.user or self.user)
             and self.name == (submission.name or self.name)
-            and (not submission.user or not self.script.startswith("/") or self._lies_in(submission.folder))
+            and (not submission.user or self.script == path or not self.script.endswith(f"/{SCRIPT}"))
             and (not self.submitted or self.submitted >= submission.time - _CLOCKS_DIFFER_S)
         )
-
-    def _lies_in(self, folder: str) -> bool:
-        return self.script.startswith(folder.rstrip("/") + "/")
 
 
 def this_user() -> str:
@@ -119,9 +128,25 @@ class Queue:
             return [JobStatus("gone") if job is None else _status(job) for job in found]
         ends = self._why_ended(gone)
         return [
-            _gone(ends.get((s.cluster, s.job_id), "")) if job is None else _status(job)
+            _status(job) if job is not None else self._not_seen(s, ends.get((s.cluster, s.job_id), ""))
             for s, job in zip(submissions, found, strict=True)
         ]
+
+    def _not_seen(self, submission: Submission, word: str) -> JobStatus:
+        """Return the status of a job that is not in the queue, and of which accounting says a state, or nothing."""
+        if not word and submission.user not in ("", this_user()) and self._hides_others:
+            return JobStatus("unknown", reason=f"this cluster shows jobs of {submission.user} to nobody else")
+        reason = word if word in _ENDS else ""
+        return JobStatus("gone", reason=reason, is_cancelled=word == "CANCELLED" if word else None)
+
+    @cached_property
+    def _hides_others(self) -> bool:
+        """Whether the site shows jobs only to their users, as far as it says so."""
+        try:
+            config = output("scontrol", "show", "config")
+        except SubmitError:
+            return False
+        return bool(re.search(r"^PrivateData\s*=.*\bjobs\b", config, re.MULTILINE))
 
     def _ask(self, cluster: str, parents: set[str], *, fresh: bool) -> _Answer:
         known = self._answers.get(cluster)
@@ -132,7 +157,11 @@ class Queue:
         # squeue fails if it knows none of the jobs; then all of them have left the queue.
         if done.returncode and "Invalid job id" not in done.stderr:
             raise SubmitError(f"squeue failed: {done.stderr.strip() or done.returncode}. Is slurmctld running?")
-        answer = _Answer(time.monotonic(), frozenset(parents), dict(_parse(done.stdout.splitlines())))
+        lines = dict(_parse(done.stdout.splitlines()))
+        if not lines and re.search(rf"\b({'|'.join(parents)})\b", done.stdout):  # no job of ours may look gone by that
+            raise SubmitError(f"squeue's answer is not in the form that was asked for: {done.stdout.strip()[:200]!r}.")
+        jobs = {key: job for key, job in lines.items() if job.state not in _OVER}
+        answer = _Answer(time.monotonic(), frozenset(parents), jobs)
         self._answers[cluster] = answer
         return answer
 
@@ -153,11 +182,12 @@ class Queue:
             of_id = {s.job_id: s for s in group}
             for line in answer.splitlines():
                 job_id, user, state, name = [*line.split("|", 3), "", "", ""][:4]
-                word, sent = state.split(" ")[0], of_id.get(job_id)
-                if sent is not None and user in (sent.user or user, "") and name in (sent.name or name, ""):
-                    self._ends[cluster, job_id] = word
-                    if word in _ACTIVE:
-                        active.add((cluster, job_id))
+                word = state.split(" ")[0]
+                for sent in filter(None, map(of_id.get, _members(job_id))):
+                    if user in (sent.user or user, "") and name in (sent.name or name, ""):
+                        self._ends[cluster, sent.job_id] = word
+                        if word in _ACTIVE:
+                            active.add((cluster, sent.job_id))
         known = dict(self._ends)
         for key in active:  # to be asked for again
             del self._ends[key]
@@ -172,11 +202,6 @@ def by_cluster(submissions: Iterable[Submission]) -> dict[str, list[Submission]]
     return groups
 
 
-def on_cluster(cluster: str) -> list[str]:
-    """Return the option of Slurm's programs for a cluster; nothing for the default one."""
-    return [f"--clusters={cluster}"] if cluster else []
-
-
 def _parse(lines: Iterable[str]) -> Iterable[tuple[str, QueuedJob]]:
     """Yield the jobs in squeue's answer by id; lines that are no jobs, as of a wrapper, are skipped."""
     for line in lines:
@@ -189,10 +214,13 @@ def _parse(lines: Iterable[str]) -> Iterable[tuple[str, QueuedJob]]:
         yield array_task, job
 
 
-def _gone(word: str) -> JobStatus:
-    """Return the status of a job that is not in the queue, and of which accounting says a state, or nothing."""
-    reason = word if word in _ENDS else ""
-    return JobStatus("gone", reason=reason, is_cancelled=word == "CANCELLED" if word else None)
+def _members(job_id: str) -> list[str]:
+    """Return the ids of the tasks that one id of sacct stands for: ``8_[0-2,5%4]`` are those that never started."""
+    found = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
+    if not found:
+        return [job_id]
+    parts = (part.partition("-") for part in found[2].split(",") if part)
+    return [f"{found[1]}_{i}" for first, _, last in parts for i in range(int(first), int(last or first) + 1)]
 
 
 def _status(job: QueuedJob) -> JobStatus:

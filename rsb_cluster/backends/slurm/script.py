@@ -7,7 +7,6 @@ of its own, which count each preemption of a short job as a time-out and give up
 
 from __future__ import annotations
 
-import re
 import shlex
 import uuid
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from rsb_cluster.node.task import Task
 from rsb_cluster.runs.sharing import make_submission_folder
 from rsb_cluster.subprocesses.interpreter import interpreter
 
+SCRIPT = "job.sh"  # in a job's folder of scripts and logs
+
 # Bash must survive the signals of a preemption, as it requeues the job. The trap is ':' and not '': ranks would inherit
 # ignored signals.
 # Since Slurm 22.05, srun takes --cpus-per-task not from sbatch but from this variable. Without it, on a site that binds
@@ -34,7 +35,8 @@ _SETUP = [
     "export SLURM_EXPORT_ENV=ALL",
 ]
 
-# With 'set -e' of the user's, the script would end with srun and requeue nothing.
+# With 'set -e' of the setup lines, or of a shell that exports SHELLOPTS, the script would end with srun and requeue
+# nothing.
 _AFTER_SETUP = "set +eu +o pipefail"
 
 # srun reports the highest exit code of all tasks. A job that exits within the grace time has finished for Slurm, so the
@@ -63,11 +65,10 @@ if [ "$code" -ne 0 ] && ! recorded {starts.CLAIMED}; then
   delay=$(({starts.SLURM_DELAY_S} << (failed - 1)))
 fi
 if [ "$code" -eq {EXIT_RESTART} ] || {{{{ [ "$code" -gt 128 ] && [ "$code" -ne {EXIT_STOPPED} ]; }}}}; then
-  unset "${{{{!SQUEUE_@}}}}" "${{{{!SCONTROL_@}}}}"
+  unset SLURM_CLUSTERS "${{{{!SQUEUE_@}}}}" "${{{{!SCONTROL_@}}}}"
   for try in {{{{1..720}}}}; do
     if answer="$(squeue -h -j "$job" -O State,RestartCnt 2>&1)"; then
-      read -r state restarts <<<"$answer"
-      [ "$state $restarts" = "RUNNING $restart" ] || break
+      [[ $'\\n'"$answer"$'\\n' =~ $'\\n'\\ *RUNNING\\ +"$restart"\\ *$'\\n' ]] || break
       if answer="$(scontrol requeue "$job" 2>&1)"; then
         [ "$delay" -eq 0 ] || (trap '' TERM; exec scontrol update "JobId=$job" "StartTime=now+$delay")
         sleep 300
@@ -75,10 +76,10 @@ if [ "$code" -eq {EXIT_RESTART} ] || {{{{ [ "$code" -gt 128 ] && [ "$code" -ne {
       fi
     fi
     case "$answer" in
-      *[Cc]ontact*|*[Cc]onnect*|*[Tt]imed?out*|*transmitted*|*standby*)
+      *[Cc]ontact*|*[Cc]onnect*|*[Tt]imed?out*|*transmitted*|*standby*|*[Aa]uthentication*)
         [ "$try" -gt 1 ] || echo "slurmctld does not answer, and is asked again for an hour: $answer" >&2
         sleep 5 ;;
-      *) echo "$answer" >&2; break ;;
+      *) echo "the job does not return to the queue, but 'rsb-cluster retry' resumes the run: $answer" >&2; break ;;
     esac
   done
 fi
@@ -92,7 +93,8 @@ _OWN_OPTIONS = {
     "nodes": "nodes", "ntasks": "tasks_per_node", "ntasks-per-node": "tasks_per_node",
     "gpus-per-node": "gpus_per_node", "time": "time_min", "cpus-per-task": "cpus_per_task",
     "signal": "signal_delay_s", "array": "array_parallelism",
-    "output": "submissions", "error": "submissions", "open-mode": None, "job-name": None, "requeue": None,
+    "output": "submissions", "error": "submissions", "no-requeue": "max_preemptions",
+    "open-mode": None, "job-name": None, "requeue": None,
     "parsable": None, "wait": None, "wrap": None, "test-only": None,
 }  # fmt: skip
 # Other ways to request what a field requests, as some sites demand: the option is used instead of the field.
@@ -126,8 +128,13 @@ def make_script(job: Job, folder: Path, name: str, tasks: int) -> str:
         tasks: Number of array tasks.
 
     Raises:
-        ConfigError: An option is invalid, or two contradict each other.
+        ConfigError: An option is invalid, or two contradict each other; or sbatch would change the folder's name.
     """
+    if "\\" in str(folder):
+        raise ConfigError(
+            f"job '{job.name}': the scripts and logs cannot be written to {folder}: sbatch drops a '\\' in a path. Use "
+            "other --runs, or --set job.submissions=FOLDER."
+        )
     from submitit.slurm.slurm import _make_sbatch_string
 
     parameters = _parameters(job, name) | ({"map_count": tasks} if tasks > 1 else {})
@@ -141,7 +148,7 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
     """Submit tasks as a job, or as a job array if there are several.
 
     Returns:
-        The job id of each task, and the cluster that took the job if sbatch names it.
+        The job id of each task, and the cluster that took the job; empty if neither sbatch nor the user names one.
 
     Raises:
         RefusedError: Slurm refused the job.
@@ -149,7 +156,7 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
     """
     from submitit.core.utils import DelayedSubmission, JobPaths
 
-    script = folder / "job.sh"
+    script = folder / SCRIPT
     pickles = [folder / f"{uuid.uuid4().hex}.pkl" for _ in tasks]
     try:
         make_submission_folder(folder, job)
@@ -158,24 +165,47 @@ def submit(job: Job, tasks: Sequence[Task], folder: Path, name: str) -> tuple[li
             DelayedSubmission(task).dump(path)
     except OSError as error:
         raise SubmitError(f"cannot write into {folder}: {error}. Nothing was submitted.") from error
-    done = programs.run("sbatch", "--parsable", str(script), env=programs.environment(sbatch_options(job)))
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or [str(done.returncode)])[-1]
-        message = f"sbatch refused the job: {reason}. Check partition, account and limits in the job file"
-        if re.search(r"(?i)timed?.?out|contact|connect|transmitted", reason):  # it may have been taken all the same
-            raise SubmitError(f"{message}; the script is {script}, and 'squeue --me --name={name}' tells if it waits.")
-        raise RefusedError(f"{message} ('rsb-cluster jobs show {job.name}'); --dry-run shows the script.")
+    options = sbatch_options(job)
+    asks = shlex.join(["squeue", *programs.on_cluster(programs.named_cluster(options)), "--me", f"--name={name}"])
+    unclear = (
+        f"Slurm may have accepted the job all the same: check with '{asks}', and cancel it with scancel before you "
+        "submit again."
+    )
     try:
-        number, cluster = programs.parse_job_id(done.stdout)
+        done = programs.run(
+            "sbatch", "--parsable", str(script),
+            timeout_s=programs.SBATCH_S, env=programs.environment(options), is_held=True,
+        )  # fmt: skip
+    except programs.NoAnswerError as error:
+        raise SubmitError(f"{error}\n{unclear}") from error
+    if done.returncode:
+        why = programs.why_refused(done)
+        if programs.is_unanswered(done):
+            raise SubmitError(f"sbatch had no answer: {why}. The script is {script}.\n{unclear}")
+        raise RefusedError(
+            f"sbatch refused the job: {why}. Check partition, account and limits in the job file; --dry-run shows the "
+            "script."
+        )
+    try:
+        number, cluster = _ours(programs.parse_job_ids(done.stdout), script)
         job_ids = [number] if len(tasks) == 1 else [f"{number}_{i}" for i in range(len(tasks))]
         for path, job_id in zip(pickles, job_ids, strict=True):
             path.rename(JobPaths(folder, job_id).submitted_pickle)
     except (OSError, SubmitError) as error:
-        raise SubmitError(
-            f"{error}\nSlurm may have accepted the job all the same: check with 'squeue --me --name={name}', and "
-            "cancel it with scancel before you submit again."
-        ) from error
-    return job_ids, cluster
+        raise SubmitError(f"{error}\n{unclear}") from error
+    return job_ids, cluster or programs.named_cluster(options)
+
+
+def _ours(candidates: Sequence[tuple[str, str]], script: Path) -> tuple[str, str]:
+    """Return which of several numbers that sbatch printed is our job: the one with our script, or else the last."""
+    if len(candidates) == 1:
+        return candidates[0]
+    job_ids = ",".join(job_id for job_id, _ in candidates)
+    try:
+        lines = programs.output("squeue", "-h", "-o", "%F|%o", "-j", job_ids).splitlines()
+    except SubmitError:
+        return candidates[0]
+    return next((job for job in candidates if f"{job[0]}|{script}" in lines), candidates[0])
 
 
 def _parameters(job: Job, name: str) -> dict[str, Any]:
@@ -200,7 +230,7 @@ def _parameters(job: Job, name: str) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "array_parallelism": job.array_parallelism,
         "srun_args": [f"--wait={WAIT_FOR_RANKS_S}", *_srun_options(options)],
-        "setup": [*_SETUP, *job.setup, *([_AFTER_SETUP] if job.setup else [])],
+        "setup": [*_SETUP, *job.setup, _AFTER_SETUP],
         "additional_parameters": {"requeue": True} | _batch_options(options),
         "wckey": None,
     }

@@ -19,7 +19,7 @@ from rsb_cluster.data.sources.lists import inat_2019, indl_folder, vizwiz
 from rsb_cluster.data.sources.parquet import ParquetChoice, is_parquet, parquet_set
 from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample
 from rsb_cluster.data.sources.tree import spelled
-from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.errors import ConfigError, did_you_mean, expand_home
 
 __all__ = ["SPLITS", "DataSource", "LabelTable", "ParquetChoice", "Sample", "open_set", "read_labels"]
 
@@ -90,13 +90,13 @@ def _open(
     if not source:
         raise ConfigError("the source is empty. Name a data set (rsb-cluster shards list) or a folder.")
     if table is not None:
-        if not Path(source).expanduser().is_dir():
+        if not expand_home(source).is_dir():
             raise ConfigError(f"--labels is for a folder of images or of tars, and there is no folder {source}.")
-        return labelled_set(Path(source).expanduser(), split, table)
+        return labelled_set(expand_home(source), split, table)
     # A name takes precedence over a folder: torchvision itself creates a folder FashionMNIST in the current one.
     if source in known:
         return _open_known(known[source], root, split, any_count)
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if "/" not in source and source not in (".", ".."):
         from rsb_cluster.data.sources.vision import data_set_names, torchvision_dataset
 
@@ -130,7 +130,7 @@ def _open_known(data_set: DataSet, root: Path | None, split: str | None, any_cou
     opened: dict[str, DataSource] = {}
     for name, expected in data_set.samples.items():
         if split in (None, name):
-            part = replace(_open_part(data_set, root and root.expanduser(), name), data_set=data_set.name)
+            part = replace(_open_part(data_set, root and expand_home(root), name), data_set=data_set.name)
             opened[name] = part
             for what, there, right in (
                 ("images", len(part), expected),

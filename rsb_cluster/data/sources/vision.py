@@ -15,7 +15,7 @@ from typing import Any
 
 from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
 from rsb_cluster.data.sources.source import DataSource, Sample, as_png, extension_of
-from rsb_cluster.errors import ConfigError, did_you_mean
+from rsb_cluster.errors import ConfigError, did_you_mean, expand_home
 
 # The folder of Debian's package dataset-fashion-mnist.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -64,8 +64,8 @@ def torchvision_dataset(name: str, root: Path | None, split: str) -> DataSource:
         root = DEBIAN_FASHION_MNIST
     if root is None:
         raise ConfigError(f"{name} needs --root FOLDER, the folder with its files (nothing is downloaded).")
-    read = _ReadItem(name, root.expanduser(), split)
-    parts = _parts(name, root.expanduser(), split)
+    read = _ReadItem(name, expand_home(root), split)
+    parts = _parts(name, expand_home(root), split)
     _check_sample(name, parts[0])
     return DataSource(
         f"torchvision's {name} in {root}, {split}",

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from rsb_cluster.cli.parameters import Seeds, TimeLimit
+from rsb_cluster.cli.parameters import Nodes, Seeds, TimeLimit
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_seeds_are_counted_listed_or_a_range(given, seeds):
 def test_what_are_no_seeds_is_refused(given):
     with pytest.raises(click.BadParameter):
         Seeds().convert(given, None, None)
+
+
+@pytest.mark.parametrize(("given", "nodes"), [("", (0, 0)), ("4", (4, 4)), ("2-4", (2, 4)), ("4-4", (4, 4))])
+def test_nodes_are_a_number_or_a_range(given, nodes):
+    assert Nodes().convert(given, None, None) == nodes
+
+
+@pytest.mark.parametrize("given", ["0", "0-0", "-1", "4-2", "2\N{EN DASH}4", "\N{SUPERSCRIPT TWO}", "two"])
+def test_what_is_no_number_of_nodes_is_refused(given):
+    with pytest.raises(click.BadParameter, match="neither a number of nodes nor a range"):
+        Nodes().convert(given, None, None)

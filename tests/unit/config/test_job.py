@@ -35,6 +35,14 @@ def test_a_bundled_job_loads_and_describes_itself(name):
         ("slurm", ["profile_steps=9-4"], "profile_steps = '9-4' is not FIRST-LAST, such as 100-110"),
         ("slurm", ["profile_steps=1-101"], "profile_steps = '1-101' are 101 steps, and a trace holds 100"),
         ("slurm", ["checkpoint.keep=1"], "checkpoint.keep = 1: must be an integer ≥ 2."),
+        ("slurm", ["gpu_type=a100:8(S:0-1)"], "gpu_type = 'a100:8(S:0-1)' is not the type alone: of gpu:a100:8(S:0-1)"),
+        ("slurm", ["slurm.exclude=['n1', 'n2']"], "slurm.exclude = ['n1', 'n2'] is no value of an option of sbatch"),
+        ("slurm", ["slurm.licenses={a = 1}"], "slurm.licenses = {'a': 1} is no value of an option of sbatch"),
+        ("slurm", ['slurm.comment="a\\nb"'], "slurm.comment = 'a\\nb' is no value of an option of sbatch"),
+        ("slurm", ["slurm.exclusive=False"], "slurm.exclusive = 'False': write false, without quotes"),
+        ("slurm", ["slurm.--partition=gpu"], "slurm: '--partition' is no name of an option of sbatch"),
+        ("slurm", ["runs=$NOWHERE/runs"], "runs = '$NOWHERE/runs': variables are not replaced here. Write it out."),
+        ("slurm", ["submissions=/s/${USER}"], "submissions = '/s/${USER}': variables are not replaced here."),
         ("slurm", ["partition=gpu"], "unknown key 'partition'."),
         ("slurm", ["time_mins=3"], "unknown key 'time_mins'. Did you mean 'time_min'?"),
         ("slurm", ["checkpoint.evry_min=3"], "unknown key 'checkpoint.evry_min'. Did you mean 'checkpoint.every_min'?"),
@@ -44,6 +52,25 @@ def test_a_mistake_in_a_job_is_explained(name, assignments, message):
     with pytest.raises(ConfigError) as caught:
         load_job(name, *assignments)
     assert f"{name}.toml: {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("2026-12-02", "2026-12-02"),
+        ("2026-12-02T12:00:00", "2026-12-02T12:00:00"),
+        ("16:00:00", "16:00:00"),
+        ("1_000", "1_000"),
+        ("1e3", "1e3"),
+        ("0x10", "0x10"),
+        ("8", 8),
+        ("true", True),
+        ("n[1-3,7],gpu-a[01-02]", "n[1-3,7],gpu-a[01-02]"),
+    ],
+)
+def test_an_option_of_sbatch_has_the_value_that_was_typed(typed, expected):
+    """TOML reads some as times and numbers: 1_000 is an account, and no thousand."""
+    assert load_job("slurm", f"slurm.x={typed}").slurm == {"x": expected}
 
 
 def test_a_date_in_a_job_is_a_mistake_and_no_bug(tmp_path):

@@ -48,13 +48,31 @@ def test_the_environment_comes_before_this_folder_and_this_before_the_users_own(
         ('acount = "x"', "rsb-cluster.toml: unknown key 'acount'. Did you mean 'account'?"),
         ('share = "all"', "rsb-cluster.toml: share = 'all': must be '', 'private' or 'group'."),
         ("account = ", "rsb-cluster.toml is not valid TOML"),
+        ("account = vision", 'line 1, column 11). Text stands in straight quotes: key = "text".'),
+        (
+            'runs = "$SHARED/runs"',
+            "runs = '$SHARED/runs': variables are not replaced here. Write it out: '/shared/runs'",
+        ),
+        (
+            'data = "/scratch/${NOBODY}/x"',
+            "data = '/scratch/${NOBODY}/x': variables are not replaced here. Write it out.",
+        ),
+        ('job = "~nobody-here/x.toml"', "cannot use ~nobody-here/x.toml: this system knows no home folder for ~nobody"),
     ],
 )
-def test_a_mistake_is_named_with_its_file(here, text, message):
+def test_a_mistake_is_named_with_its_file(here, text, message, monkeypatch):
+    monkeypatch.setenv("SHARED", "/shared")
     (here / "rsb-cluster.toml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         settings()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("job", ["nowhere", "here.toml"])
+def test_a_job_that_is_not_there_is_named_with_the_setting_that_names_it(here, job):
+    (here / "rsb-cluster.toml").write_text(f'job = "{job}"')
+    with pytest.raises(ConfigError, match=rf"there is no .*{job}.* {here}/rsb-cluster.toml names it\."):
+        catalog.load_job(job)
 
 
 def test_a_wrong_variable_is_named(here, monkeypatch):

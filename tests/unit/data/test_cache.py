@@ -345,6 +345,19 @@ def test_a_folder_that_cannot_be_written_ends_the_cache_with_one_warning(data_se
     assert len(warnings_of(caplog)) == 1
 
 
+def test_the_folder_may_be_named_by_variables_of_the_node(folder, monkeypatch, caplog):
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    monkeypatch.chdir(folder.parent)
+    ShardCache(Path("$TMPDIR/shards"), 1)
+    ShardCache(Path("${SLURM_TMPDIR}/shards"), 1)
+    assert (folder / "shards").is_dir() and not any(path.name.startswith("$") for path in folder.parent.iterdir())
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot write to the shard cache ${SLURM_TMPDIR}/shards: [Errno 2] ${SLURM_TMPDIR} is not set on this node. "
+        "Continuing without it."
+    ]
+
+
 def test_a_folder_that_vanishes_ends_the_cache_with_one_warning(data_set, folder, caplog):
     store, index, expected = data_set
     reader = ShardReader(store, index, cache=ShardCache(folder, 1 << 30))

@@ -16,6 +16,7 @@
 trap : TERM USR2
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 export SLURM_EXPORT_ENV=ALL
+set +eu +o pipefail
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -41,11 +42,10 @@ if [ "$code" -ne 0 ] && ! recorded claimed; then
   delay=$((30 << (failed - 1)))
 fi
 if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
-  unset "${!SQUEUE_@}" "${!SCONTROL_@}"
+  unset SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}"
   for try in {1..720}; do
     if answer="$(squeue -h -j "$job" -O State,RestartCnt 2>&1)"; then
-      read -r state restarts <<<"$answer"
-      [ "$state $restarts" = "RUNNING $restart" ] || break
+      [[ $'\n'"$answer"$'\n' =~ $'\n'\ *RUNNING\ +"$restart"\ *$'\n' ]] || break
       if answer="$(scontrol requeue "$job" 2>&1)"; then
         [ "$delay" -eq 0 ] || (trap '' TERM; exec scontrol update "JobId=$job" "StartTime=now+$delay")
         sleep 300
@@ -53,10 +53,10 @@ if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
       fi
     fi
     case "$answer" in
-      *[Cc]ontact*|*[Cc]onnect*|*[Tt]imed?out*|*transmitted*|*standby*)
+      *[Cc]ontact*|*[Cc]onnect*|*[Tt]imed?out*|*transmitted*|*standby*|*[Aa]uthentication*)
         [ "$try" -gt 1 ] || echo "slurmctld does not answer, and is asked again for an hour: $answer" >&2
         sleep 5 ;;
-      *) echo "$answer" >&2; break ;;
+      *) echo "the job does not return to the queue, but 'rsb-cluster retry' resumes the run: $answer" >&2; break ;;
     esac
   done
 fi

@@ -9,7 +9,7 @@ import pytest
 from rsb_cluster.monitor import cleanup
 from rsb_cluster.monitor.cleanup import InUseError, carry_out, plan_delete, plan_prune
 from rsb_cluster.node.processes import Process
-from rsb_cluster.runs import checkpoint
+from rsb_cluster.runs import checkpoint, sharing
 from rsb_cluster.runs.checkpoint import CheckpointId
 from rsb_cluster.runs.run import Attempt, Run, Submission
 from rsb_cluster.storage.store import Store
@@ -169,7 +169,7 @@ def test_scripts_of_several_runs_go_with_the_last_of_them(tmp_path):
 def test_only_old_runs_and_old_scripts_of_no_run_are_pruned(tmp_path):
     run = make_run(tmp_path / "runs")
     ended(run, "preempted", "failed")
-    mine = tmp_path / "runs" / "submissions" / cleanup.user_name(os.geteuid())
+    mine = tmp_path / "runs" / "submissions" / sharing.user_folder()
     for name, age in (("20250101-000000-a-1", 90), (SCRIPTS, 3), ("notes", 90)):
         (mine / name).mkdir(parents=True)
         os.utime(mine / name, (0, time.time() - age * 86400))

@@ -24,6 +24,15 @@ def test_the_url_that_pathlib_makes_of_a_folder_works(tmp_path):
     assert Store(folder.as_uri()).url == str(folder)
 
 
+def test_a_home_that_the_system_does_not_know_is_an_error(monkeypatch):
+    """Another user's, or one's own in a container that has neither HOME nor an entry in /etc/passwd."""
+    for use in (Store, lambda url: Run.at(url, "r")):
+        with pytest.raises(
+            ConfigError, match="cannot use ~nobody-here/x: this system knows no home folder for ~nobody"
+        ):
+            use("~nobody-here/x")
+
+
 @pytest.mark.parametrize(
     "url",
     ["s3:/x", "s3:/bucket/x", "s3://", "s3:///x", "S3:/x", "nonsense://x", "memory://x", "ftp://x/y", "http:/x", "https://",

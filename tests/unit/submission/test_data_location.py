@@ -1,6 +1,7 @@
 """Finding the shards of a recipe, and making those of a recipe that makes its own: last, and never over other files."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -97,6 +98,14 @@ def test_shards_without_an_index_are_kept_and_indexing_is_advised(refused, folde
     said = refused("submit", "--recipe", recipe, "--data", "mine", "--job", "local", code=1)
     for part in ("train", "val"):
         assert f"{folder}/mine/{part} holds shards but no index: run 'rsb-cluster shards index {folder}" in said
+
+
+def test_a_command_that_is_advised_can_be_pasted_into_a_shell(folder):
+    put(folder / "it's mine", **TARS)
+    found = find_data("digits", str(folder / "it's mine"), load_job("local")[0])
+    (advice,) = (line for line in found.problem.splitlines() if "mine/val holds shards" in line)
+    command = shlex.split(advice.partition(": run '")[2].removesuffix("'."))
+    assert command == ["rsb-cluster", "shards", "index", f"{folder}/it's mine/val"]
 
 
 def test_a_set_with_one_indexed_part_is_kept(refused, folder):

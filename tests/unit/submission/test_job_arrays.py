@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError
+from rsb_cluster.runs import sharing
 from rsb_cluster.runs.run import Run
-from rsb_cluster.storage.local_files import user_name
-from rsb_cluster.submission.job_arrays import ToSubmit, make_arrays
+from rsb_cluster.submission.job_arrays import ToSubmit, make_arrays, submissions_folder
 from tests.unit.bundled import load_job
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -45,7 +44,7 @@ def test_runs_with_the_same_resources_are_one_array():
         (large, (runs[1], runs[3])),
     ]
     assert len({array.folder for array in arrays}) == 2
-    assert {array.folder.parent for array in arrays} == {Path("/runs/submissions") / user_name(os.geteuid())}
+    assert {array.folder.parent for array in arrays} == {Path("/runs/submissions") / sharing.user_folder()}
     assert {array.name for array in arrays} == {"x-1"}
     assert [task.data for array in arrays for task in array.tasks] == [f"/data/r{i}" for i in (0, 2, 4, 1, 3)]
     assert make_arrays("/runs", [], name="x") == ()
@@ -66,3 +65,8 @@ def test_an_array_is_no_larger_than_slurm_accepts(monkeypatch):
     assert [run for array in arrays for run in array.runs] == runs
     (local,) = make_arrays("/runs", some_members(runs, [load_job("local")] * 2500), name="x")
     assert len(local.runs) == 2500
+
+
+def test_a_user_of_a_directory_service_has_a_folder_that_sbatch_can_name(monkeypatch):
+    monkeypatch.setattr(sharing, "user_name", lambda uid: r"CAMPUS\ada")
+    assert submissions_folder(load_job("slurm"), "/runs") == Path("/runs/submissions/CAMPUS-ada")

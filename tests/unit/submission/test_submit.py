@@ -43,8 +43,9 @@ def runs(tmp_path, monkeypatch):
     yield tmp_path / "runs"
     for pickle in tmp_path.rglob("*_submitted.pkl"):
         process = Process.parse(pickle.name.removesuffix("_submitted.pkl"))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if process is not None:  # else a job of Slurm's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 # --- concurrent submits --------------------------------------------------------------------------------------------
@@ -220,6 +221,29 @@ def test_a_submit_of_which_slurm_says_nothing_keeps_what_its_job_would_need(runs
     slurm_programs.write("scontrol", "MaxArraySize = 1001\n")
     slurm_programs.write("sbatch", errors="sbatch: error: Socket timed out on send/recv operation\n", code=1)
     plan = slurm_plan(runs, digits)
-    with pytest.raises(SubmitError, match="'squeue --me --name=x' tells if it waits"):
+    with pytest.raises(SubmitError, match="check with 'squeue --me --name=x', and cancel it"):
         submit.submit(plan)
     assert all(p.run.exists() for p in plan.runs) and len(list(runs.rglob("job.sh"))) == 1
+
+
+def test_a_job_that_slurm_takes_while_ctrl_c_is_pressed_is_recorded(runs, digits, slurm_programs):
+    """In a terminal both get the signal: this process and sbatch."""
+    slurm_programs.write("scontrol", "MaxArraySize = 1\n")
+    sbatch = slurm_programs.folder / "sbatch"
+    sbatch.write_text("#!/bin/bash\nkill -INT $PPID $$; kill -HUP $$; echo 7\n")
+    sbatch.chmod(0o755)
+    before = signal.getsignal(signal.SIGINT)
+    plan = slurm_plan(runs, digits)
+    with pytest.raises(SubmitError, match=r"interrupted after 1 run had .*'rsb-cluster cancel'.* 1 of 2 job arrays"):
+        submit.submit(plan)
+    assert [[s.job_id for s in p.run.submissions()] for p in plan.runs] == [["7"], []]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_scheduler(runs, digits, slurm_programs):
+    slurm_programs.write("scontrol", "MaxArraySize = 1001\n")
+    sbatch = slurm_programs.folder / "sbatch"
+    sbatch.write_text("#!/bin/bash\nkill -INT $PPID; sleep 0.2; kill -INT $PPID; sleep 60\n")
+    sbatch.chmod(0o755)
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(slurm_plan(runs, digits))

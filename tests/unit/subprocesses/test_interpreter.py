@@ -49,6 +49,13 @@ def test_a_process_that_was_started_safely_starts_others_so(tmp_path: Path) -> N
     assert run(*interpreter(), "-c", SAY, cwd=tmp_path).stdout == f'["{sys.executable}", "-P"]\n'
 
 
+def test_what_a_site_prints_when_python_starts_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('Python of the site')\n")
+    said = run(*interpreter(), "-c", SAY, cwd=tmp_path, python_path=f"{tmp_path}:{ROOT}").stdout
+    plain = run(sys.executable, "-c", SAY, cwd=tmp_path, python_path=f"{tmp_path}:{ROOT}").stdout
+    assert said.splitlines()[1:] == plain.splitlines()[1:] == [f'["{sys.executable}", "-P"]']
+
+
 @pytest.mark.parametrize(("before", "after"), [("/a:", "/a"), (":/a::/b", "/a:/b"), ("", ""), ("/a", "/a")])
 def test_empty_entries_of_the_path_stand_for_no_folder(before: str, after: str) -> None:
     environment = {"PYTHONPATH": before, "X": ":"}

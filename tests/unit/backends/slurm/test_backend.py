@@ -1,6 +1,8 @@
 """The back end slurm: what it says before a submit, and what may go wrong with one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,17 @@ from submitit.core.utils import DelayedSubmission
 
 from rsb_cluster import backends
 from rsb_cluster.backends import local
+from rsb_cluster.backends.slurm import backend, programs
 from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.backends.slurm.queue import this_user
 from rsb_cluster.config.sweep_file import Grid, SweepFile
-from rsb_cluster.errors import ConfigError, SubmitError
+from rsb_cluster.errors import ConfigError, RefusedError, SubmitError
 from rsb_cluster.node.task import Task
 from rsb_cluster.runs.run import Submission
 from rsb_cluster.submission.plan import Plan, plan
 from rsb_cluster.submission.request import Request
 from rsb_cluster.submission.site import Site
+from tests.command import ROOT
 from tests.unit.bundled import load_job
 
 
@@ -63,6 +67,63 @@ def test_when_a_job_would_start_is_a_time_for_people(slurm_programs):
     assert slurm_programs.environment("sbatch")["SLURM_TIME_FORMAT"] == "standard"
 
 
+def test_the_script_that_sbatch_tests_is_utf8_in_any_locale(slurm_programs):
+    path = slurm_programs.folder / "sbatch"
+    path.write_text('#!/bin/bash\ncat "$2" >&2; echo >&2\necho "sbatch: Job 1 to start at noon" >&2\n')
+    path.chmod(0o755)
+    code = (
+        "from tests.unit.bundled import load_job; from rsb_cluster.backends.slurm.backend import Slurm\n"
+        "print(Slurm().test_only(load_job('slurm', 'setup=[\"echo caf\\u00e9\"]')))"
+    )
+    env = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Job 1 to start at noon\n"), done.stderr
+
+
+PLUGIN = "sbatch: error: You must charge an account, see https://hpc.example/accounts.\n"
+
+
+def test_what_a_site_s_plugin_says_is_part_of_why_a_job_is_refused(slurm_programs, tmp_path):
+    """Slurm itself says only "Unspecified error", and a wrapper may have the last word."""
+    failed = "sbatch: error: Batch job submission failed: Unspecified error\nPlease contact support@hpc.example\n"
+    slurm_programs.write("sbatch", errors=f"\x1b[31m{PLUGIN}\x1b[0m{failed}", code=1)
+    why = "You must charge an account, see https://hpc.example/accounts; Batch job submission failed: Unspecified error"
+    with pytest.raises(SubmitError, match=f"sbatch would refuse it: {why}; Please contact"):
+        Slurm().test_only(load_job("slurm-cpu"))
+    with pytest.raises(RefusedError, match=f"sbatch refused the job: {why}; Please contact"):
+        Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+    start = "sbatch: Job 1 to start at 2026-12-01T01:26:22 using 2 processors\n"
+    slurm_programs.write("sbatch", errors=f"{PLUGIN}{start}See you.\n")
+    assert Slurm().test_only(load_job("slurm-cpu")) == start.removeprefix("sbatch: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\nSee the wiki.\n", 1),
+        ("sbatch: error: Slurm controller not responding, sleeping and retrying.\nsbatch: error: x\n", 1),
+        ("sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", 1),
+        ("Terminated\n", 143),
+    ],
+)
+def test_a_job_that_slurm_may_have_taken_is_not_called_refused(slurm_programs, tmp_path, errors, code):
+    slurm_programs.write("sbatch", errors=errors, code=code)
+    job, tasks = load_job("slurm", "slurm.clusters=big"), [Task("/r", "r", {})]
+    said = r"(?s)had no answer: .*'squeue --clusters=big --me --name=a1', and cancel it"
+    with pytest.raises(SubmitError, match=said) as raised:
+        Slurm().submit(job, tasks, tmp_path / "submissions", "a1")
+    assert not isinstance(raised.value, RefusedError)
+
+
+def test_an_sbatch_that_does_not_end_may_have_queued_the_job(slurm_programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "SBATCH_S", 0.5)
+    path = slurm_programs.folder / "sbatch"
+    path.write_text("#!/bin/bash\nexec sleep 60\n")
+    path.chmod(0o755)
+    with pytest.raises(SubmitError, match=r"did not answer within 0.5 s.*\nSlurm may have accepted the job"):
+        Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+
+
 def test_what_a_shell_adds_to_a_job_is_said(monkeypatch):
     job = load_job("slurm", "slurm.partition=gpu")
     for name, value in {
@@ -91,10 +152,59 @@ def test_a_submission_knows_what_its_job_is_known_by(slurm_programs, tmp_path, m
     assert [DelayedSubmission.load(path).function for path in pickles] == tasks
 
 
+@pytest.mark.parametrize(
+    ("shell", "option", "expected"), [("big", "", "big"), ("small", "big", "big"), ("", "a,b", ""), ("all", "", "")]
+)
+def test_a_job_is_on_the_cluster_that_was_named_where_a_wrapper_prints_only_its_number(
+    slurm_programs, tmp_path, monkeypatch, shell, option, expected
+):
+    monkeypatch.setenv("SLURM_CLUSTERS", shell)
+    slurm_programs.write("sbatch", "12\n")
+    job = load_job("slurm", *[f"slurm.clusters={option}"] * bool(option))
+    (sent,) = Slurm().submit(job, [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+    assert sent.cluster == expected
+    assert ("SLURM_CLUSTERS" in slurm_programs.environment("sbatch")) == (not option)
+
+
+def test_of_several_numbers_the_one_with_our_script_is_the_job(slurm_programs, tmp_path):
+    """As a wrapper prints how many hours are left."""
+    slurm_programs.write("sbatch", "Jobs before:\n3\n12\nHours left:\n120\n")
+    for answer, code, expected in (
+        (f"12|{tmp_path}/a1/job.sh\n120|/other/job.sh\n", 0, "12"),
+        ("", 0, "120"),
+        ("", 1, "120"),
+    ):
+        slurm_programs.write("squeue", answer, code=code)
+        (sent,) = Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "a1", "a1")
+        assert sent.job_id == expected
+
+
 def test_an_unexpected_answer_of_sbatch_is_a_sentence(slurm_programs, tmp_path):
     slurm_programs.write("sbatch", "queued, somewhere\n")
     with pytest.raises(SubmitError, match=r"(?s)did not say which job.*'squeue --me --name=a1'"):
         Slurm().submit(load_job("slurm"), [Task("/r", "r", {})], tmp_path / "submissions", "a1")
+
+
+def test_a_slow_controller_is_waited_for_where_scancel_does_not_repeat_itself(slurm_programs, monkeypatch):
+    """For a task of an array it does, after 5 s, and is killed before."""
+    monkeypatch.setattr(backend, "SCANCEL_S", 0.2)
+    slurm_programs.write("squeue")
+    path = slurm_programs.folder / "scancel"
+    path.write_text(f'#!/bin/bash\nsleep 1\necho "$2" >>{slurm_programs.folder}/sent\n')
+    path.chmod(0o755)
+    Slurm().preempt([submission("7"), submission("8_1")])
+    assert (slurm_programs.folder / "sent").read_text() == "7\n"
+    monkeypatch.setattr(programs, "TIMEOUT_S", 0.2)
+    with pytest.raises(SubmitError, match=r"scancel did not answer within 0\.2 s"):
+        Slurm().preempt([submission("7")])
+
+
+def test_failed_hosts_are_excluded_by_slurm_s_names(slurm_programs):
+    slurm_programs.write("sinfo", "gpu1|gpu1\ngpu1|gpu1\n10-0-0-7.vpc|worker-7\nCLUSTER: big\n")
+    job = Slurm().exclude_hosts(load_job("slurm", "slurm.exclude=n9"), ["gpu1.cluster.example", "10-0-0-7", "other"])
+    assert job.slurm["exclude"] == "n9,gpu1,worker-7,other"
+    slurm_programs.write("sinfo", errors="no\n", code=1)
+    assert Slurm().exclude_hosts(load_job("slurm"), ["n1", "n2.x"]).slurm["exclude"] == "n1,n2.x"
 
 
 def test_jobs_are_cancelled_on_their_clusters(slurm_programs):
@@ -111,7 +221,10 @@ def test_the_job_that_collects_waits_only_for_jobs_that_there_are(slurm_programs
     job = load_job("slurm", "slurm.account=vision", "slurm.clusters=big")
     assert Slurm().run_after(job, [submission("7_0"), submission("7_1")], ["true"], tmp_path, "collect") == "9"
     assert Slurm().run_after(job, [], ["true"], tmp_path, "collect") == "9"
-    with_jobs, without = slurm_programs.calls("sbatch")
+    no_memory = load_job("slurm", "slurm.mem=false")
+    assert Slurm().run_after(no_memory, [], ["true"], tmp_path, "collect") == "9"
+    with_jobs, without, plain = slurm_programs.calls("sbatch")
+    assert "--mem=4G" in with_jobs and "--mem=4G" not in plain
     assert "--dependency=afterany:7" in with_jobs and "--account=vision" in with_jobs
     assert not any(option.startswith("--dependency") for option in without) and "--clusters=big" in without
 
@@ -126,7 +239,7 @@ def test_a_dry_run_refuses_what_sbatch_would(slurm_programs, tmp_path, digits):
     slurm_programs.write("scontrol", "MaxArraySize = 10\n")
     slurm_programs.write("sbatch", errors="sbatch: error: invalid partition specified: gpu\n", code=1)
     (refusal,) = plan_digits(digits, tmp_path, job="slurm-cpu", site=Site(partition="gpu")).refusals
-    assert "sbatch would refuse it: error: invalid partition specified: gpu" in str(refusal)
+    assert "sbatch would refuse it: invalid partition specified: gpu. Check" in str(refusal)
 
 
 @pytest.fixture

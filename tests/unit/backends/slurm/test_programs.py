@@ -37,16 +37,17 @@ def test_programs_see_where_slurm_is_and_nothing_else_of_a_shell_s_job():
     ("variable", "option"),
     [
         ("SBATCH_ACCOUNT", "account"), ("SBATCH_PARTITION", "partition"), ("SBATCH_QOS", "qos"),
-        ("SBATCH_RESERVATION", "reservation"),
+        ("SBATCH_RESERVATION", "reservation"), ("SLURM_CLUSTERS", "clusters"),
     ],
 )  # fmt: skip
 def test_a_site_s_default_holds_where_the_job_says_nothing(monkeypatch, variable, option):
     """sbatch would prefer the variable to an option in the script."""
+    monkeypatch.delenv("SLURM_CLUSTERS")
     monkeypatch.setenv(variable, "site")
     assert programs.environment()[variable] == "site"
     assert programs.site_defaults(()) == {variable: "site"}
     assert variable not in programs.environment((option,))
-    assert programs.ignored_variables((option,))[variable] == "site"
+    assert programs.ignored_variables((option,)).get(variable) == ("site" if variable.startswith("SBATCH_") else None)
 
 
 def test_variables_that_would_have_changed_the_job_are_named():
@@ -62,16 +63,21 @@ def test_variables_that_would_have_changed_the_job_are_named():
         ("1234;gpu-cluster\n", ("1234", "gpu-cluster")),
         ("Welcome! You have used 1 of 400 hours.\n1\nsbatch: ok\n  7  \nThank you.\n", ("7", "")),
         ("12\nCharged to 3 accounts\n", ("12", "")),
+        ("Submitted batch job 7\n", ("7", "")),
+        ("Submitted batch job 7\nLeft:\n120\n", ("7", "")),
+        ("7;big\n120\n", ("7", "big")),
+        ("\x1b[1;32mSubmitted batch job 12 on cluster big\x1b[0m\nexit code:\n0\n", ("12", "big")),
+        ("\x1b[32m7\x1b[0m\n", ("7", "")),
     ],
 )
 def test_the_job_id_is_the_last_line_that_is_one(answer, expected):
-    assert programs.parse_job_id(answer) == expected
+    assert programs.parse_job_ids(answer)[0] == expected
 
 
-@pytest.mark.parametrize("answer", ["", "Submitted batch job 7\n", "-7", "7;a b"])
+@pytest.mark.parametrize("answer", ["", "Submitted 7 jobs\n", "-7", "0", "7;a b"])
 def test_an_answer_without_a_job_id_is_an_error(answer):
     with pytest.raises(SubmitError, match="did not say which job it queued"):
-        programs.parse_job_id(answer)
+        programs.parse_job_ids(answer)
 
 
 def test_output_that_is_no_utf8_and_input_that_is_awaited_do_no_harm(slurm_programs):

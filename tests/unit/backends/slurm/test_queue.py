@@ -43,6 +43,7 @@ def state(squeue, answer, asked=None):
         ("RUNNING", "running"), ("COMPLETING", "running"), ("STAGE_OUT", "running"), ("SIGNALING", "running"),
         ("PENDING", "queued"), ("CONFIGURING", "queued"), ("REQUEUED", "queued"), ("REQUEUE_HOLD", "queued"),
         ("SPECIAL_EXIT", "queued"), ("SUSPENDED", "queued"),
+        ("COMPLETED", "gone"), ("CANCELLED", "gone"), ("TIMEOUT", "gone"), ("PREEMPTED", "gone"), ("NODE_FAIL", "gone"),
     ],
 )  # fmt: skip
 def test_states(squeue, slurm_says, expected):
@@ -54,7 +55,7 @@ def test_states(squeue, slurm_says, expected):
     [
         {"user": "colleague"},
         {"name": "jupyter"},
-        {"script": "/home/me/other.sh"},
+        {"script": "/shared/submissions/20231114-a1-8/job.sh"},
         {"at": int(NOW) - 10 * 86_400},
     ],
     ids=["user", "name", "script", "earlier"],
@@ -69,9 +70,10 @@ def test_a_job_that_has_the_number_by_now_is_not_ours(squeue, other):
         {"at": int(NOW) + 5 * 86_400},
         {"at": int(NOW) - 600},
         {"script": "(null)"},
+        {"script": "/tmp/sbatch-wrapper-x7.sh"},
         {"at": "N/A"},
     ],
-    ids=["requeued", "the controller's clock is behind", "no script", "no time"],
+    ids=["requeued", "the controller's clock is behind", "no script", "a wrapper's copy", "no time"],
 )
 def test_a_job_is_ours_whatever_is_not_known_of_it(squeue, same):
     assert state(squeue, line(**same)) == "running"
@@ -87,6 +89,13 @@ def test_lines_that_are_no_jobs_are_skipped(squeue):
     chatter = "CLUSTER: big\n*** maintenance on Friday | 8:00 ***\n1|2|3\n\n"
     assert state(squeue, chatter + line() + "bye\n") == "running"
     assert state(squeue, chatter) == "gone"
+
+
+@pytest.mark.parametrize("answer", ['{"jobs": [{"job_id": 7, "job_state": ["PENDING"]}]}', "7 gpu a1-s0 me PD 0:00 1"])
+def test_an_answer_in_another_form_says_nothing_of_a_job(squeue, answer):
+    """As of a wrapper that ignores the options; the job is not gone."""
+    with pytest.raises(SubmitError, match="squeue's answer is not in the form that was asked for"):
+        state(squeue, answer)
 
 
 def test_array_tasks_are_found_by_either_number(squeue):
@@ -144,6 +153,30 @@ def test_accounting_says_why_a_job_ended_and_is_asked_once(slurm_programs):
         assert [s.reason for s in asked.query(jobs, fresh=False)] == ["OUT_OF_MEMORY", "CANCELLED", "", "", ""]
         assert [s.is_cancelled for s in asked.query(jobs, fresh=False)] == [False, True, False, None, None]
     assert len(slurm_programs.calls("sacct")) == 1
+
+
+def test_tasks_that_never_started_are_one_line_of_accounting(slurm_programs):
+    slurm_programs.write("squeue")
+    slurm_programs.write("sacct", "8_[0,2-3%4]|me|CANCELLED by 1001|a1-s0\n8_1|me|TIMEOUT|a1-s0\n9_[x]|me|FAILED|\n")
+    jobs = [submission(f"8_{task}") for task in range(5)]
+    reasons = [s.reason for s in Queue().query(jobs, fresh=False)]
+    assert reasons == ["CANCELLED", "TIMEOUT", "CANCELLED", "CANCELLED", ""]
+
+
+def test_a_job_without_a_cluster_is_looked_for_on_the_default_one(squeue, monkeypatch):
+    """As the shell is set to another one by now: there it would be gone."""
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    assert state(squeue, line()) == "running"
+    assert "SLURM_CLUSTERS" not in squeue.environment("squeue")
+
+
+@pytest.mark.parametrize(("private", "expected"), [("jobs,usage", "unknown"), ("none", "gone")])
+def test_a_job_that_a_site_may_hide_is_not_gone(squeue, private, expected):
+    """With PrivateData=jobs a colleague's job looks like one that has ended."""
+    squeue.write("squeue")
+    squeue.write("scontrol", f"PreemptType = jobs\nPrivateData             = {private}\n")
+    jobs = [submission(user="colleague"), submission(user=queue.this_user()), submission(user="")]
+    assert [s.state for s in Queue().query(jobs, fresh=False)] == [expected, "gone", "gone"]
 
 
 def test_a_decision_does_not_wait_for_accounting(slurm_programs):

@@ -48,8 +48,7 @@ def read_log(
             offset += len(piece)
             yield piece.decode(errors="replace")
         elif ended:
-            kept = run.store.names("logs")
-            hint = f"The run's folder holds: {', '.join(kept)}." if kept else "The job has not started yet."
+            hint = _where_else(run, rank)
             wait = f"{waiting}. " if (waiting := backend.describe_wait(last)) else ""
             raise ConfigError(
                 f"there is no log of rank {rank} in {last.folder}. {hint} {wait}{backend.log_hint(last)}".rstrip()
@@ -61,6 +60,16 @@ def read_log(
             if (told := backend.describe_wait(last)) != before:
                 tell(told)
         time.sleep(POLL_S if Store(last.folder).is_local else POLL_REMOTE_S)
+
+
+def _where_else(run: Run, rank: int) -> str:
+    """Return why the log of a run's last job is not there, or where there are others."""
+    kept = [int(name[:4]) for name in run.store.names("logs") if name[4:] == f"-rank{rank:05d}.log"]
+    if kept:
+        return f"The run's folder has that of attempt {', '.join(map(str, kept))}: --attempt {kept[-1]}."
+    if run.attempt_numbers():
+        return "It was removed, as 'runs prune' does, or this machine does not see that folder."
+    return "The job has not started yet."
 
 
 def last_lines(pieces: Iterator[str], number: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rsb_cluster.backends import backend_of
-from rsb_cluster.errors import ConfigError, MissingError
+from rsb_cluster.errors import ConfigError, MissingError, plural
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
@@ -97,8 +97,8 @@ def _attempt_log(run: Run, rank: int, attempt: int) -> str:
             if part:
                 return part
     raise ConfigError(
-        f"{run.run_id} has no log of rank {rank} in attempt {attempt}, which had {record.world_size} ranks. If it was "
-        "killed, its log is among the scripts and logs of its job, unless these were removed."
+        f"{run.run_id} has no log of rank {rank} in attempt {attempt}, which had {plural(record.world_size, 'rank')}. "
+        "If it was killed, its log is among the scripts and logs of its job, unless these were removed."
     )
 
 

@@ -105,6 +105,9 @@ def recipes_diff(left: str, right: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    if not rows:
+        log("no field differs")
+        return
     table = new_table("field", Text(left), Text(right))
     for key, values in rows.items():
         table.add_row(key, *(Text(json.dumps(value)) for value in values))

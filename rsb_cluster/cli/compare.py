@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsb_cluster.cli.terminal import console, find_run, new_table, runs_option
+from rsb_cluster.cli import complete
+from rsb_cluster.cli.terminal import console, find_run, new_table, print_json, runs_option
 
 if TYPE_CHECKING:
     from rsb_cluster.results.compare import Comparison, Curves
@@ -18,8 +18,8 @@ _WIDTH = 40  # of a value
 
 
 @click.command()
-@click.argument("run_a")
-@click.argument("run_b")
+@click.argument("run_a", shell_complete=complete.runs)
+@click.argument("run_b", shell_complete=complete.runs)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all differences.")
 @runs_option
 def compare(run_a: str, run_b: str, as_json: bool, runs: str) -> None:
@@ -35,7 +35,7 @@ def compare(run_a: str, run_b: str, as_json: bool, runs: str) -> None:
 
     found = compare_runs(find_run(run_a, runs), find_run(run_b, runs))
     if as_json:
-        click.echo(json.dumps(_finite(found.to_json()), indent=2, allow_nan=False))
+        print_json(found.to_json())
     else:
         _print(found)
 
@@ -92,12 +92,3 @@ def _number(name: str, value: float | None) -> str:
 def _shown(value: Any) -> str:
     text = "–" if value is None or value == "" else value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2 - 1]}…{text[-_WIDTH // 2 :]}"
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.evaluation_jobs import job_options, submit_jobs
-from rsb_cluster.cli.terminal import console, log, new_table, progress_bar, runs_option, runs_url
+from rsb_cluster.cli.terminal import console, log, new_table, print_json, progress_bar, runs_option, runs_url
 
 if TYPE_CHECKING:
     from rsb_cluster.evaluation.record import Evaluation
@@ -32,7 +32,7 @@ def _per_channel(context: click.Context, option: click.Parameter, text: str | No
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", shell_complete=complete.weights)
 @click.option(
     "--data",
     default="",
@@ -150,7 +150,7 @@ def evaluate(
                 evaluated.append((item, e))
                 _say(e)
     if as_json:
-        click.echo(json.dumps([e.model_dump(mode="json") for _, e in evaluated], indent=2))
+        print_json([e.model_dump(mode="json") for _, e in evaluated])
     elif found:
         console().print(_suite_table([(item, e) for item, e in evaluated if item]))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from rsb_cluster.cli import complete
 from rsb_cluster.cli.site_options import site_options
-from rsb_cluster.cli.terminal import console, log
+from rsb_cluster.cli.terminal import console, log, print_json
 from rsb_cluster.errors import RsbError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def submit_jobs(requests: Sequence[EvaluationRequest], job: Job, *, wait: bool, 
             "submitted": [{"id": one.run.run_id, "url": one.run.url, "state": one.state} for one in planned],
             "evaluations": [e.model_dump(mode="json") for e in evaluated],
         }
-        click.echo(json.dumps(values, indent=2))
+        print_json(values)
     elif not wait:
         click.echo("\n".join(one.run.run_id for one in planned))
     return evaluated

@@ -6,12 +6,13 @@ from typing import Literal
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.terminal import find_run, log, runs_option
 
 
 @click.command()
-@click.argument("run")
-@click.argument("dest")
+@click.argument("run", shell_complete=complete.runs)
+@click.argument("dest", shell_complete=complete.folders)
 @click.option(
     "--to",
     type=click.Choice(["timm", "hf"]),

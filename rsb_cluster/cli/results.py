@@ -37,9 +37,14 @@ def collect(names: tuple[str, ...], runs: str, format_: Any, as_json: bool, outp
         raise click.UsageError(f"--json and --format {format_} contradict each other. Use one of them.")
     format_ = "json" if as_json else format_
     if publish:
+        if output or format_ != "table":
+            raise click.UsageError("--publish writes collect.json and report.html, without -o, --format and --json.")
         _publish(names, runs)
         return
     collected = collect_runs(*find_runs_and_sweeps(names, runs), weights_in="" if names else runs_url(runs))
+    if format_ in ("csv", "json"):  # the tables have them below
+        for problem in collected.unreadable:
+            log(f"an evaluation is left out: {problem}")
     if output is None:
         click.echo(render(collected, format_), nl=False)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rsb_cluster.cli import complete
 from rsb_cluster.cli.terminal import (
     MAX_LISTED_RUNS,
     Since,
@@ -18,6 +18,7 @@ from rsb_cluster.cli.terminal import (
     find_runs_to_change,
     log,
     new_table,
+    print_json,
     run_arguments,
     runs_option,
     runs_url,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rsb_cluster.monitor.cleanup import Plan
     from rsb_cluster.runs.run import Run
 
+_MIN_END = 12  # characters of the reason why an attempt ended
 MAX_LINES = 40  # of a list of what would go; a longer one is summed up
 
 _yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
@@ -40,7 +42,7 @@ def runs() -> None:
 
 
 @runs.command()
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=complete.runs)
 @runs_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, runs: str, as_json: bool) -> None:
@@ -53,7 +55,7 @@ def show(name: str, runs: str, as_json: bool) -> None:
 
     page = read_page(find_run(name, runs))
     if as_json:
-        click.echo(json.dumps(page.values, indent=2))
+        print_json(page.values)
         return
     width = max(map(len, page.facts)) + 2
     for label, text in page.facts.items():
@@ -73,11 +75,15 @@ def _print_rows(rows: Sequence[Mapping[str, str]]) -> None:
         column.no_wrap = column.header != "end"
     for row in rows:
         table.add_row(*map(Text, row.values()))
-    console().print(table)
+    # On a narrow terminal the terminal wraps the lines: a number that is cut is another number.
+    fixed = [max(len(name), *(len(row[name]) for row in rows)) + 2 for name in rows[0] if name != "end"]
+    terminal = console()
+    terminal.width = max(terminal.width, sum(fixed) + _MIN_END * ("end" in rows[0]))
+    terminal.print(table)
 
 
 @runs.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN|SWEEP...")
+@click.argument("names", nargs=-1, required=True, metavar="RUN|SWEEP...", shell_complete=complete.runs)
 @runs_option
 @click.option("--all", "everything", is_flag=True, help="Also delete the results, metrics and attempts.")
 @_yes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 
 import click
@@ -14,6 +13,7 @@ from rsb_cluster.cli.terminal import (
     find_run,
     find_runs_to_change,
     log,
+    print_json,
     run_arguments,
     runs_option,
     runs_url,
@@ -84,6 +84,7 @@ def status(
     """
     from rsb_cluster.monitor.status import count_runs, find_status, summary
     from rsb_cluster.monitor.table import SORT_KEYS, Filter, table, tsv
+    from rsb_cluster.runs.lookup import no_runs
 
     wanted = Filter(states, recipes, models, since)
     chosen, found = find_status(runs_url(runs), names)
@@ -92,10 +93,10 @@ def status(
         pairs.sort(key=lambda pair: SORT_KEYS[sort](pair[1]))
     hidden, shown = len(found) - len(pairs), [one for _, one in pairs]
     if as_json:
-        click.echo(json.dumps([vars(one) for one in shown], indent=2))
+        print_json([vars(one) for one in shown])
         return
     if not shown:
-        log(f"{count_runs(hidden)}, none of them like that" if hidden else "there are no runs yet")
+        log(f"{count_runs(hidden)}, none of them like that" if hidden else no_runs(runs_url(runs)))
         return
     if watching:
         from rsb_cluster.monitor.watch import watch

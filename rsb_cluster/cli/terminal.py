@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,13 @@ def log(text: str) -> None:
     click.echo(text, err=True)
 
 
+def print_json(value: Any) -> None:
+    """Print plain values as JSON; NaN and infinity, which it lacks, as null."""
+    from rsb_cluster.config.schema import finite
+
+    click.echo(json.dumps(finite(value), indent=2, allow_nan=False))
+
+
 def new_table(*columns: str | Text) -> Any:
     """Return an empty table in the style of all commands."""
     from rich.table import Table
@@ -150,10 +158,7 @@ def find_runs_to_change(names: tuple[str, ...], runs: str, *, yes: bool) -> list
     for match in matches:
         if len(match.runs) == 1 or match.is_explicit or yes:
             continue
-        listed = [run.run_id for run in match.runs[:MAX_LISTED_RUNS]]
-        if len(listed) < len(match.runs):
-            listed.append(f"… and {len(match.runs) - len(listed)} more")
-        question = "\n  ".join([f"'{match.name}' matches {len(match.runs)} runs:", *listed])
+        question = _list_matches(match.name, match.runs)
         if not sys.stdin.isatty():
             raise ConfigError(f"{question}\nName one run, or select all of them with --yes or a glob.")
         click.confirm(f"{question}\nAll of them?", abort=True, err=True)
@@ -166,15 +171,26 @@ def find_runs_and_sweeps(names: tuple[str, ...], runs: str) -> tuple[list[Run], 
     from rsb_cluster.runs.sweep import list_sweeps
 
     url = runs_url(runs)
-    return lookup.find_runs(url, names, lookup.list_folders), list_sweeps(url)
+    found = lookup.find_runs(url, names, lookup.list_folders)
+    if not found:
+        log(lookup.no_runs(url))
+    return found, list_sweeps(url)
 
 
 def find_run(name: str, runs: str) -> Run:
     """Return the one run that matches a name. Raises ConfigError if several do."""
     found = find_runs((name,), runs)
     if len(found) > 1:
-        raise ConfigError(f"'{name}' matches {len(found)} runs: {', '.join(r.run_id for r in found)}. Name one run.")
+        raise ConfigError(f"{_list_matches(name, found)}\nName one run.")
     return found[0]
+
+
+def _list_matches(name: str, found: Sequence[Run]) -> str:
+    """Return a line that says how many runs a name matches, and a line for each of the first."""
+    listed = [run.run_id for run in found[:MAX_LISTED_RUNS]]
+    if len(listed) < len(found):
+        listed.append(f"… and {len(found) - len(listed)} more")
+    return "\n  ".join([f"'{name}' matches {len(found)} runs:", *listed])
 
 
 def where_it_starts(run: Run) -> str:

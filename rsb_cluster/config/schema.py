@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import copy
+import math
 import os
 import re
 import tomllib
@@ -117,10 +118,15 @@ def read_record(kind: type[S], values: Any, where: str) -> S:
         return kind.model_validate_json(values) if isinstance(values, bytes) else kind.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-        unknown = [e for e in errors if e["type"] in ("extra_forbidden", "literal_error")]
+        unknown = [
+            e
+            for e in errors
+            if e["type"] == "extra_forbidden" or (e["type"] == "literal_error" and isinstance(e["input"], str))
+        ]
         if unknown:
             raise newer_version(where, _location(unknown[0])) from error
-        raise ConfigError("\n".join(dict.fromkeys(explain(kind, dict(e), where) for e in errors))) from error
+        lines = dict.fromkeys(_explain_damage(kind, dict(e), where) for e in errors)
+        raise ConfigError("\n".join([*lines, "Was it cut off, or edited by hand? Restore it from a copy."])) from error
 
 
 def newer_version(where: str, unknown: str) -> NewerVersionError:
@@ -198,5 +204,22 @@ def flatten(section: Section) -> dict[str, Any]:
     return result
 
 
+def finite(value: Any) -> Any:
+    """Return plain values without NaN and infinity, which JSON lacks: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _location(error: Mapping[str, Any]) -> str:
-    return ".".join(str(part) for part in error["loc"])
+    # Of a value that may be of several types, pydantic names the type, too.
+    return ".".join(str(part) for part in error["loc"] if "[" not in str(part))
+
+
+def _explain_damage(kind: type[BaseModel], error: Mapping[str, Any], where: str) -> str:
+    """Return what is wrong with a file that a user did not write."""
+    if not error["loc"]:
+        return f"{where} is no JSON object." if error["type"] == "model_type" else f"{where}: {error['msg']}."
+    return f"{where}: '{_location(error)}' is missing." if error["type"] == "missing" else explain(kind, error, where)

@@ -58,7 +58,7 @@ class EvaluationResult(Section):
     # A later version may add fields; the result must still be readable.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[Evaluation, ...] = Field(min_length=1)
     attempts: int
     finished: float
 

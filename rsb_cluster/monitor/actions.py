@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from rsb_cluster import backends
 from rsb_cluster.config.job import Job
 from rsb_cluster.config.schema import read_record
-from rsb_cluster.errors import RsbError, StorageError, SubmitError
+from rsb_cluster.errors import AccessError, RsbError, StorageError, SubmitError, plural
 from rsb_cluster.monitor.status import Status, has_ended, read_status
 from rsb_cluster.runs.gpu_hours import check_budget
 from rsb_cluster.runs.run import READERS, Run, Submission
-from rsb_cluster.runs.sharing import other_owner
+from rsb_cluster.runs.sharing import other_owner, why_unreadable
 from rsb_cluster.submission.job_arrays import ToSubmit, make_arrays
 from rsb_cluster.submission.submit import submit_arrays
 
@@ -40,28 +40,52 @@ def cancel(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
     Raises:
         SubmitError: None of the runs is queued or running, or some jobs could not be cancelled; all others were.
     """
-    active = _active_runs(runs, ("queued", "running"), "neither queued nor running")
+    active, problems = _active_runs(runs, ("queued", "running"), "neither queued nor running")
+    asked: list[tuple[_ActiveRun, tuple[str, ...]]] = []
     with ThreadPoolExecutor(READERS) as pool:
-        earlier_requests = list(pool.map(lambda a: a.run.cancelled(), active))
+        earlier_requests = list(pool.map(_earlier_request, active))
         try:
             # Recorded in the runs' folders first: ranks cannot tell scancel's SIGTERM from a preemption's.
-            list(pool.map(lambda a: a.run.request_cancel(a.job_ids), active))
-            answers = iter(backends.cancel([submission for a in active for submission in a.submissions]))
+            for a, earlier, problem in zip(active, earlier_requests, pool.map(_request_cancel, active), strict=True):
+                if problem:
+                    problems.append(f"could not cancel {a.run.run_id}: {problem}")
+                else:
+                    asked.append((a, earlier))
+            answers = iter(backends.cancel([submission for a, _ in asked for submission in a.submissions]))
         except BaseException:  # Ctrl-C as well: a request left behind would stop the run at its next preemption
             list(pool.map(_reset_cancel_request, active, earlier_requests))
             raise
     failures: dict[str, list[str]] = {}
-    for a, earlier in zip(active, earlier_requests, strict=True):
+    for a, earlier in asked:
         reasons = {job_id: next(answers) for job_id in a.job_ids}
         if any(reasons.values()):
-            _reset_cancel_request(a, tuple(job_id for job_id in reasons if not reasons[job_id]) or earlier)
+            cancelled_now = tuple(job_id for job_id in reasons if not reasons[job_id])
+            _reset_cancel_request(a, cancelled_now or earlier)
         for job_id in filter(reasons.get, reasons):
             failures.setdefault(reasons[job_id], []).append(f"{job_id} ({a.run.run_id})")
-    if failures:
-        cancelled = sum(len(a.job_ids) for a in active) - sum(map(len, failures.values()))
-        problems = [f"could not cancel job {', '.join(jobs)}: {reason}" for reason, jobs in failures.items()]
-        raise SubmitError("\n".join([*problems, *([f"{cancelled} other jobs were cancelled."] if cancelled else [])]))
-    return {a.run.run_id: a.job_ids for a in active}
+    problems += [f"could not cancel job {', '.join(jobs)}: {reason}" for reason, jobs in failures.items()]
+    if problems:
+        cancelled = sum(len(a.job_ids) for a, _ in asked) - sum(map(len, failures.values()))
+        others = [f"{plural(cancelled, 'other job was', 'other jobs were')} cancelled."] if cancelled else []
+        raise SubmitError("\n".join([*problems, *others]))
+    return {a.run.run_id: a.job_ids for a, _ in asked}
+
+
+def _earlier_request(active: _ActiveRun) -> tuple[str, ...]:
+    """Return the jobs that were cancelled before; none where their record is damaged."""
+    try:
+        return active.run.cancelled()
+    except RsbError:
+        return ()
+
+
+def _request_cancel(active: _ActiveRun) -> str:
+    """Record that a run is to be cancelled; return why that was not possible, or an empty string."""
+    try:
+        active.run.request_cancel(active.job_ids)
+    except StorageError as error:
+        return f"it belongs to {owner}, who must do it." if (owner := other_owner(active.run)) else str(error)
+    return ""
 
 
 def _reset_cancel_request(active: _ActiveRun, job_ids: tuple[str, ...]) -> None:
@@ -77,10 +101,14 @@ def preempt(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
         The job ids by run id, of the runs that were running.
 
     Raises:
-        SubmitError: None of the runs is running, or the scheduler does not answer.
+        SubmitError: None of the runs is running, the scheduler does not answer, or some runs could not be read; all
+            others were preempted.
     """
-    active = _active_runs(runs, ("running",), "not running")
+    active, problems = _active_runs(runs, ("running",), "not running")
     backends.preempt([submission for a in active for submission in a.submissions])
+    if problems:
+        others = [f"{plural(len(active), 'other run was', 'other runs were')} preempted."]
+        raise SubmitError("\n".join([*problems, *others]))
     return {a.run.run_id: a.job_ids for a in active}
 
 
@@ -163,10 +191,23 @@ def outlives_terminal(runs: Sequence[Run]) -> bool:
     return not all(backends.backend_of(submission).ends_with_terminal(submission) for submission in last)
 
 
-def _active_runs(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -> list[_ActiveRun]:
-    """Return the runs with submissions in the wanted states; one query per scheduler. Raises SubmitError if none."""
+def _active_runs(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -> tuple[list[_ActiveRun], list[str]]:
+    """Return the runs with submissions in the wanted states, and why others could not be read; one query per scheduler.
+
+    Raises:
+        SubmitError: There are none.
+        RsbError: The only run cannot be read.
+    """
     with ThreadPoolExecutor(READERS) as pool:
-        submitted = list(pool.map(Run.submissions, runs))
+        read = list(pool.map(_submissions_or_error, runs))
+    if len(read) == 1 and isinstance(read[0], RsbError):
+        raise read[0]
+    problems = [
+        f"{run.run_id} was left alone: {why_unreadable(run, found) if isinstance(found, AccessError) else found}"
+        for run, found in zip(runs, read, strict=True)
+        if isinstance(found, RsbError)
+    ]
+    submitted = [[] if isinstance(found, RsbError) else found for found in read]
     states = iter(backends.states([s for submissions in submitted for s in submissions]))
     active = []
     for run, submissions in zip(runs, submitted, strict=True):
@@ -177,6 +218,14 @@ def _active_runs(runs: Sequence[Run], wanted: tuple[str, ...], otherwise: str) -
         if chosen:
             active.append(_ActiveRun(run, chosen))
     if not active:
-        what = f"{runs[0].run_id} is" if len(runs) == 1 else f"all {len(runs)} runs are"
-        raise SubmitError(f"{what} {otherwise}; 'rsb-cluster status' shows the state.")
-    return active
+        what = f"{runs[0].run_id} is" if len(runs) == 1 else f"all {len(runs) - len(problems)} runs are"
+        nothing = f"{what} {otherwise}; 'rsb-cluster status' shows the state."
+        raise SubmitError("\n".join([*problems, nothing]))
+    return active, problems
+
+
+def _submissions_or_error(run: Run) -> list[Submission] | RsbError:
+    try:
+        return run.submissions()
+    except RsbError as error:
+        return error

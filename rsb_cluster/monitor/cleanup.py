@@ -20,6 +20,7 @@ from rsb_cluster.monitor.status import Status, has_ended, read_status
 from rsb_cluster.runs import checkpoint, sharing
 from rsb_cluster.runs.checkpoint import MANIFEST, CheckpointId
 from rsb_cluster.runs.run import READERS, Run
+from rsb_cluster.runs.sharing import other_owner
 from rsb_cluster.runs.snapshot import SUMMARY
 from rsb_cluster.storage.store import Store
 
@@ -177,14 +178,21 @@ def _remove(removal: Removal) -> None:
 def _why_kept(run: Run, status: Status) -> str:
     """Return why nothing of a run may be removed, as the end of a sentence; empty if it may."""
     job = f" (job {status.job_id})" if status.job_id else ""
+    if run.store.is_local and Path(run.url).is_symlink():
+        return f"is a link; name the folder itself: {os.path.realpath(run.url)}"
     if status.state == "unknown":
         return f"may be running{job}: {status.cause}"
     if not has_ended(status):
         return f"is {status.state}{job}; cancel it first"
+    if status.state == "broken" and not run.exists():
+        return f"is not known to be a run: {status.cause}"
     if status.state == "broken" and _may_be_active(run):
-        return "is broken, and whether it is queued or running is unknown; cancel it first"
-    if status.state == "unreadable" or (not run.store.is_writable() and status.state != "missing"):
-        return f"is not yours ({status.cause or run.url})"
+        return f"is broken, and may be queued or running; if it is not, remove {run.url} yourself: {status.cause}"
+    if status.state == "unreadable":
+        return f"cannot be read: {status.cause}"
+    if not run.store.is_writable() and status.state != "missing":
+        owner = other_owner(run)
+        return f"belongs to {owner}, who must do it" if owner else f"cannot be written: {run.url}"
     return ""
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rsb_cluster.backends import backend_of
-from rsb_cluster.errors import ConfigError, MissingError
+from rsb_cluster.errors import ConfigError, MissingError, plural
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 
@@ -48,8 +48,7 @@ def read_log(
             offset += len(piece)
             yield piece.decode(errors="replace")
         elif ended:
-            kept = run.store.names("logs")
-            hint = f"The run's folder holds: {', '.join(kept)}." if kept else "The job has not started yet."
+            hint = _where_else(run, rank)
             wait = f"{waiting}. " if (waiting := backend.describe_wait(last)) else ""
             raise ConfigError(
                 f"there is no log of rank {rank} in {last.folder}. {hint} {wait}{backend.log_hint(last)}".rstrip()
@@ -61,6 +60,16 @@ def read_log(
             if (told := backend.describe_wait(last)) != before:
                 tell(told)
         time.sleep(POLL_S if Store(last.folder).is_local else POLL_REMOTE_S)
+
+
+def _where_else(run: Run, rank: int) -> str:
+    """Return why the log of a run's last job is not there, or where there are others."""
+    kept = [int(name[:4]) for name in run.store.names("logs") if name[4:] == f"-rank{rank:05d}.log"]
+    if kept:
+        return f"The run's folder has that of attempt {', '.join(map(str, kept))}: --attempt {kept[-1]}."
+    if run.attempt_numbers():
+        return "It was removed, as 'runs prune' does, or this machine does not see that folder."
+    return "The job has not started yet."
 
 
 def last_lines(pieces: Iterator[str], number: int) -> Iterator[str]:
@@ -88,8 +97,8 @@ def _attempt_log(run: Run, rank: int, attempt: int) -> str:
             if part:
                 return part
     raise ConfigError(
-        f"{run.run_id} has no log of rank {rank} in attempt {attempt}, which had {record.world_size} ranks. If it was "
-        "killed, its log is among the scripts and logs of its job, unless these were removed."
+        f"{run.run_id} has no log of rank {rank} in attempt {attempt}, which had {plural(record.world_size, 'rank')}. "
+        "If it was killed, its log is among the scripts and logs of its job, unless these were removed."
     )
 
 

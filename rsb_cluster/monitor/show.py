@@ -88,7 +88,7 @@ def read_page(run: Run) -> Page:
     }
     return Page(
         facts={label: text for label, text in facts.items() if text},
-        attempts=tuple(map(_attempt, found)),
+        attempts=tuple(_attempt(span, may_run=span is found[-1] and result is None) for span in found),
         evaluations=tuple(map(_evaluation, rows[-MAX_EVALUATIONS:])),
         files=_files(sizes),
         values=values,
@@ -155,10 +155,10 @@ def _code(spec: Spec) -> str:
     return ", ".join([" ".join(filter(None, parts)), *packages]).strip(", ")
 
 
-def _attempt(span: Span) -> dict[str, str]:
+def _attempt(span: Span, *, may_run: bool) -> dict[str, str]:
     attempt = span.attempt
     steps = f"{attempt.start_step:,}-{span.end_step:,}"
-    end = attempt.cause or "no end recorded: it runs, or was killed"
+    end = attempt.cause or ("no end recorded: it runs, or was killed" if may_run else "killed")
     return {
         "#": str(attempt.number),
         "job": short_job(attempt.job_id),

@@ -129,6 +129,9 @@ def _read_folder(listed: Listings, run: Run) -> Status | _Folder:
     try:
         run = Snapshot.of(run, listed)
         if not run.exists():
+            if lookup.has_lost_its_spec(run):
+                lost = f"{run.url}/spec.json is missing; restore it, or submit the run again, which writes it"
+                return Status(run.run_id, run.url, "broken", cause=lost)
             return Status(run.run_id, run.url, "missing", cause="its folder does not exist; submit its sweep again")
         if run.is_evaluation:
             return _read_evaluation(run)
@@ -224,7 +227,7 @@ def _unfinished_status(folder: _Folder, jobs: Sequence[backends.JobStatus]) -> S
     problem = jobs[-1].problem if jobs and state in ("queued", "starting") else ""
     start: MetricsRow = {"step": 0, "epoch": 0.0}
     newest = max(folder.last.values(), key=lambda row: row["step"], default=start)
-    throughput = train["images_per_s"] if train else None
+    throughput = train.get("images_per_s") if train else None
     remaining_images = (folder.total_steps - newest["step"]) * folder.images_per_step
     return Status(
         run_id=folder.run.run_id,
@@ -233,13 +236,13 @@ def _unfinished_status(folder: _Folder, jobs: Sequence[backends.JobStatus]) -> S
         recipe=folder.recipe,
         model=folder.model,
         attempt=last.number if last else 0,
-        epoch=newest["epoch"],
+        epoch=newest.get("epoch", 0.0),
         step=newest["step"],
         total_steps=folder.total_steps,
         images_per_s=throughput,
-        loss=train["loss"] if train else None,
+        loss=train.get("loss") if train else None,
         eta_s=remaining_images / throughput if throughput and state == "running" else None,
-        top1=evaluation["top1"] if evaluation else None,
+        top1=evaluation.get("top1") if evaluation else None,
         cause=problem or _cause(folder, state, jobs[-1].reason if jobs else ""),
         job_id=folder.submissions[-1].job_id if folder.submissions else "",
         hosts=last.hosts if last else (),

@@ -23,7 +23,7 @@ MIN_ID, MIN_REASON = 24, 10  # characters
 ID_END = len("-s0-0123abcd")  # the part of an id that distinguishes runs of one model
 _LEFT = ("run", "state", "job", "engine", "host", "reason")
 # Columns that a narrow terminal does without, the first ones first.
-_LESS_NEEDED = ("epoch", "attempt", "img/s", "host", "job", "engine", "ETA", "top-1")
+_LESS_NEEDED = ("epoch", "attempt", "img/s", "host", "job", "engine", "ETA", "top-1", "step", "reason")
 _MAX_HOST = 24
 
 # The fields of a status in its tab-separated line, by their names in JSON.
@@ -149,7 +149,7 @@ def reason(status: Status) -> str:
 
 
 def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
-    """Return the widths of the columns that fit a line."""
+    """Return the widths of the columns that fit a line. A column of numbers is whole or left out, never cut."""
     widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
     smallest = {"run": min(widths["run"], MIN_ID), "reason": min(widths.get("reason", 0), MIN_REASON)}
     for name in _LESS_NEEDED:
@@ -157,7 +157,7 @@ def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
             break
         widths.pop(name, None)
     room = width - 2 * (len(widths) - 1) - sum(w for name, w in widths.items() if name not in smallest)
-    widths["run"] = min(widths["run"], max(MIN_ID, room - smallest["reason"]))
+    widths["run"] = max(1, min(widths["run"], room - smallest["reason"] if "reason" in widths else room))
     if "reason" in widths:
         widths["reason"] = max(1, min(widths["reason"], room - widths["run"]))
     return widths
@@ -181,4 +181,5 @@ def _middle_cut(text: Text, width: int) -> Text:
     """Return an id that fits; the middle is cut, as its end distinguishes runs."""
     if len(text) <= width:
         return text
-    return text[: width - ID_END - 1] + Text("…") + text[-ID_END:]
+    end = min(ID_END, width - 1)
+    return text[: width - end - 1] + Text("…") + text[len(text) - end :]

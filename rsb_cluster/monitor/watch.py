@@ -20,7 +20,7 @@ from rich.text import Text
 from rsb_cluster.errors import RsbError
 from rsb_cluster.monitor import actions
 from rsb_cluster.monitor.status import Status, attention_order, format_duration, has_ended, read_status, summary
-from rsb_cluster.monitor.table import table
+from rsb_cluster.monitor.table import reason, table
 from rsb_cluster.runs.run import Run
 
 POLL_S = 0.5
@@ -191,7 +191,7 @@ class _Bar:
             completed=status.step,
             total=status.total_steps,
             state=status.state,
-            numbers=_numbers(status),
+            numbers="  ".join(filter(None, (_numbers(status), reason(status)))),
         )
 
 
@@ -248,5 +248,6 @@ class _Lines:
             state, printed = self._last.get(status.run_id, ("", 0.0))
             if status.state != state or (not has_ended(status) and now - printed >= PLAIN_EVERY_S):
                 self._last[status.run_id] = (status.state, now)
-                line = f"{status.run_id}: {status.state}, {_numbers(status)}"
+                state = ": ".join(filter(None, (status.state, reason(status))))
+                line = f"{status.run_id}: {state}, {_numbers(status)}"
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -98,7 +98,8 @@ def compare(one: Run, other: Run) -> Comparison:
 
 def compare_curves(one: Sequence[MetricsRow], other: Sequence[MetricsRow]) -> Curves:
     """Compare the training losses of two runs at the steps that both logged; the rules are at the top of the module."""
-    curves = [{row["step"]: row["loss"] for row in rows if row.get("kind") == "train"} for rows in (one, other)]
+    trained = [[row for row in rows if row.get("kind") == "train" and "loss" in row] for rows in (one, other)]
+    curves = [{row["step"]: row["loss"] for row in rows} for rows in trained]
     steps = sorted(curves[0].keys() & curves[1].keys())
     losses = [[curve[step] for step in steps] for curve in curves]
     # Losses are compared as they were logged; NaN equals NaN.
@@ -185,7 +186,8 @@ def _scores(result: Mapping[str, Any] | None, rows: Sequence[MetricsRow]) -> dic
     """Return the final scores, or those of the last evaluation."""
     if result is None:
         last = next((row for row in reversed(rows) if row.get("kind") == "eval"), {})
-        return {name: last[name] for name in ("step", "top1", "top5", "loss") if name in last}
+        names = {"step": "steps", "top1": "top1", "top5": "top5", "loss": "loss"}
+        return {shown: last[name] for name, shown in names.items() if name in last}
     scores = {name: result[name] for name in ("steps", "top1", "top5", "loss") if name in result}
     scores |= {f"EMA {name}": result["ema"][name] for name in ("top1", "top5", "loss") if result.get("ema")}
     return scores | {name: result[name] for name in ("gpu_hours", "images_per_s", "goodput") if name in result}

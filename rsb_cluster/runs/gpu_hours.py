@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rsb_cluster.config.job import Job
 from rsb_cluster.errors import ConfigError, RsbError, StorageError
+from rsb_cluster.runs.metrics import MetricsRow, chunks, read_chunk
 from rsb_cluster.runs.run import Attempt, Run
 
 
@@ -122,9 +122,10 @@ def _last_activity(run: Run, attempt: Attempt) -> tuple[float, int]:
 
 
 def _last_row(run: Run, number: int) -> tuple[float, int] | None:
-    chunks = [name for name in run.store.files("metrics") if name.startswith(f"metrics/{number:04d}-")]
-    try:
-        row = json.loads(run.store.read_bytes(chunks[-1]).splitlines()[-1])
-        return float(row["time"]), int(row["step"])
-    except (IndexError, KeyError, TypeError, ValueError, StorageError):
-        return None  # no row, or a damaged one
+    """Return the time and the step of an attempt's last metrics row; of a damaged file that of the last whole one."""
+    last: MetricsRow = {}
+    with contextlib.suppress(StorageError):
+        for name in [name for name, attempt in chunks(run) if attempt == number][-1:]:
+            for row in read_chunk(run, name):
+                last = row
+    return (float(last["time"]), int(last["step"])) if "time" in last else None

@@ -18,6 +18,8 @@ from rsb_cluster.storage.store import Store
 
 _OTHER_FOLDERS = ("submissions", DIFFS, EVALUATIONS, EVALUATION_JOBS, sweep.FOLDER)
 
+_OF_ATTEMPTS = {"attempts", "checkpoints", "metrics", "result.json"}
+
 
 def runs_folder(*chosen: str) -> str:
     """Return the folder of the runs: the first that was chosen, the user's setting, or ``runs`` in the working folder.
@@ -28,6 +30,11 @@ def runs_folder(*chosen: str) -> str:
     store = Store(next(filter(None, chosen), "") or setting("runs") or Path.cwd() / "runs")
     store.check_not_read_only("runs")
     return store.url
+
+
+def no_runs(runs_url: str) -> str:
+    """Return what to say of a folder without runs."""
+    return f"There are no runs in {Store(runs_url).url}. Another folder is named by --runs or RSB_RUNS."
 
 
 def list_folders(runs_url: str) -> list[Run]:
@@ -49,9 +56,15 @@ def list_evaluations(runs_url: str) -> list[Run]:
     return [Run.at(url, name) for name in Store(url).names() if name.startswith(EVALUATION_PREFIX)]
 
 
+def has_lost_its_spec(run: Run) -> bool:
+    """Whether a folder without a spec seems to be that of a run: it has a recipe, and what only attempts write."""
+    names = set(run.store.names())
+    return "recipe.json" in names and bool(_OF_ATTEMPTS & names)
+
+
 def _may_exist(run: Run) -> bool:
     try:
-        return run.exists()
+        return run.exists() or has_lost_its_spec(run)
     except AccessError:
         if not other_owner(run):
             raise
@@ -111,7 +124,7 @@ def match_names(
             parent, _, last = path.rpartition("/")
             run = Run.at(parent, last)
             if not run.exists():
-                raise ConfigError(f"there is no run at {path}.")
+                raise ConfigError(f"there is no run at {path}. A folder of runs is named by --runs.")
             matches.append(NameMatch(name, (run,)))
             continue
         if path.startswith(EVALUATION_PREFIX) and (evaluations := _match_evaluations(runs_url, path)):
@@ -159,6 +172,8 @@ def _match_id(runs_url: str, name: str, known: list[Run], sweeps: list[str]) -> 
     matching_sweeps = [sweep_id for sweep_id in sweeps if sweep.has_prefix(sweep_id, name)]
     if not runs and not matching_sweeps:
         ids = [*(run.run_id for run in known), *sweeps]
+        if not ids:
+            raise ConfigError(f"{no_runs(runs_url)} So none matches '{name}'.")
         raise ConfigError(
             f"no run or sweep in {Store(runs_url).url} matches '{name}'.{_suggest(name, ids)} "
             f"{plural(len(known), 'run is', 'runs are')} there; 'rsb-cluster status' lists them."

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 
 from pydantic import Field
 
 from rsb_cluster.config.schema import Section, read_record
-from rsb_cluster.errors import AccessError, ConfigError, MissingError, did_you_mean
+from rsb_cluster.errors import AccessError, ConfigError, MissingError, RsbError, did_you_mean
 from rsb_cluster.runs.sharing import make_common_folder
 from rsb_cluster.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 FOLDER = "sweeps"
 
@@ -64,12 +67,19 @@ def sweep_ids(runs_url: str) -> list[str]:
 
 
 def list_sweeps(runs_url: str) -> list[Sweep]:
-    """Return all sweeps in a folder of runs, sorted by id, without those that another user does not share."""
+    """Return all sweeps in a folder of runs, sorted by id, without those that another user does not share.
+
+    One that is damaged, or of a newer version, is named and left out: tables of other runs do not need it.
+    """
     found = []
     with suppress(AccessError):
         for id_ in sweep_ids(runs_url):
-            with suppress(AccessError):
+            try:
                 found.append(_read(runs_url, id_))
+            except AccessError:
+                pass
+            except RsbError as error:
+                log.warning("a sweep is left out: %s", error)
     return found
 
 

@@ -141,10 +141,7 @@ class Store:
 
     def read_json(self, path: str) -> Any:
         """Return a JSON file's value."""
-        try:
-            return json.loads(self.read_small(path))
-        except ValueError as error:
-            raise StorageError(f"{self.locate(path)} is not JSON: {error}. Was it edited by hand?") from error
+        return parse_json(self.read_small(path), self.locate(path))
 
     def read_small(self, path: str) -> bytes:
         """Return a small file's content, on S3 by one request. Raises MissingError if it does not exist."""
@@ -331,6 +328,15 @@ class Store:
 def as_json(value: Any) -> bytes:
     """Return a value as an indented JSON file's bytes."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Return the value of a JSON file that this package wrote. Raises StorageError if it is damaged."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        what = f"not JSON: {error}" if content.strip() else "empty"
+        raise StorageError(f"{where} is {what}. Was it cut off, or edited by hand? Restore it from a copy.") from error
 
 
 def _content_or_error(url: str, read: Callable[[], bytes]) -> bytes | StorageError:

@@ -8,19 +8,20 @@ A tracker runs on a thread of its own and is disabled when it fails: training an
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import flatten
-from rsb_cluster.runs.metrics import MetricsRow, MetricsWriter
+from rsb_cluster.errors import StorageError
+from rsb_cluster.runs.metrics import MetricsRow, MetricsWriter, chunks, read_chunk
 from rsb_cluster.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -177,9 +178,12 @@ class Trackers:
 
 def _read_forwarded(run: Run, attempt: int) -> set[tuple[str, int]]:
     """Return the kinds and steps of the rows that earlier attempts forwarded: all that they wrote."""
-    earlier = [name for name in run.store.files("metrics") if int(name.split("/")[1].split("-")[0]) < attempt]
-    contents = (content for content in run.store.read_many(earlier) if isinstance(content, bytes))
-    return {_key(json.loads(line)) for content in contents for line in content.splitlines()}
+    found: set[tuple[str, int]] = set()
+    for name, number in chunks(run):
+        if number < attempt:
+            with suppress(StorageError):  # damaged: what cannot be read is forwarded again
+                found.update(map(_key, read_chunk(run, name)))
+    return found
 
 
 def _key(row: MetricsRow) -> tuple[str, int]:

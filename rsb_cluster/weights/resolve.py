@@ -118,9 +118,9 @@ def find_weights(
         raise ConfigError("the name of the weights is empty. Name a run, a file or a timm model.")
     if source.startswith(("hf-hub:", "hf_hub:")):
         return fetch(source)
-    if path.endswith(FILE_SUFFIXES):
+    if path.endswith(FILE_SUFFIXES) and not Path(path).is_dir():
         return _from_file(path)
-    if "/" in path or Path(path).is_dir():
+    if "/" in path or Path(path).exists():
         store = Store(path)
         if store.exists("spec.json"):
             return _from_run(_run_at(store.url), which, ema)
@@ -189,7 +189,8 @@ def _known_runs(runs_url: str, name: str) -> list[Run]:
 def _from_run(run: Run, which: str, ema: bool | None) -> WeightsFile:
     saved = checkpoints(run)
     if not saved:
-        raise CheckpointError(f"{run.url} has no checkpoint yet.")
+        when = "yet" if run.result() is None else "any more: 'runs delete' or somebody removed them"
+        raise CheckpointError(f"{run.url} has no checkpoint {when}.")
     if which == "last":
         chosen = saved[-1]
     else:

@@ -74,7 +74,7 @@ def test_help_goes_to_stdout(rsb):
         ("submit --recipe a1 --dry-run --job slurm --set job.slurm.nodes=2", "slurm.nodes cannot be set. Set the"),
         ("submit --recipe a1 --dry-run --job local --gpus-per-node 2 --set job.tasks_per_node=0",
          "gpus_per_node = 2, but with CUDA_VISIBLE_DEVICES='5' this shell may use 1. Use --gpus-per-node 1, or"),
-        ("status zzz", "0 runs are there; 'rsb-cluster status' lists them."),
+        ("status zzz", "runs. Another folder is named by --runs or RSB_RUNS. So none matches 'zzz'."),
         ("sweep", "Error: name a sweep file ('rsb-cluster sweeps list'), or use --recipe."),
         ("sweep resnet-depth", "Error: there is no sweep 'resnet-depth'. Did you mean 'resnet-depths'? Known: deit,"),
         ("sweep seeds --recipe a1", "'seeds' is a sweep file, which sets recipes, models and values itself."),

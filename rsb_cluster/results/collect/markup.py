@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -39,7 +41,11 @@ LATEX = {
     "…": r"\dots{}",
     "[": "{[}",
     "]": "{]}",
+    "*": "{*}",  # after the end of a row it would belong to that
 }
+# What GitHub's Markdown would take for an emphasis, code, a link, HTML, mathematics or the end of a cell. An underscore
+# within a word is none of these.
+_MARKDOWN = re.compile(r"[\\`*<\[|~$]|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def markdown(collection: Collection) -> str:
     """Return tables in GitHub's Markdown, and lists of remarks."""
 
     def line(texts: Sequence[str]) -> str:
-        return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
+        return f"| {' | '.join(map(_md, texts))} |"
 
     lines: list[str] = []
     for part in _parts(collection):
@@ -74,7 +80,7 @@ def markdown(collection: Collection) -> str:
         lines += ["", line(columns), line([":--" if name in part.text_columns else "--:" for name in columns])]
         lines += [line([row[name] for name in columns]) for row in part.rows]
         for heading, below in part.remarks.items():
-            lines += ["", f"{heading}:", "", *(f"- {remark}" for remark in below)]
+            lines += ["", f"{heading}:", "", *(f"- {_md(remark)}" for remark in below)]
     return "\n".join(lines[1:]) + "\n"
 
 
@@ -110,5 +116,11 @@ def html(collection: Collection) -> str:
     return page.rstrip("\n") + "\n"
 
 
+def _md(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def _tex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in text)
+    # Two hyphens would become a dash, as in '--mean'; the dashes of the text are signs of their own.
+    pairs = itertools.zip_longest(text, text[1:])
+    return "".join("-{}" if sign == after == "-" else LATEX.get(sign, sign) for sign, after in pairs)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import sys
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
+from rsb_cluster.config.schema import finite
 from rsb_cluster.evaluation.record import Evaluation
 from rsb_cluster.results.collect.collection import Collection, EvaluationRow
 
@@ -40,7 +40,7 @@ def render(collection: Collection, format: Format, *, terminal: bool | None = No
             standard output is a terminal.
     """
     if format == "json":
-        return json.dumps(_plain(_to_json(collection)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(_to_json(collection)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format == "csv":
         return _csv(collection)
     # Imported here, as JSON and CSV do not need rich and jinja.
@@ -65,15 +65,6 @@ def _to_json(collection: Collection) -> dict[str, Any]:
     evaluations = [line.to_json() for line in collection.evaluations]
     unfinished = [run.to_json() for run in collection.unfinished]
     return {"groups": groups, "unfinished": unfinished, "evaluations": evaluations}
-
-
-def _plain(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _csv(collection: Collection) -> str:

@@ -24,7 +24,7 @@ from rsb_cluster.runs.gpu_hours import Cost, Span, cost, spans
 from rsb_cluster.runs.run import Run, Spec
 from rsb_cluster.runs.sharing import why_unreadable
 from rsb_cluster.runs.sweep import Member
-from rsb_cluster.storage.store import Store
+from rsb_cluster.storage.store import Store, parse_json
 
 Changes = dict[str, tuple[Any, Any]]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -201,7 +201,7 @@ class Reader:
             if science is None:
                 with contextlib.suppress(RsbError):
                     science = self._science(run.store.read_json("recipe.json"), run.spec(), run)
-            return UnfinishedRun(run.run_id, run.url, "unreadable", str(error), science)
+            return UnfinishedRun(run.run_id, run.url, "broken", str(error), science)
         if result.modified:
             science = self._changed(science, science.spec.modified | result.modified)
         return FinishedRun(run, science, result, _flags(science, result))
@@ -268,6 +268,8 @@ class Reader:
         states = dict.fromkeys(("preempted", "timed out", "lost peer", "stuck", "superseded"), "waiting")
         states["finished"] = "no result"
         reason = last.message or last.cause
+        if last.cause == "finished":
+            reason = "its last step is done, but result.json is missing: submit it again"
         return states.get(last.cause, last.cause), f"{reason} (attempt {last.number}, step {last.end_step})"
 
 
@@ -304,12 +306,9 @@ def _by_parent(runs: Sequence[Run]) -> Iterator[tuple[str, list[Run]]]:
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{where} is not JSON: {error}. Was it edited by hand?") from error
+    values = parse_json(content, where)
     if not isinstance(values, dict):
-        raise StorageError(f"{where} is not a JSON object. Was it edited by hand?")
+        raise StorageError(f"{where} is not a JSON object. Was it edited by hand? Restore it from a copy.")
     return values
 
 

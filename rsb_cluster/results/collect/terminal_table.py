@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -42,7 +43,8 @@ def table(collection: Collection, terminal: bool) -> str:
     file = io.StringIO()
     # Without a terminal nothing is wrapped: a file or a pipe has no width.
     width = shutil.get_terminal_size((120, 24)).columns if terminal else 10_000
-    console = Console(file=file, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
+    has_colours = terminal and os.environ.get("TERM") != "dumb"
+    console = Console(file=file, width=width, force_terminal=terminal, color_system="standard" if has_colours else None)
     below = remarks(collection)
     if collection.groups:
         rows = [cells(group) for group in collection.groups]
@@ -71,9 +73,13 @@ def _print_table(
         if name:
             shown.remove(name)
         table = _rich_table(rows, shown, text_columns)
-        if console.measure(table, options=unlimited).maximum <= console.width:
+        needed = console.measure(table, options=unlimited).maximum
+        if needed <= console.width:
             break
+    # What does not fit even so is wrapped by the terminal: a number that is cut is another number.
+    width, console.width = console.width, max(console.width, needed)
     console.print(table)
+    console.width = width
     return [name for name in columns if name not in shown]
 
 

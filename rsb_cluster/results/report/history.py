@@ -61,13 +61,14 @@ def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> Histor
         found = spans(run)
         rows = read_rows(run, [span.attempt for span in found])
         submissions, logs = run.submissions(), run.store.files("logs")
-    except (RsbError, ValueError, KeyError) as error:
+    except RsbError as error:
         return History(damage=str(error))
     train = [row for row in rows if row.get("kind") == "train"]
     scores = [row for row in rows if row.get("kind") == "eval"]
-    speeds = [row["images_per_s"] for row in train if row.get("images_per_s")]
+    timed = [row for row in train if row.get("images_per_s") and math.isfinite(row["images_per_s"])]
+    speeds = [row["images_per_s"] for row in timed]
     waits = [
-        row["data_wait_s"] * row["images_per_s"] / recipe.train.global_batch for row in train if row.get("images_per_s")
+        row["data_wait_s"] * row["images_per_s"] / recipe.train.global_batch for row in timed if "data_wait_s" in row
     ]
     return History(
         attempts=tuple(_attempts(found, submissions, recipe.steps_per_epoch, state)),
@@ -84,7 +85,7 @@ def read_history(run: Run, recipe: Recipe, state: str, *, points: int) -> Histor
 
 def downsample(rows: Sequence[MetricsRow], key: str, points: int) -> tuple[list[float], list[float]]:
     """Return epochs and values of a curve, as means over equal parts of it; the last point is kept."""
-    finite = [row for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+    finite = [row for row in rows if {key, "epoch"} <= row.keys() and math.isfinite(row[key])]
     if len(finite) > points:
         head, last = finite[:-1], finite[-1]
         edges = [round(i * len(head) / (points - 1)) for i in range(points)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from rsb_cluster.config.schema import flatten
+from rsb_cluster.config.schema import finite, flatten
 from rsb_cluster.errors import ConfigError
 from rsb_cluster.evaluation.record import plain_values
 from rsb_cluster.results.collect import Collection, EvaluationRow, FinishedRun, Group, UnfinishedRun
@@ -238,11 +238,15 @@ def _render(collection: Collection, data: dict[str, Any], title: str) -> str:
         runs=[(index, run, _run_cells(run, data)) for index, run in enumerate(runs)],
         style=text("report.css"),
         script=text("report.js"),
-        # Only "<", which could end the element, is escaped; the rest stays readable.
-        data=json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        data=_script_data(data),
         plotly=text("plotly.min.js", "plotly.package_data").replace("</script", "<\\/script"),
     )
     return page.rstrip("\n") + "\n"
+
+
+def _script_data(data: dict[str, Any]) -> str:
+    text = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # which could end the element; the rest stays readable
 
 
 def _group_of(line: EvaluationRow, runs: Sequence[dict[str, Any]]) -> int | None:

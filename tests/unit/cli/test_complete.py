@@ -2,8 +2,10 @@
 
 import sys
 
+import click
 import pytest
 
+from rsb_cluster.cli import main
 from tests.unit.new_runs import make_run
 
 ASK = (
@@ -39,6 +41,7 @@ def complete(rsb):
         ("rsb-cluster sweep resn", ["resnet-depths"]),
         ("rsb-cluster logs dig", ["digits-s0"]),
         ("rsb-cluster cancel nothing", []),
+        ("rsb-cluster runs show dig", ["digits-s0"]),
         ("rsb-cluster submit --recipe ./mi", ["file,./mi"]),
         ("rsb-cluster submit --data da", ["dir,da"]),
         ("rsb-cluster shards verify s3://b", []),
@@ -59,3 +62,12 @@ def test_each_shell_gets_its_script(rsb, shell):
     rsb.env["_RSB_CLUSTER_COMPLETE"] = f"{shell}_source"
     done = rsb.python("-c", "from rsb_cluster.cli import main; main(prog_name='rsb-cluster')")
     assert f"_RSB_CLUSTER_COMPLETE={shell}_complete" in done.stdout and sys.executable not in done.stdout
+
+
+def test_every_argument_that_names_something_is_completed():
+    """Names, runs and weights; not what is new, such as the destination of a copy."""
+    for group in (main, *(main.commands[name] for name in ("recipes", "jobs", "sweeps", "runs"))):
+        for command in group.commands.values():
+            for argument in command.params:
+                if isinstance(argument, click.Argument) and argument.name != "dest":
+                    assert argument._custom_shell_complete, f"{group.name} {command.name}: {argument.name}"

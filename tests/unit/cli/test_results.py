@@ -26,3 +26,15 @@ def test_json_is_a_format(rsb):
     }  # fmt: skip
     assert rsb("collect", "--format", "csv").startswith("state,counted,run_id,")
     assert "contradict each other" in rsb.error("collect", "--json", "--format", "csv")
+    assert "--publish writes collect.json and report.html" in rsb.error("collect", "x", "--publish", "-o", "x.csv")
+
+
+def test_what_cannot_be_read_is_left_out_with_a_word_and_keeps_nothing_else_from_the_table(rsb):
+    for name in ("sweeps/x-0123abcd.json", "evaluations/w/y.json"):
+        file = rsb.cwd / "runs" / name
+        file.parent.mkdir(parents=True)
+        file.write_text("{")
+    for format in ("csv", "json", "table"):
+        done = rsb.run("collect", "--format", format)
+        assert done.returncode == 0 and "a sweep is left out: " in done.stderr
+        assert "evaluations/w/y.json cannot be read" in done.stdout + done.stderr

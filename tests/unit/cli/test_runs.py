@@ -1,5 +1,7 @@
 """Names that match more runs than intended, and a folder without runs."""
 
+import json
+import math
 import os
 import pty
 import signal
@@ -9,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from rsb_cluster.cli import main
 from rsb_cluster.node.exit_codes import RUNNING
 from rsb_cluster.node.processes import Process
-from rsb_cluster.runs.run import Submission
+from rsb_cluster.runs.run import Attempt, Submission
 from tests.servers.daemons import GUARD_S
 from tests.unit.new_runs import make_run
 
@@ -94,8 +97,11 @@ def test_on_a_terminal_the_user_is_asked_to_confirm(rsb):
 
 
 def test_an_empty_folder_has_no_runs(rsb):
+    """It is named, as mostly it is not the one that was meant."""
     done = rsb.run("status")
-    assert (done.stdout, done.stderr) == ("", "there are no runs yet\n")
+    said = f"There are no runs in {rsb.cwd}/runs. Another folder is named by --runs or RSB_RUNS.\n"
+    assert (done.stdout, done.stderr) == ("", said)
+    assert rsb.run("collect").stderr == said
     assert rsb.json("status", "--json") == []
 
 
@@ -114,3 +120,32 @@ def test_runs_are_filtered_and_sorted_and_piped_as_tab_separated_values(tmp_path
     assert ids("--state", "failed", "--json") == ["[]"]
     assert "is neither an age such as 90m, 2h or 3d nor a date" in refused(tmp_path, "status", "--since", "soon")
     assert "Did you mean 'failed'?" in refused(tmp_path, "status", "--state", "faild")
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(tmp_path):
+    """JSON has no NaN, and parsers of other languages refuse it."""
+    run = make_run(tmp_path)
+    run.write_attempt(Attempt(number=1, job_id="1", world_size=1, hosts=("h",), started=1, start_step=0))
+    rows = [{"kind": "train", "step": 5, "epoch": 1.0, "loss": math.nan}, {"kind": "eval", "step": 5, "loss": math.nan}]
+    run.store.write_bytes("metrics/0001-000000.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    for command in (["status"], ["runs", "show", run.run_id]):
+        done = CliRunner().invoke(main, [*command, "--json", "--runs", str(tmp_path)])
+        assert done.exit_code == 0 and '"loss": null' in done.output and "NaN" not in done.output, done.output
+
+
+def test_a_page_on_a_run_cuts_no_number_however_narrow_the_terminal(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    for number in (1, 2):
+        run.write_attempt(
+            Attempt(number=number, job_id="4711", world_size=4, hosts=("node-17",), started=1e9, start_step=123_456)
+        )
+    row = {"kind": "eval", "step": 300_000, "epoch": 480.0, "top1": 75.75, "loss": 1.2345}
+    run.store.write_bytes("metrics/0001-000000.jsonl", json.dumps(row).encode())
+    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.setattr(
+        "rsb_cluster.cli.run_folders.console", lambda **_: Console(force_terminal=True, color_system=None)
+    )
+    said = CliRunner().invoke(main, ["runs", "show", run.run_id, "--runs", str(tmp_path)]).output
+    assert "123,456-123,456" in said and "09-09 01:46" in said
+    first, second = [line for line in said.splitlines() if "123,456" in line]
+    assert first.split()[-1] == "killed" and "runs," in said.partition(second)[2], "only the last may run"

@@ -12,6 +12,7 @@ from rsb_cluster.config import catalog
 from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.config.schema import override, parse_overrides, read_record
 from rsb_cluster.errors import ConfigError, NewerVersionError
+from rsb_cluster.runs.run import Attempt
 from tests.unit.bundled import RECIPES, load_recipe
 
 
@@ -154,3 +155,14 @@ def test_a_record_that_lacks_something_is_damaged_and_not_newer():
         read_record(Recipe, nested(lambda v: v.pop("augment")), "recipe.json")
     with pytest.raises(ConfigError, match=r"recipe\.json: "):
         read_record(Recipe, b"{", "recipe.json")
+    with pytest.raises(ConfigError) as caught:
+        read_record(Recipe, None, "recipe.json")
+    assert str(caught.value).startswith("recipe.json is no JSON object.\nWas it cut off, or edited by hand?")
+
+
+def test_of_a_value_that_a_newer_version_added_the_field_is_named():
+    record = {"number": 1, "job_id": "1", "world_size": 1, "hosts": ["h"], "started": 0.0, "start_step": 0}
+    with pytest.raises(NewerVersionError, match="version of rsb-cluster: 'cause' in it is not known to "):
+        read_record(Attempt, record | {"cause": "paused"}, "0001.json")
+    with pytest.raises(ConfigError, match="cause"):
+        read_record(Attempt, record | {"cause": 5}, "0001.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rsb_cluster.backends.skypilot.backend import SkyPilot
-from rsb_cluster.errors import SubmitError
+from rsb_cluster.errors import StorageError, SubmitError
 from rsb_cluster.monitor import actions
 from rsb_cluster.node.node_spec import submission_folder
 from rsb_cluster.node.task import Task
@@ -174,7 +174,7 @@ def test_a_cancelled_job_keeps_its_request_if_another_job_was_refused(queue, run
     with pytest.raises(SubmitError) as caught:
         actions.cancel(runs)
     assert f"could not cancel job 8 ({runs[0].run_id}), 9 ({runs[1].run_id}): " in str(caught.value)
-    assert str(caught.value).endswith("1 other jobs were cancelled.")
+    assert str(caught.value).endswith("1 other job was cancelled.")
     assert runs[0].cancelled() == ("7",) and runs[1].cancelled() == ()
 
 
@@ -206,16 +206,6 @@ def test_a_failing_engine_does_not_affect_another(queue, runs, sky):
     assert runs[0].cancelled() == (in_cloud,) and runs[1].cancelled() == ()
 
 
-def test_if_one_folder_cannot_be_written_no_run_is_cancelled(queue, runs):
-    send(runs[0], "7")
-    send(runs[1], "8")
-    queue.hold(j7="PENDING", j8="PENDING")
-    (Path(runs[1].url) / "cancelled.json").mkdir()
-    with pytest.raises(Exception, match=r"cannot use .*cancelled\.json"):
-        actions.cancel(runs)
-    assert not (queue.folder / "scancel").exists() and not runs[0].store.exists("cancelled.json")
-
-
 def test_all_running_jobs_are_preempted_and_one_that_has_just_ended_is_no_failure(queue, runs, monkeypatch):
     send(runs[0], "6", "7")
     send(runs[1], "8")
@@ -238,3 +228,28 @@ def test_retry_submits_the_last_job_again(sky, runs, tmp_path):
     done = actions.retry([run], failed_only=True)
     assert not done.refused and done.submitted[run.run_id] != sent.job_id
     assert sky.tasks[1]["num_nodes"] == 2 and sky.pools == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("action", [actions.cancel, actions.preempt])
+def test_a_run_that_cannot_be_read_keeps_no_other_from_being_ended(queue, runs, action):
+    """Of 'cancel a1-*' the damaged run of many, or a colleague's."""
+    for i, run in enumerate(runs):
+        send(run, str(7 + i))
+    queue.hold(j7="RUNNING", j8="RUNNING", j9="RUNNING")
+    (name,) = runs[1].store.files("submissions")
+    runs[1].store.write_bytes(name, b"{")
+    with pytest.raises(SubmitError, match=rf"(?s){runs[1].run_id} was left alone: .* is not JSON.*2 other (job|run)s"):
+        action(runs)
+    assert sorted(job for job in (queue.folder / "scancel").read_text().split() if job.isdigit()) == ["7", "9"]
+    with pytest.raises(StorageError, match="is not JSON"):
+        action(runs[1:2])
+
+
+def test_a_cancel_that_cannot_be_recorded_for_one_run_ends_the_others(queue, runs):
+    for i, run in enumerate(runs):
+        send(run, str(7 + i))
+    queue.hold(j7="RUNNING", j8="RUNNING", j9="RUNNING")
+    (Path(runs[0].url) / "cancelled.json").mkdir()
+    with pytest.raises(SubmitError, match=rf"(?s)could not cancel {runs[0].run_id}: cannot use .*2 other jobs were"):
+        actions.cancel(runs)
+    assert (queue.folder / "scancel").read_text().split()[-2:] == ["8", "9"] and runs[1].is_cancelled("8")

@@ -177,3 +177,43 @@ def test_only_old_runs_and_old_scripts_of_no_run_are_pruned(tmp_path):
     assert found.removals == (), "the run is younger, and so are the scripts"
     found = plan_prune([run], time.time(), [run], orphans=True)
     assert [removal.owner for removal in found.removals if "scripts" in removal.what] == ["20250101-000000-a-1"]
+
+
+def test_a_run_that_is_a_link_is_left_alone_and_what_it_leads_to_is_named(tmp_path):
+    """What it leads to may be in another folder, or be a run of this one, which would go by two names."""
+    elsewhere = make_run(tmp_path / "archive")
+    ended(elsewhere, "failed", "failed")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(elsewhere.url)
+    run = Run.at(tmp_path / "runs", "link")
+    plan = plan_prune([run], time.time(), [run], orphans=True)
+    assert not plan.removals and plan.left_alone == {"link": f"is a link; name the folder itself: {elsewhere.url}"}
+    with pytest.raises(InUseError, match="link is a link; name the folder itself"):
+        plan_delete([run], True, [run])
+    assert plan_delete([elsewhere], True, [elsewhere]).removals
+
+
+def test_what_only_looks_like_a_run_is_not_deleted(tmp_path):
+    """Another program's folder may have a recipe.json and checkpoints."""
+    run = make_run(tmp_path)
+    ended(run, "failed")
+    run.store.delete("spec.json")
+    with pytest.raises(InUseError, match=r"is not known to be a run: .*spec\.json is missing"):
+        plan_delete([run], True, [run])
+    assert not plan_prune([run], time.time(), [run], orphans=True).removals
+
+
+def test_whose_a_run_is_or_what_to_do_about_a_broken_one_is_said(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    ended(run, "failed")
+    submitted(run, tmp_path)
+    monkeypatch.setattr(Store, "is_writable", lambda store: False)
+    with pytest.raises(InUseError, match=rf"{run.run_id} cannot be written: {run.url}"):
+        plan_delete([run], True, [run])
+    monkeypatch.setattr(cleanup, "other_owner", lambda run: "ann")
+    with pytest.raises(InUseError, match=rf"{run.run_id} belongs to ann, who must do it"):
+        plan_delete([run], True, [run])
+    (name,) = run.store.files("submissions")
+    run.store.write_bytes(name, b"{")
+    with pytest.raises(InUseError, match=rf"may be queued or running; if it is not, remove {run.url} yourself: .*JSON"):
+        plan_delete([run], True, [run])

@@ -42,3 +42,20 @@ def test_the_log_of_an_attempt_that_was_killed_or_still_runs_is_in_that_of_its_j
         log(2, rank=1)
     with pytest.raises(ConfigError, match="has no attempt 3, but 2"):
         log(3)
+
+
+def test_where_the_log_of_the_last_job_is_gone_it_says_why_and_which_there_are(tmp_path):
+    run = make_run(tmp_path / "runs")
+    run.add_submission(Submission(backend="slurm", job_id="7", folder=str(tmp_path / "x"), shape="", time=1))
+
+    def refusal() -> str:
+        with pytest.raises(ConfigError) as caught:
+            list(read_log(run, rank=0, attempt=0, follow=False))
+        return str(caught.value)
+
+    assert "The job has not started yet." in refusal()
+    run.write_attempt(Attempt(number=1, job_id="7", world_size=2, hosts=(), started=1, start_step=0, cause="finished"))
+    assert "It was removed, as 'runs prune' does, or" in refusal()
+    for name in ("0001-rank00000", "0003-rank00000", "0004-rank00001"):
+        run.store.write_bytes(f"logs/{name}.log", b"x")
+    assert "The run's folder has that of attempt 1, 3: --attempt 3." in refusal()

@@ -6,7 +6,7 @@ from rsb_cluster import backends
 from rsb_cluster.backends.slurm.backend import Slurm
 from rsb_cluster.errors import SubmitError
 from rsb_cluster.monitor import actions
-from rsb_cluster.monitor.status import STATES, Status, attention_order, has_ended, read_status, summary
+from rsb_cluster.monitor.status import STATES, Status, attention_order, find_status, has_ended, read_status, summary
 from rsb_cluster.runs.metrics import MetricsWriter
 from rsb_cluster.runs.run import Attempt, Run, Submission
 from tests.unit.bundled import load_job
@@ -189,3 +189,14 @@ def test_the_summary_begins_with_what_needs_attention():
     assert summary(found[:1]) == "1 run: 1 finished"
     assert attention_order("missing") < attention_order("running") < attention_order("finished")
     assert len(set(STATES)) == len(STATES)
+
+
+def test_a_run_that_lost_its_spec_is_broken_and_not_hidden(run, tmp_path):
+    """Checkpoints of days may be in it; what a killed submit has left, and other people's folders, are no runs."""
+    run.store.delete("spec.json")
+    (tmp_path / "notes" / "logs").mkdir(parents=True)
+    assert find_status(str(tmp_path), ()) == ([], [])
+    run.write_attempt(attempt(1, 0, "preempted"))
+    for names in ((), (run.run_id,)):
+        (status,) = find_status(str(tmp_path), names)[1]
+        assert status.state == "broken" and "spec.json is missing; restore it, or submit the run again" in status.cause

@@ -41,6 +41,15 @@ def test_a_run_takes_one_line_at_any_width_of_the_terminal(width):
     assert ("gpu-node-17 +1" in lines[0]) == ("host" in header)
 
 
+@pytest.mark.parametrize("width", [10, 20, 40, 60])
+def test_on_a_very_narrow_terminal_no_number_is_cut(width):
+    """A step of 375000 that reads 375 is wrong: columns go instead."""
+    header, *lines = printed([status(i, cause="") for i in range(3)], width)
+    assert max(map(len, [header, *lines])) <= width and header.split()[-1] in ("state", "step", "top-1")
+    for line in lines:
+        assert not any(word.isdigit() or "/" in word for word in line.split() if word != "375000/375300"), line
+
+
 def test_a_wide_table_is_not_shortened_and_says_each_thing_once():
     line = printed([status()], 300)[1]
     assert line.startswith("deit-deit_small_patch16_224-s0-0123abcd  lost peer  40012_0  gpu-node-17 +1 ")

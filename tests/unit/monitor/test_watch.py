@@ -92,3 +92,13 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path, monkeypatch
         shown = io.StringIO()
         watch([make_run(tmp_path)], Console(file=shown, force_terminal=True, width=80, _environ={"TERM": term}))
         assert shown.getvalue().startswith(starts)
+
+
+def test_what_a_run_waits_for_is_shown(tmp_path, monkeypatch):
+    """A state that is unknown for hours says why, on a terminal and in a pipe."""
+    found = Status("digits-s0", "/r", "failed", cause="failed (no space left)", step=3, total_steps=9)
+    monkeypatch.setattr(watching, "read_status", lambda runs: [found])
+    for is_terminal in (True, False):
+        shown = io.StringIO()
+        watch([make_run(tmp_path)], Console(file=shown, force_terminal=is_terminal, width=200))
+        assert "no space left" in shown.getvalue() and "step 3/9" in shown.getvalue()

@@ -85,7 +85,7 @@ def test_a_broken_folder_is_named_and_the_others_are_read(
     collection = collect(list_folders(str(tmp_path)))
     assert (collection.groups[0].n, collection.groups[0].mean) == (1, 78.0)
     (one,) = collection.unfinished
-    assert (one.run_id, one.state) == (run.run_id, "unreadable")
+    assert (one.run_id, one.state) == (run.run_id, "broken")
     assert reason in one.reason
 
 

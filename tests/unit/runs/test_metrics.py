@@ -1,16 +1,25 @@
 """Rows of a run are in order, none twice and none missing, however its attempts ended."""
 
 import json
+import math
+import re
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsb_cluster.cli import main
 from rsb_cluster.errors import StorageError
+from rsb_cluster.monitor.status import read_status
+from rsb_cluster.results.compare import compare_curves
+from rsb_cluster.results.report.history import read_history
 from rsb_cluster.runs import metrics
 from rsb_cluster.runs.metrics import MetricsWriter, last_rows, read_rows
 from rsb_cluster.runs.run import Attempt, Run
 from rsb_cluster.storage.store import Store
+from rsb_cluster.train.trackers import _read_forwarded
+from tests.unit.new_runs import make_run
 
 starts = st.lists(st.integers(0, 12), max_size=4)
 steps = st.lists(st.tuples(st.integers(0, 15), st.sampled_from(["train", "eval"])), max_size=8)
@@ -200,3 +209,52 @@ def test_no_step_is_twice_and_none_is_missing(tmp_path_factory, life):
     assert [row["step"] for row in rows] == [step for step in range(1, total + 1) if step % every == 0]
     for row in rows:  # each from the last attempt that trained it
         assert row["attempt"] == max(n for n, (start, end) in enumerate(attempts, 1) if start < row["step"] <= end)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "tr',
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"kind": "train"}',
+        b'{"kind": "train", "step": "5"}',
+        b"\xff",
+        b"[" * 99999,
+    ],
+    ids=["cut", "null", "list", "empty", "stepless", "text", "bytes", "deep"],
+)
+def test_a_line_that_is_no_row_is_named_and_everything_that_reads_rows_says_so(tmp_path, line):
+    """A file that was cut off when it was copied: a message, and no traceback, in each command."""
+    run = make_run(tmp_path)
+    run.write_attempt(attempt(1, 0))
+    good = {"kind": "train", "step": 1, "epoch": 0.1, "loss": math.nan, "images_per_s": 9.0}
+    run.store.write_bytes("metrics/0001-000000.jsonl", json.dumps(good).encode() + b"\n" + line)
+    message = r"line 2 of .*/metrics/0001-000000\.jsonl is no row of metrics.*delete the line"
+    for read in (read_rows, lambda run: last_rows(run, run.attempts())):
+        with pytest.raises(StorageError, match=message):
+            read(run)
+    for command in (["runs", "show", run.run_id], ["compare", run.run_id, run.run_id]):
+        done = CliRunner().invoke(main, [*command, "--runs", str(tmp_path)])
+        assert done.exit_code == 1 and re.search(message, done.output), done.output
+    assert re.search(message, read_status([run])[0].cause)
+    assert re.search(message, read_history(run, run.recipe(), "", points=9).damage)
+    assert _read_forwarded(run, 2) == {("train", 1)}, "a damaged file ends no training"
+
+
+def test_a_row_that_lacks_what_another_version_wrote_is_no_damage(tmp_path):
+    run = make_run(tmp_path)
+    run.write_attempt(attempt(1, 0))
+    rows = [
+        {"kind": "train", "step": 5},
+        {"kind": "eval", "step": 5},
+        {"kind": "train", "step": 6, "images_per_s": math.inf},
+    ]
+    run.store.write_bytes("metrics/0001-000000.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    run.store.write_bytes("metrics/notes.txt", b"mine")
+    (status,) = read_status([run])
+    assert (status.state, status.step, status.loss, status.top1) == ("killed", 6, None, None)
+    found = read_history(run, run.recipe(), "", points=9)
+    assert (found.damage, found.images_per_s, found.waiting) == ("", None, None)
+    assert compare_curves(read_rows(run), read_rows(run)).common == 0

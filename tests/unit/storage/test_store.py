@@ -83,11 +83,17 @@ def test_json_goes_and_comes_back(anywhere):
     anywhere.write_json("x.json", value)
     assert anywhere.read_json("x.json") == value
     anywhere.write_bytes("y.json", b"{")
-    with pytest.raises(StorageError, match=r"y\.json is not JSON: .*Was it edited by hand\?"):
+    with pytest.raises(StorageError, match=r"y\.json is not JSON: .*Was it cut off, or edited by hand\?"):
         anywhere.read_json("y.json")
     anywhere.write_bytes("z.json", b"\xff\xfe")
     with pytest.raises(StorageError, match=r"z\.json is not JSON"):
         anywhere.read_json("z.json")
+    anywhere.write_bytes("empty.json", b"\n")
+    with pytest.raises(StorageError, match=r"empty\.json is empty\. Was it cut off"):
+        anywhere.read_json("empty.json")
+    anywhere.write_bytes("deep.json", b"[" * 100_000)
+    with pytest.raises(StorageError, match=r"deep\.json is not JSON"):
+        anywhere.read_json("deep.json")
 
 
 @pytest.mark.parametrize("what", ["read_bytes", "read_json", "size", "open"])

@@ -14,6 +14,7 @@ from rsb_cluster.config.recipe import Recipe
 from rsb_cluster.errors import CheckpointError, ConfigError
 from rsb_cluster.runs.run import Run
 from rsb_cluster.weights.resolve import WeightsFile, find_weights, initial_weights
+from tests.unit.new_runs import make_run
 
 
 def no_hub(name: str) -> WeightsFile:
@@ -52,6 +53,27 @@ def test_a_name_that_stands_for_nothing_or_for_two_runs(trained: Run, tmp_path: 
         shutil.copytree(trained.url, tmp_path / f"run-{name}")
     with pytest.raises(ConfigError, match="'run-' is a prefix of 2 runs"):
         find_weights("run-", str(tmp_path), fetch=no_hub)
+
+
+def test_a_file_that_is_no_weights_and_a_folder_with_the_name_of_a_file_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not looked for on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").touch()
+    Path("sharded.pth").mkdir()
+    for name in ("net.onnx", "sharded.pth"):
+        with pytest.raises(ConfigError, match=rf"/{name} holds no weights: it is neither a run"):
+            find_weights(name, str(tmp_path / "runs"), fetch=no_hub)
+
+
+def test_of_a_run_without_checkpoints_it_is_said_whether_there_will_be_any(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_weights(run.url, "", fetch=no_hub)
+    run.store.write_json("result.json", {})
+    with pytest.raises(CheckpointError, match="has no checkpoint any more: 'runs delete'"):
+        find_weights(run.url, "", fetch=no_hub)
 
 
 def test_what_is_read_is_what_was_found(tmp_path: Path) -> None:

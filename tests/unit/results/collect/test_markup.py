@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rsb_cluster.results.collect import collect, render
 from rsb_cluster.runs.run import Run
-from tests.unit.results.collect.made import finish, make_run, same_as_golden
+from tests.unit.results.collect.made import attempt, finish, make_run, same_as_golden
 
 
 def test_markdown_is_golden(runs: list[Run], tmp_path: Path) -> None:
@@ -28,3 +28,18 @@ def test_markdown_rows_have_as_many_cells_as_the_heading(runs: list[Run], tmp_pa
     assert len(table) == 2 + 9
     assert {line.replace(r"\|", "").count("|") for line in table} == {17}
     assert any(r"model.kwargs=c\|d" in line for line in table)
+
+
+def test_messages_and_names_stay_what_they_are(tmp_path: Path) -> None:
+    """In Markdown '<stdin>' would vanish, in LaTeX '--mean' get a dash, and a line break end a row."""
+    run = make_run(tmp_path)
+    message = "KeyError: <stdin>.__init__ got `x*y` [1](2)\nfor --mean ~a_b~ a\\|b &lt; $n$"
+    attempt(run, cause="failed", message=message)
+    collected = collect([run])
+    markdown = render(collected, "md")
+    assert (
+        r"KeyError: \<stdin>.\_\_init\_\_ got \`x\*y\` \[1](2) for --mean \~a_b\~ a\\\|b \&lt; \$n\$ (attempt 1"
+    ) in markdown
+    latex = render(collected, "latex")
+    assert r"\textless{}stdin\textgreater{}" in latex and r"for -{}-mean" in latex and r"`x{*}y`" in latex
+    assert "&lt;stdin&gt;.__init__" in render(collected, "html")

@@ -69,7 +69,11 @@ def test_a_run_that_has_not_started_names_its_job(tmp_path: Path) -> None:
         ({"cause": "preempted"}, "waiting", "preempted (attempt 2, step 40)"),
         ({"cause": "timed out"}, "waiting", "timed out (attempt 2, step 40)"),
         ({"cause": "lost peer"}, "waiting", "lost peer (attempt 2, step 40)"),
-        ({"cause": "finished"}, "no result", "finished (attempt 2, step 40)"),
+        (
+            {"cause": "finished"},
+            "no result",
+            "its last step is done, but result.json is missing: submit it again (attempt 2, step 40)",
+        ),
     ],
 )
 def test_the_last_attempt_says_why_there_is_no_result(
@@ -101,14 +105,14 @@ def test_a_result_that_cannot_be_read_is_named_and_does_not_count(tmp_path: Path
     run = make_run(tmp_path)
     run.store.write_bytes("result.json", content)
     state, said = unfinished(run)
-    assert state == "unreadable"
+    assert state == "broken"
     assert reason in said
 
 
 @pytest.mark.parametrize("top1", [100.5, -0.1, math.nan, None])
 def test_an_accuracy_that_is_no_percentage_does_not_count(tmp_path: Path, top1: Any) -> None:
     state, reason = unfinished(finished(tmp_path, top1))
-    assert state == "unreadable"
+    assert state == "broken"
     assert "top1" in reason
 
 

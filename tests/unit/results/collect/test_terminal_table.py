@@ -41,3 +41,12 @@ def test_a_terminal_has_no_columns_in_which_nothing_stands(runs: list[Run], monk
         heading = render(collect([own]), "table", terminal=terminal).splitlines()[0]
         assert "top-1" in heading
         assert ("paper" in heading) == ("delta" in heading) == (not terminal), "a pipe has the same columns always"
+
+
+def test_no_number_is_cut_however_narrow_the_terminal(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wraps the lines instead: 375,000 that reads 375 would be wrong."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "dumb")
+    table = render(collect(runs[:3]), "table", terminal=True).partition("Compared")[0]
+    assert "…" not in table and "78.03 ± 0.11" in table and "reproduced" in table
+    assert "\x1b" not in table, "a dumb terminal shows the codes of colours"

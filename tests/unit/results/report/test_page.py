@@ -93,7 +93,7 @@ def test_the_page_has_every_run_with_its_attempts_and_curves(folder: Path) -> No
         assert run["logs"][0][1] == f"runs/{run_id}/logs/0001-rank00000.log"
         assert (folder / run["logs"][0][1]).is_file()
     assert whole == 28
-    assert sorted(run["state"] for run in runs.values() if "recipe" not in run) == ["missing", "unreadable"]
+    assert sorted(run["state"] for run in runs.values() if "recipe" not in run) == ["broken", "missing"]
     (damaged,) = [run for run in runs.values() if run["damage"]]
     assert damaged["loss"] == [[], []]
 

@@ -101,8 +101,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def _clean_log() -> Iterator[None]:
     """Keep the package's logger as it is when Python starts, whatever a command or a worker does to it.
 
-    Not as it was before the test: a fixture of the whole module may have changed it, and pytest adds handlers of its own
-    to a logger that a worker has cut off from the root.
+    Not as it was before the test: a fixture of the whole module may have changed it, and pytest adds handlers of its
+    own to a logger that a worker has cut off from the root.
     """
     _reset_log()
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,7 +168,7 @@ def shards_verify(folder: str, decode: bool, workers: int | None) -> None:
     from rsb_cluster.storage.store import Store
 
     reports = {}
-    for part in parts_of(folder):
+    for part in _parts_to_read(folder):
         with progress_bar(f"verifying {part}") as progress:
             report = verify(Store(part), decode=decode, workers=workers, progress=progress)
         for problem in report.problems:
@@ -196,7 +197,7 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     from rsb_cluster.data.verify import class_samples, stats
     from rsb_cluster.storage.store import Store
 
-    parts = parts_of(folder)
+    parts = _parts_to_read(folder)
     if classes:
         indices = {part: load_index(Store(part)) for part in parts}
         longest = max(indices.values(), key=lambda index: index.num_classes)
@@ -214,6 +215,19 @@ def shards_stats(folder: str, classes: bool, as_json: bool) -> None:
     for key, values in rows.items():
         table.add_row(key, *(_format(values.get(part, 0)) for part in parts))
     console().print(table)
+
+
+def _parts_to_read(folder: str) -> list[str]:
+    """Return the indexed parts of a data set, and say which part is left out as it has no index."""
+    from rsb_cluster.data.index import shard_names
+    from rsb_cluster.storage.store import Store
+
+    parts = parts_of(folder)
+    for name in ("train", "val") if parts != [folder] else ():
+        part = f"{folder.rstrip('/')}/{name}"
+        if part not in parts and shard_names(Store(part)):
+            log(f"{part} has no index, and is left out. Make it: rsb-cluster shards index {shlex.quote(part)}")
+    return parts
 
 
 def _format(value: object) -> str:

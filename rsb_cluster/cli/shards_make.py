@@ -162,7 +162,8 @@ def _say_what_trains(dest: str) -> None:
     parts = [part.rpartition("/")[2] for part in parts_of(dest)]
     if not {"train", "val"} <= set(parts):
         missing = "val" if "train" in parts else "train"
-        log(f"to train on it, make its {missing}/, too: rsb-cluster shards make SOURCE {dest} --split {missing}")
+        command = f"rsb-cluster shards make SOURCE {shlex.quote(dest)} --split {missing}"
+        log(f"to train on it, make its {missing}/, too: {command}")
         return
     from rsb_cluster.storage.store import Store
 

@@ -15,7 +15,7 @@ def read_class_list(text: str) -> tuple[str, ...]:
         ValueError: There is no such file, it cannot be read, or there is no name.
     """
     path = expand_home(text)
-    if path.is_file():
+    if _is_file(path):
         names = _read(path)
     elif "/" in text or path.suffix in (".txt", ".json"):
         raise ValueError(f"there is no file {path}")
@@ -27,9 +27,16 @@ def read_class_list(text: str) -> tuple[str, ...]:
     return found
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # many names are longer than a path can be
+        return False
+
+
 def _read(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from functools import cache
 
 IMAGE_EXTENSIONS = (
@@ -24,6 +25,10 @@ _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b
 _ASCII_PNM = (b"P1", b"P2", b"P3", b"P4")
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 SNIFFED_BYTES = 16
+
+# Pillow warns of damaged metadata, palettes and large images by its own lines, without the name of the file. What
+# cannot be decoded is named by whoever decodes it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _GREY_16_PNG = b"\x10\x00"  # bit depth and colour type, after width and height
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")

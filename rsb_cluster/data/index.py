@@ -18,6 +18,7 @@ import json
 import re
 import shlex
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,7 @@ _FORMAT = 2
 _PLACED_FORMAT = 3  # as 2, and names the folder of the shards
 _FILE_DIGEST_FORMAT = 1  # its digest is that of the file; all else is as in format 2
 _BLOCK_BYTES = 512  # of a tar
+_ZIP = b"PK"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -72,8 +74,13 @@ class ShardIndex:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class; of one without a name, as in somebody's shards, its number."""
-        return (*self.classes, *map(str, range(len(self.classes), self.num_classes)))
+        """The name of each class, all different: with its number where two have one name (ImageNet has two cranes).
+
+        A class without a name, as in somebody's shards, is called by its number.
+        """
+        names = (*self.classes, *map(str, range(len(self.classes), self.num_classes)))
+        times = Counter(names)
+        return tuple(f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names))
 
     def has_digest(self, digest: str) -> bool:
         """Whether a digest is one of these data, be it of the content or of an index file of format 1."""
@@ -115,7 +122,7 @@ def load_index(store: Store) -> ShardIndex:
     except MissingError as error:
         hint = f"Make it: rsb-cluster shards index {shlex.quote(store.url)}{' -o FOLDER' if store.is_read_only else ''}"
         if store.exists(f"train/{INDEX_NAME}"):
-            hint = f"This folder holds the splits of a set; did you mean {store.url}/train?"
+            hint = f"This folder holds the splits of a set; did you mean {store.url}/train or {store.url}/val?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
     try:
         return _unpack(content, url)
@@ -156,7 +163,7 @@ def content_digest(index: ShardIndex) -> str:
 
 def shard_names(store: Store) -> list[str]:
     """Return the file names of a folder's shards, sorted."""
-    return [name for name in store.names() if name.endswith(SHARD_SUFFIX)]
+    return sorted(name for name, is_file in store.entries().items() if is_file and name.endswith(SHARD_SUFFIX))
 
 
 def read_classes(store: Store) -> tuple[str, ...]:
@@ -186,7 +193,7 @@ def check_class_names(name: str, classes: Sequence[str], other: str, others: Seq
             raise ConfigError(
                 f"class {number} is '{first}' for {name} and '{second}' in {other}: the predictions would be misread. "
                 f"Make the shards of {other} again with the classes in the other's order; where only {CLASSES_NAME} is "
-                f"wrong, correct it and run 'rsb-cluster shards index {other}'."
+                f"wrong, correct it and run: rsb-cluster shards index {shlex.quote(other)}"
             )
 
 
@@ -226,6 +233,8 @@ def _file_digest(index: ShardIndex) -> str:
 
 def _unpack(content: bytes, url: str) -> ShardIndex:
     """Parse an index file's bytes. Raises ValueError (or what zipfile and numpy raise) if they are invalid."""
+    if not content.startswith(_ZIP):
+        raise ValueError(f"it is no .npz ({len(content):,} bytes)")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays.pop("meta").tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,6 +167,11 @@ def _starts(counts: list[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
 
 
+def is_like_shard(name: str) -> bool:
+    """Whether a name is that of a tar, be it compressed or in capitals."""
+    return re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", name, re.IGNORECASE) is not None
+
+
 def _where_shards_are(store: Store) -> str:
     """Say what to do where a folder has no shards."""
     if store.is_local and not (path := Path(store.url)).is_dir():
@@ -174,7 +180,9 @@ def _where_shards_are(store: Store) -> str:
     here = store.entries()
     for folder in ("", *(name for name, is_file in here.items() if not is_file and splits_in(name))):
         for name in store.entries(folder) if folder else here:
-            if SHARD_SUFFIX in name or name.endswith(".tgz"):
+            if is_like_shard(name):
                 packed = f"{folder}/{name}" if folder else name
+                if name.lower().endswith(SHARD_SUFFIX):
+                    return f"Call {packed} so: shards are files whose names end with {SHARD_SUFFIX}."
                 return f"Unpack {packed} to a plain {SHARD_SUFFIX} first: one cannot read from the middle of it."
     return "Make shards: rsb-cluster shards make"

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -175,10 +176,13 @@ def load_label_sets(store: Store, index: ShardIndex, name: str) -> LabelSets:
     try:
         content = read_record(LabelFile, store.read_bytes(label_file_name(name)), url)
     except MissingError as error:
-        raise DataError(
-            f"there are no labels '{name}' for {store.url}: {url} does not exist. "
-            f"Make the ReaL labels with: rsb-cluster shards labels {REAL} {store.url}"
-        ) from error
+        there = sorted(label_files(store.names()).values()) if store.lists_files else []
+        hint = (
+            f"Make the ReaL labels with: rsb-cluster shards labels {REAL} {shlex.quote(store.url)}"
+            if name == REAL
+            else f"It has {', '.join(there) or 'none'}; {', '.join(CLASS_MASKS)} are for ImageNet's classes."
+        )
+        raise DataError(f"there are no labels '{name}' for {store.url}: {url} does not exist. {hint}") from error
     except ConfigError as error:
         raise DataError(f"{url} is damaged: {error} Make it again.") from error
     keys = [index.key(i) for i in range(index.num_samples)]
@@ -224,7 +228,14 @@ def real_labels(keys: Iterable[str], file: Path | None = None) -> LabelFile:
                 f"ILSVRC2012_val_{_REAL_IMAGES:08d}), so it has no ReaL label. Use shards of ImageNet's val."
             )
         joined[key] = by_number[int(found[1]) - 1]
-    return LabelFile(about="ReaL: Beyer et al. 2020, arXiv:2006.07159", labels=joined)
+    try:
+        return LabelFile(about="ReaL: Beyer et al. 2020, arXiv:2006.07159", labels=joined)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{path} is no list of lists of classes: it has {first['input']!r} for '{first['loc'][1]}'. Give the "
+            "authors' file."
+        ) from error
 
 
 def timm_info(name: str) -> Path:

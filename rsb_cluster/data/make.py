@@ -96,9 +96,11 @@ def plan_set(
     """
     dest.check_not_read_only("shards")
     _check_same_classes(sources, dest)
+    parts = {split: SplitPlan(source, dest.child(split), shard_samples, recode) for split, source in sources.items()}
+    for part in parts.values():
+        part.check_location()  # first: what others advise would lie there, too
     if not overwrite:
         _refuse_unrelated_files(sources, dest)
-    parts = {split: SplitPlan(source, dest.child(split), shard_samples, recode) for split, source in sources.items()}
     advance = _cumulative(progress, 0, sum(map(len, sources.values())))
     for part in parts.values():
         part.check(_replace(remake, overwrite), by_bytes, workers, advance)
@@ -218,5 +220,6 @@ def _check_same_classes(sources: Mapping[str, DataSource], dest: Store) -> None:
                 differing = sorted(set(classes) ^ set(others)) or ["their order"]
                 raise ConfigError(
                     f"{split} has {len(classes)} classes and {other} has {len(others)}; they differ in: "
-                    f"{', '.join(differing[:5])}. Make both from the same list of classes."
+                    f"{', '.join(differing[:5])}. Make both at once, from a folder with train/ and val/ (links will "
+                    "do), where val may lack classes; or from the same list of classes."
                 )

@@ -17,17 +17,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from pathlib import PurePosixPath
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rsb_cluster.data.index import INDEX_NAME, Progress, ShardIndex, load_index, shard_names, shards_of
-from rsb_cluster.data.indexing import ShardFolder, build_index
+from rsb_cluster.data.index import (
+    INDEX_NAME,
+    SHARD_SUFFIX,
+    Progress,
+    ShardIndex,
+    load_index,
+    shard_names,
+    shards_of,
+)
+from rsb_cluster.data.indexing import ShardFolder, build_index, is_like_shard
 from rsb_cluster.data.sources.label_table import LabelTable
 from rsb_cluster.data.sources.labelled import label_scans
 from rsb_cluster.data.sources.source import SPLITS
 from rsb_cluster.data.split_folder import abbreviate
-from rsb_cluster.data.split_names import as_ours, split_of
+from rsb_cluster.data.split_names import as_ours, split_of, splits_in
 from rsb_cluster.errors import AccessError, ConfigError, DataError
 from rsb_cluster.storage.store import Store
 
@@ -90,12 +99,15 @@ def find_parts(store: Store, *, any_count: bool = False) -> PublishedSet:
     tars = shard_names(store)
     if not tars:
         return _folders(store, any_count)
+    unread = _unread(store, tars)
     info = _read_info(store)
     splits, notes = _listed(store, tars, info, any_count) if info else _named(store, tars)
     if len(splits) < 2:
         (names,) = splits.values()
         samples = _lengths(info.splits.values()) if info else {}
-        return PublishedSet(store, {"": ShardFolder(store, tuple(names), "", samples)}, notes=(*notes, *_gaps(names)))
+        return PublishedSet(
+            store, {"": ShardFolder(store, tuple(names), "", samples)}, notes=(*unread, *notes, *_gaps(names))
+        )
     ours, left_out = as_ours(splits)
     notes += [f"the split '{name}' is left out: {abbreviate(splits[name])}" for name in left_out]
     samples = _lengths(info.splits.values()) if info else {}
@@ -103,7 +115,7 @@ def find_parts(store: Store, *, any_count: bool = False) -> PublishedSet:
     if store.exists(INDEX_NAME):
         notes.append(f"{INDEX_NAME} in this folder is of all shards as one set, by an earlier version: delete it")
     gaps = [note for names in ours.values() for note in _gaps(names)]
-    return PublishedSet(store, parts, notes=(*notes, *gaps))
+    return PublishedSet(store, parts, notes=(*unread, *notes, *gaps))
 
 
 def index_set(
@@ -173,7 +185,8 @@ def write_info(store: Store) -> None:
     """
     parts = {name: store.child(name) for name in SPLITS if store.exists(f"{name}/{INDEX_NAME}")}
     splits = {}
-    for part, folder in (parts or {"train": store}).items():
+    alone = "val" if "train" not in (words := splits_in(PurePosixPath(store.url).name)) and words else "train"
+    for part, folder in (parts or {alone: store}).items():
         index = load_index(folder)
         url = shards_of(folder, index).url
         if url != store.url and not url.startswith(f"{store.url}/"):
@@ -252,8 +265,9 @@ def _named(store: Store, tars: list[str]) -> tuple[dict[str, list[str]], list[st
 def _folders(store: Store, any_count: bool) -> PublishedSet:
     """Return the parts of a folder with a folder for each."""
     found: dict[str, list[str]] = {}
-    for name, is_file in store.entries().items():
-        kind = "" if is_file else split_of(name, f"the folder {store.locate(name)}")
+    folders = [name for name, is_file in store.entries().items() if not is_file]
+    for name in folders:
+        kind = split_of(name, f"the folder {store.locate(name)}")
         if kind and shard_names(store.child(name)):
             found.setdefault(kind, []).append(name)
     for kind, names in found.items():
@@ -263,13 +277,26 @@ def _folders(store: Store, any_count: bool) -> PublishedSet:
         return PublishedSet(store, {"": ShardFolder(store, (), "", {})})
     ours, left_out = as_ours(found)
     notes = [f"the folder '{found[kind][0]}' is left out: val is '{ours['val'][0]}'" for kind in left_out]
+    for name in sorted({*folders} - {name for names in found.values() for name in names}):
+        if splits_in(name):
+            notes.append(f"the folder '{name}' is left out: it has no *{SHARD_SUFFIX}")
+        elif shard_names(store.child(name)):
+            notes.append(f"the folder '{name}' is left out: its name tells no split")
     parts = {}
     for part, (folder,) in ours.items():
         shards = store.child(folder)
         names = shard_names(shards)
-        notes += [*_counted(shards, names, any_count), *_gaps(names)]
+        unread = (f"{folder}: {note}" for note in _unread(shards, names))
+        notes += [*unread, *_counted(shards, names, any_count), *_gaps(names)]
         parts[part] = ShardFolder(shards, tuple(names), "" if folder == part else f"../{folder}", {})
     return PublishedSet(store, parts, _class_names(store), tuple(notes))
+
+
+def _unread(store: Store, shards: Sequence[str]) -> list[str]:
+    """Return a remark on tars that are not read."""
+    found = sorted(set(filter(is_like_shard, store.names())).difference(shards))
+    what = f"left out, as they are compressed, folders, or not called *{SHARD_SUFFIX}"
+    return [f"{what}: {len(found):,} ({abbreviate(found)})"] if found else []
 
 
 def _counted(store: Store, names: list[str], any_count: bool) -> list[str]:
@@ -321,7 +348,8 @@ def _class_names(store: Store) -> tuple[str, ...]:
     if not store.exists(_CLASS_NAMES):
         return ()
     try:
-        return tuple(store.read_bytes(_CLASS_NAMES).decode().rstrip("\n").split("\n"))
+        text = store.read_bytes(_CLASS_NAMES).decode("utf-8-sig").replace("\r\n", "\n")
+        return tuple(text.rstrip("\n").split("\n"))
     except UnicodeDecodeError as error:
         raise DataError(f"{store.locate(_CLASS_NAMES)} is not UTF-8: {error}. Download it again.") from error
 

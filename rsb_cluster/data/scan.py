@@ -11,9 +11,11 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
 from rsb_cluster.data.left_out import DEBRIS, LeftOut, is_debris_member
 from rsb_cluster.errors import DataError
 from rsb_cluster.storage.store import Store
+
+Content = Callable[[], bytes]  # reads a member's content
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
@@ -32,8 +36,10 @@ MAX_CLASS = 10_000_000 - 1  # a network has as many outputs; what counts samples
 _READ_BYTES = 1 << 20
 _IMAGE_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 _KEY_RULE = "A sample's key ends at the first dot after the last slash of a name, as in webdataset."
+_UNPACK = "; if its folder is its class, unpack the tar, and run 'shards make' on the folders"
 _NO_KEY = "no dot in the name, or metadata of webdataset"
 _SPECIAL = "a link, or no regular file"
+_LFS = b"version https://git-lfs"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -163,20 +169,9 @@ def scan_stream(opened: BinaryIO, url: str, image_keys: Sequence[str] = (), has_
         StorageError: The file could not be read.
     """
     hashing, stream = hashing_reader(opened)
-    samples: list[_Sample] = []
     left_out = LeftOut()
-    with stream:
-        compression = next((kind for magic, kind in _COMPRESSED.items() if stream.peek(8).startswith(magic)), None)
-        if compression:
-            raise DataError(
-                f"{url} is compressed ({compression}), so no sample in it can be found by its offset. "
-                "Unpack it to a plain .tar."
-            )
-        try:
-            samples.extend(_samples(stream, url, image_keys, left_out))
-        except (tarfile.TarError, _DamagedError) as error:
-            last = f"after the sample '{samples[-1].key}'" if samples else "at its start"
-            raise DataError(f"{url} is not a complete tar: {error}, {last}. Copy or make it again.") from error
+    with closing(members_of(stream, url)) as members:
+        samples = list(_samples(members, url, image_keys, left_out))
     if not samples:
         raise DataError(f"{url} holds no samples. Delete it, or make it again.")
     keys = tuple(_unique_keys(samples, url))
@@ -196,31 +191,74 @@ def scan_stream(opened: BinaryIO, url: str, image_keys: Sequence[str] = (), has_
     )
 
 
-def _samples(stream: io.BufferedReader, url: str, image_keys: Sequence[str], left_out: LeftOut) -> Iterator[_Sample]:
+def members_of(stream: io.BufferedReader, url: str) -> Generator[tuple[tarfile.TarInfo, Content]]:
+    """Yield the members of a plain tar, each with what returns its content.
+
+    The tar is read once from its start to its end, or sought in, and closed.
+
+    Raises:
+        DataError: It is compressed, or is no complete tar; also while a content is read.
+        StorageError: It could not be read.
+    """
+    last = "at its start"
+
+    def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+        try:
+            file = tar.extractfile(member)
+            return file.read() if file is not None else b""  # links and folders have none
+        except tarfile.TarError as error:
+            raise _incomplete(url, error, last) from error
+
+    with stream:
+        start = stream.peek(len(_LFS))
+        compression = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
+        if compression:
+            raise DataError(
+                f"{url} is compressed ({compression}), so no sample in it can be found by its offset. "
+                "Unpack it to a plain .tar."
+            )
+        if start.startswith(_LFS):
+            raise DataError(f"{url} is a pointer of Git LFS and not the file. Run: git lfs pull")
+        try:
+            # Not "*": webdataset would also read a compressed tar, in which no offset can be sought.
+            mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
+            with tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo, encoding="utf-8") as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+                    yield member, partial(content, tar, member)
+                    last = f"in or after '{member.name}'"
+                _check_rest(tar)
+        except (tarfile.TarError, _DamagedError) as error:
+            raise _incomplete(url, error, last) from error
+
+
+def _incomplete(url: str, error: Exception, last: str) -> DataError:
+    return DataError(f"{url} is not a complete tar: {error}, {last}. Copy or make it again.")
+
+
+def _samples(
+    members: Iterable[tuple[tarfile.TarInfo, Content]], url: str, image_keys: Sequence[str], left_out: LeftOut
+) -> Iterator[_Sample]:
     """Yield a sample for consecutive members with the same key; read to the end of the file."""
     current: _Sample | None = None
-    # "r|", not "r|*": webdataset would also read a compressed tar, in which no offset can be sought.
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
-            parts = split_name(member.name) if member.isreg() else None
-            # A member with the key of the one before belongs to its sample.
-            if parts is None or ((current is None or parts[0] != current.key) and is_debris_member(member.name)):
-                _leave_out(member, url, image_keys, left_out)
-                continue
-            key, extension = parts
-            if current is None or key != current.key:
-                if current is not None:
-                    yield current
-                # `offset` is that of the first header, be it a GNU long name or a PAX header of this member.
-                current = _Sample(key, member.offset)
-            _add(current, tar, member, extension, url)
-        _check_rest(tar)
+    for member, content in members:
+        parts = split_name(member.name) if member.isreg() else None
+        # A member with the key of the one before belongs to its sample.
+        if parts is None or ((current is None or parts[0] != current.key) and is_debris_member(member.name)):
+            leave_out(member, url, image_keys, left_out)
+            continue
+        key, extension = parts
+        if current is None or key != current.key:
+            if current is not None:
+                yield current
+            # `offset` is that of the first header, be it a GNU long name or a PAX header of this member.
+            current = _Sample(key, member.offset)
+        _add(current, member, content, extension, url)
     if current is not None:
         yield current
 
 
-def _leave_out(member: tarfile.TarInfo, url: str, image_keys: Sequence[str], left_out: LeftOut) -> None:
+def leave_out(member: tarfile.TarInfo, url: str, image_keys: Sequence[str], left_out: LeftOut) -> None:
     """Count a member that belongs to no sample; refuse a link that should have belonged to one."""
     parts = split_name(member.name)
     if member.isdir():
@@ -240,24 +278,26 @@ def _leave_out(member: tarfile.TarInfo, url: str, image_keys: Sequence[str], lef
         left_out.add(_SPECIAL, member.name)
 
 
-def _add(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, url: str) -> None:
+def _add(sample: _Sample, member: tarfile.TarInfo, content: Content, extension: str, url: str) -> None:
     """Add a member to its sample."""
     if extension in sample.members:
         raise DataError(
             f"{url}: sample '{sample.key}' has two members with the extension '{extension}'. {_KEY_RULE} "
             "Remove one, or make the shard again."
         )
-    if member.issparse():
-        raise DataError(
-            f"{url}: sample '{sample.key}': '{member.name}' is a sparse file, so its bytes are not contiguous. "
-            "Make the tar without --sparse."
-        )
+    refuse_sparse(member, url)
     sample.members[extension] = (member.offset_data, member.size)
     sample.stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     if extension in _CLASS_EXTENSIONS:
-        content = tar.extractfile(member)
-        assert content is not None  # only links and folders have none
-        setattr(sample, extension, content.read())
+        setattr(sample, extension, content())
+
+
+def refuse_sparse(member: tarfile.TarInfo, url: str) -> None:
+    """Raise DataError if a file in a tar is stored without its holes."""
+    if member.issparse():
+        raise DataError(
+            f"{url}: '{member.name}' is a sparse file, so its bytes are not contiguous. Make the tar without --sparse."
+        )
 
 
 def _check_rest(tar: tarfile.TarFile) -> None:
@@ -331,7 +371,8 @@ def _class_of(sample: _Sample, url: str) -> int:
     else:
         raise DataError(
             f"{where} has no class: it has neither .cls nor .json (it has: "
-            f"{', '.join(sorted(sample.members))}). {_KEY_RULE} Add a .cls with the class number."
+            f"{', '.join(sorted(sample.members))}). {_KEY_RULE} Add a .cls with the class number, or a table of labels "
+            f"(--labels FILE.csv){_UNPACK if '/' in sample.key else ''}."
         )
     if not 0 <= label <= MAX_CLASS:
         raise DataError(
@@ -352,5 +393,5 @@ def _class_in_json(content: bytes, where: str) -> int:
             return label
     raise DataError(
         f"{where} has no class: its .json has no whole number under {', '.join(_JSON_CLASS_FIELDS)}. "
-        "Add a .cls with the class number."
+        "Add a .cls with the class number, or a table of labels (--labels FILE.csv)."
     )

@@ -12,7 +12,7 @@ from rsb_cluster.data.image_files import IMAGE_EXTENSIONS, is_unknown, is_wide
 from rsb_cluster.data.left_out import LeftOut
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.scan import ShardScan, scan_shard, scan_stream, split_name
-from rsb_cluster.data.sources.source import Sample, key_of
+from rsb_cluster.data.sources.source import Sample, key_of, readable
 from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 
@@ -174,7 +174,8 @@ def read_sample(
         ConfigError: It could be written but not be read back.
         DataError: It cannot be downscaled.
     """
-    key, content, extension, label = read(entry)
+    with readable(show(entry)):
+        key, content, extension, label = read(entry)
     if recode is not None:
         content, extension = recode(f"'{show(entry) if key_of(entry) else key}' ({where})", content, extension)
     where = f"sample '{key}' with the extension '{extension}' and the class {label}"

@@ -73,10 +73,10 @@ class SplitPlan:
     def check(self, replace: Replace, by_bytes: bool, workers: int | None, advance: Advance) -> None:
         """Refuse a folder that must not be written to, and find the shards that can be kept."""
         folder = self._folder
-        self._check_location()
+        self.check_location()
         if folder.entries and not folder.record and replace != "all":
-            command = f"rsb-cluster shards index {shlex.quote(folder.store.url)}"
-            hint = f" To train on these shards, run: {command}" if folder.tars else ""
+            index = f"rsb-cluster shards index {shlex.quote(folder.store.url)}"
+            hint = f" To train on these shards, run: {index}" if folder.tars else ""
             raise ConfigError(
                 f"{folder.store.url} holds {abbreviate(sorted(folder.entries))}, which were not made by this command. "
                 f"Choose another folder; or add --overwrite to 'shards make' to replace the shards in this one.{hint}"
@@ -145,7 +145,8 @@ class SplitPlan:
 
     # --- checks ---
 
-    def _check_location(self) -> None:
+    def check_location(self) -> None:
+        """Refuse a folder that lies in one from which the images are read, and what is no folder."""
         if not self._store.is_local:
             return
         path = Path(self._store.url)
@@ -175,7 +176,7 @@ class SplitPlan:
         ]
         changes = [f"{name} was {before.get(name)}, is {now[name]}" for name in differing if name not in _SAMPLE_FIELDS]
         if "listing_sha256" in differing or "sizes_sha256" in differing:
-            what = "the list of images" if "listing_sha256" in differing else "the sizes of images"
+            what = "the list of images, or their classes," if "listing_sha256" in differing else "the sizes of images"
             changes += self._image_changes() or [f"{what} changed, and the existing shards do not tell how"]
         if "packed" in differing:
             changes += _packed_changes(before["packed"], now["packed"])
@@ -193,8 +194,12 @@ class SplitPlan:
             self._refuse(self._image_changes() or [counts])
         if self._sizes and not np.array_equal(np.asarray(self._sizes)[source.order()], index.image_sizes):
             self._refuse(self._image_changes() or ["the order of images"])
+        sizes = self._store.sizes()
         if missing := [name for name in index.shards if not self._folder.entries.get(name)]:
             self._refuse([f"shards that are missing: {abbreviate(missing)}"])
+        wanted = zip(index.shards, index.shard_bytes.tolist(), strict=True)
+        if damaged := [name for name, size in wanted if sizes.get(name, size) != size]:
+            self._refuse([f"shards that have another size since: {abbreviate(damaged)}"])
         if by_bytes:
             self._compare(list(self._shards), by_bytes, workers, advance)
             different = [name for name in self._shards if name not in self._kept]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rsb_cluster.data.index import ShardIndex, checked_index, content_digest
 from rsb_cluster.data.labels import LabelFile, LabelSets
+from rsb_cluster.data.spelling import same_name
 from rsb_cluster.errors import ConfigError, did_you_mean
 
 
@@ -28,16 +29,23 @@ def class_numbers(names: Sequence[str], known: Sequence[str], where: str) -> dic
     Raises:
         ConfigError: A class is unknown, or named twice.
     """
-    number = {name: i for i, name in enumerate(known)}
-    for name in names:
+    number: dict[str, int] = {}
+    repeated: dict[str, int] = {}
+    for i, name in enumerate(map(same_name, known)):
+        if number.setdefault(name, i) != i:
+            repeated[name] = i
+    wanted = [same_name(name) for name in names]
+    for name in wanted:
         if name not in number:
             raise ConfigError(
                 f"{where} has no class '{name}'.{did_you_mean(name, known)} It has {len(known):,}, such as "
                 f"{', '.join(known[:3]) or 'none with a name'}."
             )
-    if len(set(names)) < len(names):
-        raise ConfigError(f"the class '{max(names, key=list(names).count)}' is named twice. Name it once.")
-    return {number[name]: new for new, name in enumerate(names)}
+        if name in repeated:
+            raise ConfigError(f"{where} has two classes '{name}', {number[name]} and {repeated[name]}. Rename one.")
+    if len(set(wanted)) < len(wanted):
+        raise ConfigError(f"the class '{max(wanted, key=wanted.count)}' is named twice. Name it once.")
+    return {number[name]: new for new, name in enumerate(wanted)}
 
 
 def choose_classes(index: ShardIndex, names: Sequence[str], where: str) -> ShardIndex:

@@ -43,7 +43,7 @@ class VerifyReport:
         problems: Sentences that name shard and key.
         causes: The kinds of the problems: `CHANGED`, `UNDECODABLE`; each says what to do.
         notes: Remarks that are no problems: keys in several shards, duplicate images, classes without an image.
-        images: A hash of each image that was read, sorted, shape (samples, 2).
+        images: A hash of each image in the shards that have not changed, sorted, shape (images, 2).
     """
 
     shards: int = 0
@@ -112,8 +112,9 @@ def verify(
             report.shards += 1
             report.samples += len(shard.sizes)
             report.add(CHANGED if changes else UNDECODABLE, [*bad, *changes])
-            hashes.append(images)
-            numbers.append(np.arange(*index.shard_start[number : number + 2]))
+            if not changes:  # else what lies at the places of its images may be none of them
+                hashes.append(images)
+                numbers.append(np.arange(*index.shard_start[number : number + 2]))
         if progress is not None:
             progress(number + 1, len(shards))
     if numbers:

@@ -5,6 +5,7 @@ A further set is an entry in datasets.toml, and a line here.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -83,10 +84,10 @@ def find_suite(name: str, data: str = "") -> Suite:
         has_file = item.labels and item.labels not in CLASS_MASKS
         if not val.exists(INDEX_NAME):
             folder = root.child(item.data_set).url
-            hint = f"rsb-cluster shards make {item.data_set} {folder} --split val --root FOLDER"
+            hint = f"rsb-cluster shards make {item.data_set} {shlex.quote(folder)} --split val --root FOLDER"
             missing.append(f"{item.title} is left out: there is no {val.locate(INDEX_NAME)}. Make it: {hint}")
         elif has_file and not val.exists(label_file_name(item.labels)):
-            hint = f"rsb-cluster shards labels {item.labels} {val.url}"
+            hint = f"rsb-cluster shards labels {item.labels} {shlex.quote(val.url)}"
             missing.append(f"{item.title} is left out: {val.url} has no labels '{item.labels}'. Add them: {hint}")
         else:
             items.append((item, root.child(item.data_set).url))

@@ -99,8 +99,9 @@ def _part(data: str, part: str) -> tuple[Store, str]:
     if not found:
         files = "\n".join(f"  {store.locate(INDEX_NAME)}" for store in candidates)
         raise DataError(
-            f"there are no shards with an index. Looked for\n{files}\nGive their folder with --data, or make them with "
-            f"'rsb-cluster shards make'.{did_you_mean(data, known_data_sets())}"
+            f"there are no shards with an index. Looked for\n{files}\nGive their folder with --data, make them with "
+            f"'rsb-cluster shards make', or index those that are there with 'rsb-cluster shards index'."
+            f"{did_you_mean(data, known_data_sets())}"
         )
     url = found[0].url
     return found[0], part if url.endswith(f"/{part}") else url.rsplit("/", 1)[1]

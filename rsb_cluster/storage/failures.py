@@ -15,9 +15,14 @@ from rsb_cluster.storage.redact import redact
 from rsb_cluster.storage.s3_settings import ANONYMOUS, REQUESTER_PAYS, endpoint_url, forget_credentials, s3_settings
 from rsb_cluster.storage.transfer import TransferCancelled
 
-_HINTS = dict.fromkeys(
-    (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG), "Choose another folder."
-) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another folder.")
+_ODD = dict.fromkeys((errno.ENXIO, errno.ELOOP), "It is a pipe, a socket or a link to itself: remove it.")
+_HINTS = (
+    _ODD
+    | dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG), "Choose another folder."
+    )
+    | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another folder.")
+)
 
 # What S3 says by a code: our error, and what to do.
 _RENEW = (AccessError, "the credentials have expired. Renew them (AWS_SESSION_TOKEN, 'aws sso login').")

@@ -16,9 +16,10 @@ import os
 import pwd
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 Buffer = bytes | bytearray | memoryview
 
@@ -79,6 +80,16 @@ def _create_without_links(target: Path, content: bytes) -> bool:
     return True
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError for a pipe, which would be waited for, or a device."""
+    # A folder has an error of its own. Without O_NONBLOCK the opening of a pipe waits; files do not know it.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.ENXIO, "no regular file", str(path))
+    return file
+
+
 def exists(path: Path) -> bool:
     """Whether a file or folder exists. Raises PermissionError if that cannot be known."""
     try:
@@ -90,7 +101,7 @@ def exists(path: Path) -> bool:
 
 def entries(folder: Path) -> list[tuple[str, bool]]:
     """Return the names in a folder and whether each is a file; empty if there is no folder."""
-    return [(entry.name, not entry.is_dir()) for entry in _scan(folder)]
+    return [(entry.name, not _is(entry.is_dir)) for entry in _scan(folder)]
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -98,7 +109,7 @@ def files(folder: Path) -> Iterator[Path]:
     for entry in _scan(folder):
         if entry.is_dir(follow_symlinks=False):
             yield from files(folder / entry.name)
-        elif entry.is_file():
+        elif _is(entry.is_file):
             yield folder / entry.name
 
 
@@ -118,6 +129,16 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Return what an entry's ``is_dir`` or ``is_file`` does; False for a link to itself."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def remove(path: Path) -> None:

@@ -261,7 +261,7 @@ class Store:
         """Open a file for reading as a seekable stream with read-ahead."""
         with translated_errors(self._inside(path)):
             if self.is_local:
-                return Path(self._inside(path)).open("rb")
+                return local_files.open_file(Path(self._inside(path)))
             opened = file_system(self.url).open(self._inside(path), "rb", block_size=8 << 20, cache_type="readahead")
             return cast(BinaryIO, GuardedFile(opened, lambda: translated_errors(self._inside(path))))
 

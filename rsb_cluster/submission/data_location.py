@@ -15,9 +15,9 @@ from rsb_cluster.config.settings import data_root
 from rsb_cluster.data.index import INDEX_NAME, SHARD_SUFFIX, ShardIndex, check_class_names, load_index, shards_of
 from rsb_cluster.data.make import SetPlan, plan_set
 from rsb_cluster.data.sources import SPLITS, open_set
-from rsb_cluster.data.split_folder import read_source_record
+from rsb_cluster.data.split_folder import abbreviate, read_source_record
 from rsb_cluster.data.subset import choose_classes
-from rsb_cluster.errors import ConfigError, DataError
+from rsb_cluster.errors import ConfigError, DataError, StorageError
 from rsb_cluster.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,12 @@ class DataLocation:
         return f"{self.train.digest}+{self.val.digest}" if self.train and self.val else "unknown"
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse shards that do not match a recipe, or each other. Raises ConfigError."""
+        """Refuse shards that do not match a recipe, or each other, or are not there.
+
+        Raises:
+            ConfigError: They do not match.
+            DataError: Shards of an index are missing.
+        """
         if self.train is not None and self.val is not None:
             check_class_names(f"{self.url}/train", self.train.classes, f"{self.url}/val", self.val.classes)
         for name, index, expected in (
@@ -94,6 +99,8 @@ class DataLocation:
                     f"{self.url}/{name} has a sample of class {largest}, but the recipe has data.num_classes = "
                     f"{recipe.data.num_classes}. Use --set data.num_classes={max(largest + 1, index.num_classes)}."
                 )
+            if not self.to_make:
+                _check_shards(Store(self.url).child(name), index)
 
 
 def find_data(name: str, folder: str, job: Job, make: str = "") -> DataLocation:
@@ -121,10 +128,13 @@ def find_data(name: str, folder: str, job: Job, make: str = "") -> DataLocation:
         f"no shards of '{name}' were found. Searched for\n{searched}\n"
         "Name their folder with --data, or make them with 'rsb-cluster shards make'."
     )
+    for store in map(Store, candidates):
+        if store.exists(INDEX_NAME):
+            problem += f"\n{store.url} is one part of a set: name the folder with train/ and val/."
     for store in (folder for url in candidates for folder in (Store(url), *map(Store(url).child, SPLITS))):
         if _lacks_index(store):
-            command = f"rsb-cluster shards index {shlex.quote(store.url)}"
-            problem += f"\n{store.url} holds shards but no index: run '{command}'."
+            index = f"rsb-cluster shards index {shlex.quote(store.url)}"
+            problem += f"\n{store.url} holds shards but no index: run '{index}'."
     if not make:
         return DataLocation(candidates[0], problem=problem)
     url = (incomplete or candidates)[0]
@@ -183,6 +193,21 @@ def _is_incomplete(store: Store) -> bool:
     """Whether 'shards make' started a data set here and did not finish it."""
     records = [read_source_record(store.child(part)) for part in SPLITS]
     return any(records) and not all(store.exists(f"{part}/{INDEX_NAME}") for part in SPLITS)
+
+
+def _check_shards(store: Store, index: ShardIndex) -> None:
+    """Raise DataError if shards of an index are missing, as far as their folder can be listed."""
+    folder = shards_of(store, index)
+    try:
+        there = set(folder.names()) if folder.lists_files else set(index.shards)
+    except StorageError:  # to read files it need not be allowed to list them
+        return
+    if missing := [name for name in index.shards if name not in there]:
+        raise DataError(
+            f"{folder.url} lacks {len(missing):,} of the {len(index.shards):,} shards in its index: "
+            f"{abbreviate(missing)}. Copy them there again; or, for those that are there: rsb-cluster shards index "
+            f"{shlex.quote(store.url)}"
+        )
 
 
 def _lacks_index(store: Store) -> bool:

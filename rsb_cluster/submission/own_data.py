@@ -84,7 +84,12 @@ def doubts(resolved: Resolved, job: Job, location: DataLocation) -> list[str]:
             f"train.amp = fp16 is slow on CPUs ({FP16_ON_CPU}). Use --set train.amp=off, or GPUs: --gpus-per-node N."
         )
     if train is not None:
-        found += [_classes_without_images(recipe, train), _few_images(recipe, train), imbalance(train)]
+        found += [
+            _one_class(train),
+            _classes_without_images(recipe, train),
+            _few_images(recipe, train),
+            imbalance(train),
+        ]
         if recipe.data != resolved.original.data:  # those of a published procedure are as it has them
             found.append(_small_pictures(recipe, location))
     return [doubt for doubt in found if doubt]
@@ -167,6 +172,12 @@ def _rate_for_another_batch(resolved: Resolved) -> str:
         f"optimizer.lr = {after.optimizer.lr:g} is for a batch of {before.train.global_batch:,}, and this one has "
         f"{after.train.global_batch:,}. Scaled {rule}: --set optimizer.lr={lr:.2g}"
     )
+
+
+def _one_class(train: ShardIndex) -> str:
+    if train.num_classes > 1:
+        return ""
+    return f"all images are of one class ({train.class_names[0]}), so there is nothing to learn. Are these the classes?"
 
 
 def _classes_without_images(recipe: Recipe, train: ShardIndex) -> str:

@@ -17,8 +17,8 @@ from rsb_cluster.data.sources.labelled import labelled_set
 from rsb_cluster.data.sources.layout import open_image_folders
 from rsb_cluster.data.sources.lists import inat_2019, indl_folder, vizwiz
 from rsb_cluster.data.sources.parquet import ParquetChoice, is_parquet, parquet_set
-from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample
-from rsb_cluster.data.sources.tree import spelled
+from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample, readable
+from rsb_cluster.data.spelling import same_name, spelled
 from rsb_cluster.errors import ConfigError, did_you_mean, expand_home
 
 __all__ = ["SPLITS", "DataSource", "LabelTable", "ParquetChoice", "Sample", "open_set", "read_labels"]
@@ -53,25 +53,36 @@ def open_set(
     Raises:
         ConfigError: There is no such source, or it is invalid.
     """
-    opened = _open(source, root, split, any_count, classes, choice, table)
+    with readable(source):
+        opened = _open(source, root, split, any_count, classes, choice, table)
     if classes:
         opened = {name: choose_from(part, classes) for name, part in opened.items()}
     first = next(iter(opened))  # both have the same classes
-    if note := _differ_in_case(opened[first]):
-        opened[first] = replace(opened[first], notes=(*opened[first].notes, note))
+    if not opened[first].data_set:
+        more = filter(None, (_look_alike(opened[first].classes), _not_in_order(opened[first].classes)))
+        opened[first] = replace(opened[first], notes=(*opened[first].notes, *more))
     return opened
 
 
-def _differ_in_case(source: DataSource) -> str:
-    """Return a note on classes of the user's own that may have been meant as one; empty if there are none."""
+def _look_alike(classes: Sequence[str]) -> str:
+    """Return a note on classes that may have been meant as one; empty if there are none."""
     spellings: dict[str, list[str]] = {}
-    for name in () if source.data_set else source.classes:
-        spellings.setdefault(name.casefold(), []).append(name)
-    found = [" and ".join(map(spelled, names)) for names in spellings.values() if len(names) > 1]
+    for name in classes:
+        spellings.setdefault(" ".join(same_name(name).casefold().split()), []).append(name)
+    twins = (names for names in spellings.values() if len(names) > 1)
+    found = [" and ".join(f"'{name}'" if name.isascii() else spelled(name) for name in names) for names in twins]
     if not found:
         return ""
     shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
-    return f"classes whose names differ only in case, and are different classes here: {shown}"
+    return f"classes whose names differ only in case, spaces or accents, and are different classes here: {shown}"
+
+
+def _not_in_order(classes: Sequence[str]) -> str:
+    """Return a note where the numbers of classes are not what their names suggest; empty otherwise."""
+    if classes and all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
+        number, name = next((n, name) for n, name in enumerate(classes) if n != int(name))
+        return f"classes are numbered in the order of their names as text: class {number} is '{name}'"
+    return ""
 
 
 def _open(
@@ -87,6 +98,11 @@ def _open(
         raise ConfigError(f"the split '{split}' is none of: {', '.join(SPLITS)}.")
     splits = (split,) if split else SPLITS
     known = known_data_sets()
+    if "://" in source:
+        raise ConfigError(
+            f"{source}: images and parquet files are read from this machine's folders. Copy them here, or mount the "
+            "bucket. Shards need only an index: rsb-cluster shards index URL -o FOLDER"
+        )
     if not source:
         raise ConfigError("the source is empty. Name a data set (rsb-cluster shards list) or a folder.")
     if table is not None:

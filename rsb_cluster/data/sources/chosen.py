@@ -49,6 +49,7 @@ def choose_from(source: DataSource, names: Sequence[str]) -> DataSource:
     blocks = tuple(sum(is_kept[start:stop]) for start, stop in pairwise(accumulate(source.block_samples, initial=0)))
     entries = [source.entries[i] for i in kept]
     keys = {key for entry in entries if (key := key_of(entry)) is not None}
+    chosen = f"{len(names):,} of {len(source.classes):,} classes"
     return replace(
         source,
         classes=tuple(names),
@@ -58,5 +59,5 @@ def choose_from(source: DataSource, names: Sequence[str]) -> DataSource:
         labels={name: choose_labels(found, keys, numbers) for name, found in source.labels.items()},
         data_set="",
         sizes=[source.sizes[i] for i in kept] if source.sizes else (),
-        notes=(*source.notes, f"{len(names):,} of {len(source.classes):,} classes"),
+        notes=(*source.notes, *([chosen] if len(names) < len(source.classes) else [])),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from stat import S_ISREG
 from rsb_cluster.data.image_files import IMAGE_EXTENSIONS, SNIFFED_BYTES, sniff, stored_extension
 from rsb_cluster.data.left_out import printable
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
-from rsb_cluster.data.sources.tree import ImageTree, same_name, spelled
+from rsb_cluster.data.sources.tree import ImageTree
+from rsb_cluster.data.spelling import same_name, spelled
 from rsb_cluster.data.split_folder import abbreviate
 from rsb_cluster.data.subset import class_numbers
 from rsb_cluster.errors import ConfigError, is_text
@@ -93,10 +95,12 @@ def image_folder(
     for name in found.values():
         if not is_text(name):
             raise ConfigError(f"{path}: the name of the class folder {name!r} is not UTF-8. Rename it.")
+    others: list[str] = []
     if only:
         if not classes:
             class_numbers(only, tuple(found.values()), str(path))  # says which is missing
-        found = {key: name for key, name in found.items() if key in set(map(same_name, only))}
+        others = [name for key, name in found.items() if key not in set(map(same_name, only))]
+        found = {key: name for key, name in found.items() if name not in others}
     folders = tuple(classes) or tuple(found.values())
     unknown = sorted(found.keys() - set(map(same_name, folders)))
     if unknown:
@@ -113,7 +117,9 @@ def image_folder(
             sizes.append(size)
     counts = Counter(label for _, label in files)
     empty = [name for label, name in enumerate(folders) if not counts[label]]
-    notes = (*tree.left_out.notes(), *_notes_of_names(folders))
+    notes = tuple(tree.left_out.notes())
+    if others:
+        notes = (f"class folders that are not chosen: {len(others):,} ({abbreviate(map(printable, others))})", *notes)
     if files and empty and not classes:
         raise ConfigError(
             "\n".join(
@@ -131,14 +137,6 @@ def image_folder(
     return replace(source, folder=path, notes=notes)
 
 
-def _notes_of_names(folders: Sequence[str]) -> Iterator[str]:
-    """Say where the numbers of classes are not what their names suggest."""
-    if all(name.isdecimal() for name in folders):
-        number, name = next(((n, name) for n, name in enumerate(folders) if n != int(name)), (0, ""))
-        if name and list(folders) != sorted(folders, key=int):
-            yield f"classes are numbered in the order of their names as text: class {number} is the folder '{name}'"
-
-
 def images(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield the image files below a folder, in a fixed order, and their sizes in bytes (see `ImageTree`)."""
     return ((folder / file, size) for file, size in ImageTree(folder).images())
@@ -151,11 +149,14 @@ def _class_folders(tree: ImageTree, path: Path) -> tuple[str, ...]:
         raise ConfigError(f"{path} is no folder. If it is an archive, unpack it and give the folder with the images.")
     classes = tree.classes()
     if not classes:
+        tars = any(path.glob("*.tar"))
+        index = f"rsb-cluster shards index {shlex.quote(str(path))}"
+        hint = f" If its .tar files are shards, run: {index}" if tars else ""
         raise ConfigError(
             "\n".join(
                 (
                     f"{path} has no sub-folders. It needs one folder of images for each class, or a table with the "
-                    "class of each image (--labels FILE.csv).",
+                    f"class of each image (--labels FILE.csv).{hint}",
                     *tree.left_out.notes(),
                 )
             )

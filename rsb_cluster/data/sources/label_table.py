@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -12,7 +13,8 @@ from typing import Any
 
 from rsb_cluster.data.scan import MAX_CLASS
 from rsb_cluster.data.sources.parquet import read_table
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.data.spelling import same_name
+from rsb_cluster.errors import ConfigError, is_text
 
 KEY_COLUMNS = (
     *(
@@ -32,6 +34,7 @@ KEY_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "cls", "target", "category")
 
+_SHOWN = 80  # characters
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")  # a column of whole numbers with gaps has 3.0 for 3
 
 
@@ -42,7 +45,7 @@ class LabelTable:
     Attributes:
         file: The table.
         column: The column that names the images.
-        labels: The class of each image: a number, or a name if not all are numbers.
+        labels: The class of each image, by its name as `plain` returns it.
         classes: Sorted names of the classes; empty if they are numbers.
         unlabelled: Number of rows without a label.
     """
@@ -52,6 +55,13 @@ class LabelTable:
     labels: Mapping[str, int]
     classes: tuple[str, ...]
     unlabelled: int
+
+
+def plain(name: str) -> str:
+    """Return what is equal for all spellings of a path: with ``./`` or ``/``, of Windows, and accents of two kinds."""
+    if "\\" in name and "/" not in name:
+        name = name.replace("\\", "/")
+    return same_name(name).removeprefix("./").lstrip("/")
 
 
 def read_labels(file: Path, key_column: str = "", label_column: str = "") -> LabelTable:
@@ -74,10 +84,14 @@ def read_labels(file: Path, key_column: str = "", label_column: str = "") -> Lab
     unlabelled = 0
     for row in rows:
         name, value = _text(row.get(key)).strip(), _text(row.get(label)).strip()
+        if "\n" in name or "\n" in value:
+            raise ConfigError(f'{file}: a line break is in {_shown(name)} or its label. Is a quote (") not closed?')
+        if not is_text(value):
+            raise ConfigError(f"{file}: the label of '{_shown(name)}' is not UTF-8: {_shown(value)}. Save it as UTF-8.")
         if not name or not value:
             unlabelled += 1
-        elif found.setdefault(name, value) != value:
-            raise ConfigError(f"{file}: '{name}' has two labels, '{found[name]}' and '{value}'. Correct one.")
+        elif found.setdefault(plain(name), value) != value:
+            raise ConfigError(f"{file}: '{name}' has two labels, '{found[plain(name)]}' and '{value}'. Correct one.")
     if not found:
         raise ConfigError(f"{file} has no row with '{key}' and '{label}'. Check the file.")
     if all(map(_NUMBER.fullmatch, found.values())):
@@ -100,9 +114,16 @@ def _rows(file: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
         return read_table(file)
     if file.suffix.lower() not in (".csv", ".tsv"):
         raise ConfigError(f"--labels: {file} is no .csv, .tsv or .parquet. Convert it.")
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    content = file.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Excel writes, too
+    # A name on disk need not be UTF-8, and is then the same as here.
+    text = content.decode("utf-16", "replace") if is_utf16 else content.decode("utf-8-sig", "surrogateescape")
+    usual = "\t" if file.suffix.lower() == ".tsv" else ","
+    header = text.partition("\n")[0]
     try:
-        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        # Excel separates by semicolons where the comma is the decimal point.
+        separator = next((mark for mark in (usual, ",", ";", "\t") if mark in header), usual)
+        reader = csv.DictReader(io.StringIO(text, newline=None), delimiter=separator)
         return list(reader.fieldnames or ()), iter(list(reader))
     except csv.Error as error:
         raise ConfigError(f"{file} is not a table of comma-separated values: {error}. Check its quotes.") from error
@@ -110,6 +131,8 @@ def _rows(file: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
 
 def _column(kind: str, asked: str, usual: Sequence[str], header: Sequence[str], file: Path) -> str:
     there = ", ".join(map(str, header))
+    if not there:
+        raise ConfigError(f"{file} is empty. Its first line has the names of the columns.")
     if asked:
         if asked not in header:
             raise ConfigError(f"{file} has no column '{asked}'; its columns are {there}.")
@@ -117,7 +140,9 @@ def _column(kind: str, asked: str, usual: Sequence[str], header: Sequence[str], 
     found = [name for name in header if name and name.strip().lower() in usual]
     if len(found) != 1:
         what = f"several columns that may be the {kind}: {', '.join(found)}" if found else f"no column of a {kind}"
-        raise ConfigError(f"{file} has {what}; its columns are {there}. Choose one with --{kind}-column NAME.")
+        raise ConfigError(
+            f"{file} has {what}; its columns are {there} (by its first line). Choose one with --{kind}-column NAME."
+        )
     return found[0]
 
 
@@ -125,3 +150,7 @@ def _text(value: Any) -> str:
     if value is None or value != value:  # NaN
         return ""
     return str(value)
+
+
+def _shown(text: str) -> str:
+    return ascii(text if len(text) < _SHOWN else f"{text[:_SHOWN]}...")[1:-1]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
-from rsb_cluster.data.scan import ShardScan, split_name, url_in_json
-from rsb_cluster.data.sources.folder import images
-from rsb_cluster.data.sources.label_table import LabelTable
+from rsb_cluster.data.image_files import IMAGE_EXTENSIONS, SNIFFED_BYTES, sniff, stored_extension
+from rsb_cluster.data.indexing import is_like_shard
+from rsb_cluster.data.left_out import LeftOut, is_debris_member
+from rsb_cluster.data.scan import ShardScan, leave_out, members_of, refuse_sparse, split_name, url_in_json
+from rsb_cluster.data.sources.label_table import LabelTable, plain
+from rsb_cluster.data.sources.layout import split_folders
 from rsb_cluster.data.sources.parquet_files import abbreviate
 from rsb_cluster.data.sources.source import SPLITS, DataSource, Sample, extension_of, safe_keys
+from rsb_cluster.data.sources.tree import ImageTree
 from rsb_cluster.errors import ConfigError
 
 
@@ -39,8 +42,13 @@ class _Image:
     offset: int = -1
 
 
+_BESIDE_TARS = "beside the tars, which are read"
+_NO_TAR = "compressed, or no file called *.tar"
+_DOTS = "an image whose key would end at the first of several dots"
+
 # How a table may name an image, the most exact first.
-_NAMES: Sequence[Callable[[_Image], str]] = (
+_Name = Callable[[_Image], str]
+_NAMES: Sequence[_Name] = (
     lambda image: f"{image.split}/{image.path}",
     lambda image: image.path,
     lambda image: image.url,
@@ -63,7 +71,7 @@ class _ReadImage:
             content = opened.read(size if offset >= 0 else -1)
         if len(content) != size:
             raise ConfigError(f"{self.folder / file} has changed, or ends inside of '{key}'. Copy it again.")
-        return key, content, extension, label
+        return key, content, stored_extension(extension or sniff(content[:SNIFFED_BYTES])), label
 
 
 def labelled_set(path: Path, split: str | None, table: LabelTable) -> dict[str, DataSource]:
@@ -72,44 +80,53 @@ def labelled_set(path: Path, split: str | None, table: LabelTable) -> dict[str, 
     Images that the table does not name are left out; their number, and that of rows without an image, are in the notes.
 
     Args:
-        path: A folder with ``train/`` and ``val/``, or the folder of the split that is named.
+        path: A folder with one for each split, called as data sets call them; or that of the split that is named.
         split: ``train`` or ``val``; None for both.
         table: The labels.
 
     Raises:
         ConfigError: No image has a label, or it is unclear which image a row names.
     """
-    folders = {name: path / name for name in SPLITS}
-    if not all(folder.is_dir() for folder in folders.values()):
+    folders = dict(split_folders(path))
+    if len(folders) < len(SPLITS) and split not in folders:
         if split is None:
             raise ConfigError(f"{path} has no train/ and val/, so it is a single split. Add --split train or val.")
         folders = {split: path}
-    found = [image for name, folder in folders.items() for image in _images(name, folder)]
-    name_of = max(_NAMES, key=lambda name: sum(_known(table, name(image)) for image in found))
+    left_out = {name: LeftOut() for name in folders}
+    found = [image for name, folder in folders.items() for image in _images(name, folder, left_out[name])]
+    # Paths may also begin at the folder above, or at the root.
+    above: tuple[_Name, ...] = (
+        lambda image: f"{folders[image.split].absolute()}/{image.path}",
+        lambda image: f"{folders[image.split].absolute().name}/{image.path}",
+    )
+    name_of = max((*_NAMES, *above), key=lambda name: sum(_known(table, name(image)) for image in found))
     labelled = [image for image in found if _known(table, name_of(image))]
     if not labelled:
-        shown = f"; the first image is '{found[0].path}'" if found else ", and there are no images"
-        raise ConfigError(
-            f"no image in {path} has a label in {table.file}, whose column '{table.column}' begins with "
-            f"'{next(iter(table.labels))}'{shown}. Choose another column with --key-column NAME."
+        what = (
+            f"whose column '{table.column}' begins with '{next(iter(table.labels))}'; the first image is "
+            f"'{found[0].path}'. Write such paths into the table, or choose another column with --key-column NAME."
+            if found
+            else f"as there is no image. Check {path}."
         )
+        more = (note for counted in left_out.values() for note in counted.notes())
+        raise ConfigError("\n".join((f"no image in {path} has a label in {table.file}, {what}", *more)))
     _refuse_same_names(labelled, name_of, table)
-    named = {_plain(name_of(image)) for image in labelled}
-    surplus = [name for name in table.labels if _plain(name) not in named]
+    named = {plain(name_of(image)) for image in labelled}
+    surplus = [name for name in table.labels if name not in named]
     notes = [f"rows of {table.file.name} without an image: {len(surplus):,} ({abbreviate(surplus)})"] if surplus else []
     if table.unlabelled:
         notes.append(f"rows of {table.file.name} without a name or a label: {table.unlabelled:,}")
-    label_of = {_plain(name): label for name, label in table.labels.items()}
     sources = {}
     for name, folder in folders.items():
         if split in (None, name):
-            chosen = [(image, label_of[_plain(name_of(image))]) for image in labelled if image.split == name]
+            chosen = [(image, table.labels[plain(name_of(image))]) for image in labelled if image.split == name]
             missing = [image.path for image in found if image.split == name and not _known(table, name_of(image))]
             lacks = (
                 [f"images without a label are left out: {len(missing):,} ({abbreviate(missing)})"] if missing else []
             )
+            read = [f"read from {folder}"] if folder not in (path, path / name) else []
             source = _source(name, folder, table, chosen)
-            sources[name] = replace(source, notes=(*lacks, *notes))
+            sources[name] = replace(source, notes=(*read, *left_out[name].notes(), *lacks, *notes))
     return sources
 
 
@@ -144,8 +161,7 @@ def label_scans(
             "'shards make --labels'."
         )
     _refuse_same_names(found, name_of, table)
-    label_of = {_plain(name): label for name, label in table.labels.items()}
-    labels = iter([label_of[_plain(name_of(image))] for image in found])
+    labels = iter([table.labels[plain(name_of(image))] for image in found])
     labelled = [
         replace(scan, labels=np.array([next(labels) for _ in scan.keys], dtype=np.int32), images=()) for scan in scans
     ]
@@ -154,6 +170,8 @@ def label_scans(
 
 
 def _source(split: str, folder: Path, table: LabelTable, chosen: list[tuple[_Image, int]]) -> DataSource:
+    if empty := [image.path for image, _ in chosen if not image.size]:
+        raise ConfigError(f"{folder}: {len(empty):,} images are empty: {abbreviate(empty)}. Restore or remove them.")
     paths = [image.path for image, _ in chosen]
     if len(set(paths)) < len(paths):  # each tar counts from 0
         paths = [f"{image.file.rpartition('.')[0]}/{image.path}" for image, _ in chosen]
@@ -172,18 +190,14 @@ def _source(split: str, folder: Path, table: LabelTable, chosen: list[tuple[_Ima
     )
 
 
-def _plain(name: str) -> str:
-    return name.removeprefix("./").lstrip("/")
-
-
 def _known(table: LabelTable, name: str) -> bool:
-    return bool(name) and (name in table.labels or f"./{name}" in table.labels or f"/{name}" in table.labels)
+    return bool(name) and plain(name) in table.labels
 
 
-def _refuse_same_names(labelled: Sequence[_Image], name_of: Callable[[_Image], str], table: LabelTable) -> None:
+def _refuse_same_names(labelled: Sequence[_Image], name_of: _Name, table: LabelTable) -> None:
     first: dict[str, _Image] = {}
     for image in labelled:
-        other = first.setdefault(name_of(image), image)
+        other = first.setdefault(plain(name_of(image)), image)
         if other is not image:
             where = [
                 f"{one.split}/{one.path}" if one.offset < 0 else f"{one.file}: {one.path}" for one in (other, image)
@@ -194,31 +208,39 @@ def _refuse_same_names(labelled: Sequence[_Image], name_of: Callable[[_Image], s
             )
 
 
-def _images(split: str, folder: Path) -> list[_Image]:
+def _images(split: str, folder: Path, left_out: LeftOut) -> list[_Image]:
     """Return the images of a split: those in tars, if there are tars, else files."""
-    tars = sorted(path.name for path in folder.glob("*.tar") if not path.name.startswith("."))
-    if tars:
-        return [image for name in tars for image in _tar_images(split, folder, name)]
-    return [
-        _Image(split, (relative := file.relative_to(folder).as_posix()), relative, size)
-        for file, size in images(folder)
-    ]
+    tree = ImageTree(folder)
+    files = [_Image(split, file, file, size) for file, size in tree.images()]
+    tars = sorted(path.name for path in folder.glob("*.tar") if not path.name.startswith(".") and path.is_file())
+    if not tars:
+        left_out.merge(tree.left_out)
+        return files
+    for file in files:
+        left_out.add(_BESIDE_TARS, file.path)
+    for other in sorted({path.name for path in folder.iterdir() if is_like_shard(path.name)}.difference(tars)):
+        left_out.add(_NO_TAR, other)
+    return [image for name in tars for image in _tar_images(split, folder, name, left_out)]
 
 
-def _tar_images(split: str, folder: Path, name: str) -> list[_Image]:
+def _tar_images(split: str, folder: Path, name: str, left_out: LeftOut) -> list[_Image]:
     found: list[_Image] = []
     urls: dict[str, str] = {}
-    try:
-        with tarfile.open(folder / name, "r:") as tar:
-            for member in tar:
-                parts = split_name(member.name) if member.isreg() else None
-                if parts is None or PurePosixPath(member.name).name.startswith("."):
-                    continue
-                key, extension = parts
-                if extension in IMAGE_EXTENSIONS:
-                    found.append(_Image(split, name, member.name, member.size, key, member.offset_data))
-                elif extension == "json" and (content := tar.extractfile(member)) is not None:
-                    urls[key] = url_in_json(content.read())
-    except (tarfile.TarError, EOFError) as error:
-        raise ConfigError(f"{folder / name} is not a complete tar: {error}. Copy or download it again.") from error
+    url = str(folder / name)
+    seen = LeftOut()
+    with closing(members_of((folder / name).open("rb"), url)) as members:
+        for member, content in members:
+            parts = split_name(member.name) if member.isreg() else None
+            if parts is None or is_debris_member(member.name):
+                leave_out(member, url, (), seen)
+                continue
+            key, extension = parts
+            if extension in IMAGE_EXTENSIONS:
+                refuse_sparse(member, url)
+                found.append(_Image(split, name, member.name, member.size, key, member.offset_data))
+            elif extension == "json":
+                urls[key] = url_in_json(content())
+            elif extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
+                seen.add(_DOTS, member.name)
+    left_out.merge(seen, f"{name}: ")
     return [replace(image, url=urls.get(image.url, "")) for image in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,16 @@ from rsb_cluster.data.left_out import is_debris
 from rsb_cluster.data.sources.folder import class_folders, image_folder
 from rsb_cluster.data.sources.source import SPLITS, DataSource, extension_of
 from rsb_cluster.data.split_folder import abbreviate
+from rsb_cluster.data.split_names import as_ours, splits_in
 from rsb_cluster.errors import ConfigError
 
 # As data sets call their splits, in lower case. A class may have such a name, too.
 _NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "eval")}
-_TEST = ("test", "testing")  # val, where there is no other
+_TEST = ("test", "testing", "evaluation")  # val, where there is no other
 _ALL_NAMES = frozenset((*_NAMES["train"], *_NAMES["val"], *_TEST))
 _WRAPPERS = 4  # folders that are entered to find the splits, as archives often add one
+# In front of what a name's words end with: trainset, TrainImages.
+_WORD_END = re.compile(r"(?<=[a-z])(?=[A-Z])|(?i:(?<=[a-z])(?=(?:sets?|data|images?)(?:[^a-z]|$)))")
 
 
 def open_image_folders(path: Path, split: str | None, only: Sequence[str] = ()) -> dict[str, DataSource]:
@@ -54,6 +59,15 @@ def open_image_folders(path: Path, split: str | None, only: Sequence[str] = ()) 
     return opened
 
 
+def split_folders(path: Path) -> Mapping[str, Path]:
+    """Return the folder of each split in a folder; those that there are.
+
+    Raises:
+        ConfigError: There is no such folder, or several may be one split.
+    """
+    return _splits(path, [entry for entry in _entries(path) if entry.is_dir()])
+
+
 def _open_classes(path: Path, folders: Sequence[Path], split: str | None, only: Sequence[str]) -> dict[str, DataSource]:
     if len(folders) == 1 and _holds_only_folders(folders[0]):
         raise ConfigError(
@@ -61,9 +75,43 @@ def _open_classes(path: Path, folders: Sequence[Path], split: str | None, only: 
             f"{abbreviate(entry.name for entry in _entries(folders[0]))}. If these are the classes, give {folders[0]}."
         )
     class_folders(path)
+    if not only:  # whoever names them knows that they are classes
+        _refuse_splits_as_classes(path, folders)
     if split is None:
         raise ConfigError(f"{path} has no train/ and val/, so it is a single split. Add --split train or --split val.")
     return {split: image_folder(path, only=only)}
+
+
+def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
+    """Refuse class folders that are splits by the words in their names, or that hold folders called like splits."""
+    named: dict[str, list[Path]] = {}
+    for folder in folders:
+        words = splits_in(_WORD_END.sub(" ", folder.name))
+        if len(words) == 1 and _holds_only_folders(folder):
+            named.setdefault(words[0], []).append(folder)
+    if len(named) > 1:
+        ours, _ = as_ours(named)
+        commands = [
+            shlex.join(["rsb-cluster", "shards", "make", str(found[0]), "DEST", "--split", split])
+            for split, found in ours.items()
+        ]
+        raise ConfigError(
+            f"the folders of {path} have the names of splits, and not of classes: "
+            f"{', '.join(folder.name for found in named.values() for folder in found)}. Call them train and val, or "
+            f"make each alone: {'; '.join(commands)}. If they are classes, name them with --classes."
+        )
+    for folder in folders:
+        if (train := _inside(folder, _NAMES["train"])) and (other := _inside(folder, (*_NAMES["val"], *_TEST))):
+            raise ConfigError(
+                f"the class folders of {path} hold splits, which would be made one: {train.relative_to(path)}, "
+                f"{other.relative_to(path)}. Put the splits above the classes: train/CLASS and val/CLASS."
+            )
+
+
+def _inside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of some folders that is in a folder, without listing it: a class may have a million images."""
+    spelled = (folder / spelling for name in names for spelling in (name, name.capitalize(), name.upper()))
+    return next(filter(Path.is_dir, spelled), None)
 
 
 def _splits(path: Path, folders: Sequence[Path]) -> Mapping[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from rsb_cluster.data.image_files import SNIFFED_BYTES, sniff
+from rsb_cluster.data.scan import MAX_CLASS
 from rsb_cluster.data.sources.parquet_files import ParquetFiles, abbreviate, parquet_files, visible_parquet
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
@@ -22,7 +23,6 @@ _IMAGE_COLUMNS = ("image", "img")
 # Of the paths that become keys. It never grows, whatever else is read: a set has the same keys, and so the same digest
 # and the same runs, in all versions.
 _KEY_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
-_MAX_CLASS = np.iinfo(np.int32).max
 _LFS = b"version https://git-lfs"
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"} | dict.fromkeys(
     (b"II*\0", b"MM\0*"), "tiff"
@@ -178,10 +178,14 @@ class _ReadRow:
         key, label, file, group, row = entry
         value = _row_group(self.root / file, group, self.column)[row].as_py()
         content = value["bytes"] if isinstance(value, dict) else value
-        extension = next((e for magic, e in _MAGIC.items() if content and content.startswith(magic)), "")
+        start = content[:SNIFFED_BYTES] if content else b""
+        extension = next((e for magic, e in _MAGIC.items() if start.startswith(magic)), "") or sniff(start)
         if not extension:
-            found = "no bytes (only a path?)" if not content else "no image of a known format"
-            raise ConfigError(f"{self.root / file}: row {row} of row group {group} has {found} in '{self.column}'.")
+            found = f"no image of a known format, but {start!r}" if start else "no bytes (only a path?)"
+            raise ConfigError(
+                f"{self.root / file}: row {row} of row group {group} has {found} in '{self.column}'. Correct or remove "
+                "the row, or choose another column with --image-column NAME."
+            )
         return key, content, extension, label
 
 
@@ -320,6 +324,8 @@ def _file_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the file system, and not about the content
+            raise ConfigError(f"cannot read {file}: {os.strerror(error.errno)}. Check it.") from error
         with file.open("rb") as opened:
             is_pointer = opened.read(len(_LFS)) == _LFS
         if is_pointer:
@@ -342,7 +348,7 @@ def _numbered(
         bad = [i for i, label in enumerate(labels) if label not in number]
         why = f"none of the {len(names):,} classes ({abbreviate(names)})"
     else:
-        limit = len(names) or _MAX_CLASS + 1
+        limit = len(names) or MAX_CLASS + 1
         number = {}
         bad = [i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label < limit]
         why = f"not a class from 0 to {limit - 1:,}"

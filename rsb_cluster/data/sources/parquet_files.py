@@ -65,16 +65,24 @@ def visible_parquet(root: Path) -> tuple[list[Path], list[str]]:
     files: list[Path] = []
     images: list[str] = []
     folders_of_images = 0
-    for parent, folders, names in os.walk(root):
+    for parent, folders, names in os.walk(root, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         shown = sorted(name for name in names if not name.startswith("."))
         files += (found := [Path(parent, name) for name in shown if extension_of(name) == "parquet"])
+        if odd := next((file for file in found if not file.is_file()), None):  # never opened: a pipe would wait
+            raise ConfigError(f"{odd} is no regular file, or a link to none. Restore it, or remove it.")
         seen = [os.path.relpath(Path(parent, name), root) for name in shown if extension_of(name) in IMAGE_EXTENSIONS]
         images += seen
         folders_of_images += bool(seen) and not found
         if not files and folders_of_images >= _IMAGE_FOLDERS:
             break
     return sorted(files), images
+
+
+def _raise(error: OSError) -> None:
+    """Refuse a folder that cannot be listed: it is not empty. One that is not there has a message of its own."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def parquet_files(root: Path, config: str = "", any_count: bool = False) -> ParquetFiles:

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from urllib.parse import quote
 import numpy as np
 
 from rsb_cluster.data.labels import LabelFile
+from rsb_cluster.data.left_out import printable
 from rsb_cluster.data.order import Ints, permutation
+from rsb_cluster.errors import ConfigError
 
 Sample = tuple[str, bytes, str, int]  # key, image file, its extension, class
 
@@ -25,6 +28,20 @@ SPLITS = ("train", "val")
 
 # Number of blocks of a source whose samples are shuffled together: a shard reads from at most so many.
 _WINDOW_BLOCKS = 64
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn an error of the file system about the user's files into a ConfigError.
+
+    Args:
+        what: What is read, where the error does not name the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = printable(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else what
+        raise ConfigError(f"cannot read {name}: {error.strerror or error}. Check it, and its permissions.") from error
 
 
 def key_of(entry: Any) -> str | None:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rsb_cluster.data.image_files import SNIFFED_BYTES, UNREAD_EXTENSIONS, is_readable, sniff
 from rsb_cluster.data.left_out import DEBRIS, LeftOut, is_debris, printable
 from rsb_cluster.data.sources.source import extension_of
+from rsb_cluster.data.spelling import same_name, spelled
 from rsb_cluster.errors import ConfigError
 
 LOOSE = "in no class folder"
 _AGAIN = "a link to a folder that is read anyway"
 _SPECIAL = "no regular file"
-
-
-def same_name(name: str) -> str:
-    """Return what is equal for names that differ only in how they spell accents (macOS decomposes them)."""
-    return unicodedata.normalize("NFC", name)
-
-
-def spelled(name: str) -> str:
-    """Return a name for a message; with its bytes if they may differ from those of a name that looks the same."""
-    return name if name.isascii() else f"{printable(name)} ({os.fsencode(name)!r})"
 
 
 class ImageTree:
@@ -54,7 +44,7 @@ class ImageTree:
         for entry in self._list(self._root):
             if _is_folder(entry):
                 found.append(entry.name)
-            elif is_readable(extension_of(entry.name)):
+            else:
                 self.left_out.add(LOOSE, entry.name)
         self._refuse_twins(found)
         for name in found:

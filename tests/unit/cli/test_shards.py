@@ -4,6 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from rsb_cluster.cli import main
 from rsb_cluster.data.datasets import known_data_sets
 from tests.unit.tars import pair, tar_of
 
@@ -33,6 +36,26 @@ def test_a_folder_becomes_shards_that_are_verified_and_counted(shards, images, t
     said = shards("verify", "data", "--workers", 1, code=1)
     assert "shard-000001.tar is missing. Copy it again." in said
     assert "Copy them again" in said
+
+
+def test_a_part_without_an_index_is_not_silently_left_out(shards, tmp_path, capsys):
+    for part in ("train", "val"):
+        (tmp_path / "my set" / part).mkdir(parents=True)
+        (tmp_path / "my set" / part / "a.tar").write_bytes(tar_of(pair("a", b"a", 0)))
+    shards("index", tmp_path / "my set" / "train")
+    for command in ("verify", "stats"):
+        with pytest.raises(SystemExit):
+            main(["shards", command, f"{tmp_path}/my set"], prog_name="rsb-cluster")
+        said = capsys.readouterr().err
+        assert f"val has no index, and is left out. Make it: rsb-cluster shards index '{tmp_path}/my set/val'" in said
+
+
+def test_classes_of_one_name_are_counted_apart(shards, tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of(pair("a", b"a", 0) + pair("b", b"b", 1) + pair("c", b"c", 1)))
+    (tmp_path / "classes.json").write_text('["crane", "crane"]')
+    shards("index", tmp_path)
+    counts = {"crane (0)": {str(tmp_path): 1}, "crane (1)": {str(tmp_path): 2}}
+    assert json.loads(shards("stats", tmp_path, "--classes", "--json")) == counts
 
 
 def test_one_folder_of_two_splits_is_indexed_elsewhere(shards, images):

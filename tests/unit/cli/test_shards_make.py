@@ -74,4 +74,4 @@ def test_what_is_left_out_of_a_folder_is_said_before_shards_are_made(shards, tmp
     assert "train: left out, .heic, which is not read: convert them, for example to PNG: 1 (cat/x.heic)" in said
     assert "val: read from in/valid" in said
     assert said.count("classes whose names differ only in case") == 1
-    assert "train: classes whose names differ only in case, and are different classes here: Cat and cat\n" in said
+    assert "case, spaces or accents, and are different classes here: 'Cat' and 'cat'\n" in said

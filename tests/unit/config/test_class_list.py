@@ -8,8 +8,14 @@ from rsb_cluster.config.class_list import read_class_list
 def test_names_and_files_are_read(tmp_path):
     (tmp_path / "lines").write_text("a b\n\nc\r\n")
     (tmp_path / "list.json").write_text('["a b", "c"]')
-    for text in ("a b,c", " a b , c,", tmp_path / "lines", tmp_path / "list.json"):
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfa b\r\nc\r\n")
+    for text in (tmp_path / "windows.txt", "a b,c", " a b , c,", tmp_path / "lines", tmp_path / "list.json"):
         assert read_class_list(str(text)) == ("a b", "c")
+
+
+def test_many_names_are_no_path():
+    names = [f"n{number:08d}" for number in range(1000)]
+    assert read_class_list(",".join(names)) == tuple(names)
 
 
 def test_what_is_no_list_is_said(tmp_path):

@@ -1,12 +1,15 @@
 """What the first bytes of an image file tell, for files as Pillow writes them."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rsb_cluster.data.image_files import SNIFFED_BYTES, damage, is_unknown, is_wide, sniff
+from tests.command import ROOT
 from tests.unit import formats
 
 GREY16 = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
@@ -66,3 +69,15 @@ def test_a_damaged_image_and_another_file_are_told_apart():
     assert damage(b"\xff\xd8\xff") == "it is damaged at its start (3 bytes)"
     assert not is_unknown(b"P2 1 1 255 7")
     assert damage(b"P2 1 1 255 7") == ""
+
+
+def test_what_pillow_warns_of_without_a_name_is_not_printed(tmp_path):
+    with Image.open(io.BytesIO(formats.picture(0))) as picture:
+        picture.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png", transparency=bytes(range(256)))
+    program = (
+        "import sys; from pathlib import Path; from rsb_cluster.data.recode import Recode;"
+        "print(Recode(8)('p', Path(sys.argv[1]).read_bytes(), 'png')[1])"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "p.png"]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == (b"jpg\n", b"")

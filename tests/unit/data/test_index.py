@@ -91,7 +91,7 @@ def test_a_missing_index_says_how_to_make_it(tmp_path):
     with pytest.raises(DataError, match=rf"no index.*rsb-cluster shards index {tmp_path}"):
         load_index(Store(tmp_path))
     build_index(store_of(tmp_path / "train", s=WHOLE))
-    with pytest.raises(DataError, match=rf"did you mean {tmp_path}/train\?"):
+    with pytest.raises(DataError, match=rf"did you mean {tmp_path}/train or {tmp_path}/val\?"):
         load_index(Store(tmp_path))
 
 
@@ -188,3 +188,10 @@ def test_an_index_of_imagenets_size(tmp_path):
     index = load_index(Store(tmp_path))
     assert index.num_samples == n
     assert index.key(n - 1) == "n00000166/n00000166_1281166"
+
+
+@pytest.mark.parametrize("content", [b"x\n", b"", b"\x80\x04K\x01."])
+def test_what_is_no_index_is_not_called_one_to_be_unpickled(tmp_path, content):
+    (tmp_path / INDEX_NAME).write_bytes(content)
+    with pytest.raises(DataError, match=r"is damaged: it is no \.npz \(\d bytes\)\. Remove it"):
+        load_index(Store(tmp_path))

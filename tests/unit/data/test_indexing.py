@@ -1,12 +1,14 @@
 """An index is the same whoever makes it, and none is made of what is not whole."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from rsb_cluster.data.index import INDEX_NAME, load_index
 from rsb_cluster.data.indexing import build_index
-from rsb_cluster.errors import DataError
+from rsb_cluster.errors import DataError, StorageError
 from rsb_cluster.storage.store import Store
 from tests.unit.tars import pair, store_of, tar_of
 
@@ -54,3 +56,23 @@ def test_a_folder_without_shards_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "b.tgz").touch()
     assert hint(tmp_path).startswith(". Unpack b.tgz to a plain .tar first")
     assert hint(tmp_path / "b.tgz") == f". Name their folder: {tmp_path}"
+    (tmp_path / "b.tgz").rename(tmp_path / "A.TAR")
+    assert hint(tmp_path) == ". Call A.TAR so: shards are files whose names end with .tar."
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "socket", "folder", "nowhere"])
+def test_what_is_called_like_a_shard_and_is_no_file_is_never_waited_for(tmp_path, kind):
+    store, odd = store_of(tmp_path, a=tar_of(pair("a", b"a", 1))), tmp_path / "b.tar"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(odd))
+    elif kind == "folder":
+        odd.mkdir()
+        assert build_index(store).shards == ("a.tar",)
+        return
+    else:
+        odd.symlink_to("b.tar" if kind == "loop" else "/nowhere.tar")
+    with pytest.raises(StorageError, match=r"b\.tar.*(remove it|Check the path)"):
+        build_index(store)

@@ -101,3 +101,17 @@ def test_a_mask_keeps_the_numbers_of_the_thousand_and_leaves_other_images_out():
     for wrong in (of_classes([6], synsets[::-1]), replace(index, num_classes=200)):
         with pytest.raises(DataError, match=r"'a-classes' are for images of ImageNet's 1,000 classes"):
             masked_labels(wrong, "a-classes")
+
+
+def test_a_list_of_other_things_is_not_the_authors(tmp_path):
+    for value in (1, ["a"]):
+        (tmp_path / "real.json").write_text(json.dumps([value] * 50_000))
+        with pytest.raises(ConfigError, match=r"is no list of lists of classes: it has .* for 'ILSVRC2012_val_0000000"):
+            real_labels(["ILSVRC2012_val_00000001"], tmp_path / "real.json")
+
+
+def test_unknown_label_sets_are_answered_with_those_that_there_are(part):
+    store, index = part
+    write_labels(store, "mine", LabelFile(about="x", labels={}))
+    with pytest.raises(DataError, match=r"no labels 'nope' .* It has mine; a-classes, r-classes are for ImageNet"):
+        load_label_sets(store, index, "nope")

@@ -12,14 +12,16 @@ import pytest
 
 from rsb_cluster.data.index import INDEX_NAME, load_index
 from rsb_cluster.data.labels import LabelFile
-from rsb_cluster.data.make import make_set, make_shards
+from rsb_cluster.data.make import make_set, make_shards, plan_set
 from rsb_cluster.data.recode import Recode
 from rsb_cluster.data.sources import open_set
 from rsb_cluster.data.sources.digits import digits
+from rsb_cluster.data.sources.folder import image_folder
 from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.errors import ConfigError, DataError, RsbError, StorageError
 from rsb_cluster.storage.store import Store
 from tests.servers.daemons import processes_with
+from tests.unit import formats
 from tests.unit.samples import contents, some, source_with
 from tests.unit.tars import image_slice
 
@@ -233,3 +235,11 @@ def test_labels_lie_beside_the_index_before_it_is_written(tmp_path, monkeypatch)
     monkeypatch.setattr(Store, "write_bytes", lambda self, p, c: (written.append(p), write(self, p, c))[1])
     make_shards(source, store)
     assert written == ["source.json", "shard-000000.tar", "classes.json", "labels-mine.json", INDEX_NAME]
+
+
+def test_a_folder_that_is_advised_does_not_lie_in_the_images(tmp_path):
+    formats.class_folders(tmp_path / "in" / "train", ("cat", "dog"), 1, seed=0, suffix="png")
+    sources = {"train": image_folder(tmp_path / "in" / "train")}
+    for dest in ("in/train", "in/train/cat", "in/train/new"):
+        with pytest.raises(ConfigError, match=r"lies in .*/in/train, from which the images are read"):
+            plan_set(sources, Store(tmp_path / dest))

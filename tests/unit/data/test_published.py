@@ -243,3 +243,34 @@ def test_timm_reads_the_list_that_is_written(tmp_path, layout):
     index_set(find_parts(store), elsewhere)
     with pytest.raises(ConfigError, match=r"timm reads those below"):
         write_info(elsewhere)
+
+
+def test_tars_that_are_not_read_are_named(tmp_path):
+    store = timm_set(tmp_path / "flat", info=False)
+    store.write_bytes("imagenet1k-train-0003.tar.gz", b"x")
+    store.write_bytes("imagenet1k-train-0004.TAR", b"x")
+    (note,) = find_parts(store).notes
+    assert note.endswith("not called *.tar: 2 (imagenet1k-train-0003.tar.gz, imagenet1k-train-0004.TAR)")
+    folders = Store(tmp_path / "folders")
+    for path in ("train/0.tar", "train/1.tgz", "holdout/0.tar", "notes/a.txt", "val/a.txt"):
+        folders.write_bytes(path, tar_of(members("train", 1)))
+    assert find_parts(folders).notes == (
+        "the folder 'holdout' is left out: its name tells no split",
+        "the folder 'val' is left out: it has no *.tar",
+        "train: left out, as they are compressed, folders, or not called *.tar: 1 (1.tgz)",
+    )
+
+
+def test_class_names_with_the_line_ends_of_windows_are_the_same(tmp_path):
+    store = clip_set(tmp_path)
+    store.write_bytes("classnames.txt", b"\xef\xbb\xbfcat\r\ndog\r\nowl\r\nant\r\n")
+    assert find_parts(store).classes == ("cat", "dog", "owl", "ant")
+
+
+def test_the_list_of_a_part_alone_has_its_name(tmp_path):
+    for part, name in (("val", "validation"), ("train", "train"), ("mine", "train")):
+        store = Store(tmp_path / part)
+        store.write_bytes("a.tar", tar_of(members("train", 1)))
+        build_index(store)
+        write_info(store)
+        assert list(store.read_json(INFO_NAME)["splits"]) == [name]

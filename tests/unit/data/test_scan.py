@@ -279,7 +279,7 @@ def test_a_sparse_image_is_refused(tmp_path):
         file.write(b"end")
     (tmp_path / "set").mkdir()
     subprocess.run(["tar", "--sparse", "-cf", "set/s.tar", "a.jpg", "a.cls"], cwd=tmp_path, check=True)
-    with pytest.raises(DataError, match=r"'a': 'a\.jpg' is a sparse file"):
+    with pytest.raises(DataError, match=r"'a\.jpg' is a sparse file"):
         build_index(Store(tmp_path / "set"))
 
 
@@ -291,7 +291,7 @@ CONTENT_STOP = 2 * (512 + 1536 + 512 + 512)
 )
 def test_a_cut_tar_is_refused_wherever_it_is_cut(tmp_path, stop):
     store = store_of(tmp_path, s=WHOLE[:stop])
-    with pytest.raises(DataError, match=r"s\.tar is not a complete tar.*(after the sample 'a'|at its start)"):
+    with pytest.raises(DataError, match=r"s\.tar is not a complete tar.*(in or after '[ab]\.|at its start)"):
         build_index(store)
 
 

@@ -1,14 +1,18 @@
 """Each known data set, in a small copy of its own layout on disk, and which source a name opens."""
 
+import errno
 import io
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from rsb_cluster.data.datasets import known_data_sets
 from rsb_cluster.data.make import make_set
-from rsb_cluster.data.sources import open_set
+from rsb_cluster.data.sources import open_set, read_labels
 from rsb_cluster.data.sources.vision import data_set_names, torchvision_dataset
 from rsb_cluster.data.split_folder import read_source_record
 from rsb_cluster.data.verify import stats, verify
@@ -130,3 +134,45 @@ def test_a_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
     assert len(open_set("digits")["train"]) == 1438
     assert len(open_set("./digits")["train"]) == 1
     assert len(open_set("mine")["train"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["0", "1", "2", "10", "11"], ["class 2 is '10'"]),
+        (["7", "8", "11"], ["class 0 is '11'"]),
+        (["7", "8", "9"], []),  # no number is right, but none is another one's
+        (["00", "01", "10"], []),
+        (["1", "2", "10", "cat"], []),
+        (["Cat", "cat", "owl"], ["'Cat' and 'cat'"]),
+        (["big cat", "big  cat "], ["'big  cat ' and 'big cat'"]),
+        (["cafe\u0301", "caf\xe9"], ["cafe\u0301 (b'cafe\\xcc\\x81') and caf\xe9 (b'caf\\xc3\\xa9')"]),
+    ],
+)
+def test_classes_that_may_be_mistaken_are_told(names, said, tmp_path):
+    (tmp_path / "in").mkdir()
+    columns = {"image": [formats.picture(i) for i in range(len(names))], "label": names}
+    pq.write_table(pa.table(columns), tmp_path / "in" / "train-0.parquet")
+    notes = open_set(f"{tmp_path}/in", split="train")["train"].notes
+    assert [note.rpartition(": ")[2] for note in notes] == said
+
+
+def test_what_cannot_be_read_is_named_and_no_traceback(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"cannot read .*: File name too long\. Check it"):
+        open_set(f"{tmp_path}/{'x' * 300}")
+    formats.class_folders(tmp_path / "in", ("cat",), 2, seed=0, suffix="jpg")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(ConfigError, match=r"cannot read .*/in: Permission denied\. Check it, and its permissions"):
+            open_set(f"{tmp_path}/in", split="train")
+    (tmp_path / "l.csv").write_text("path,label\ncat/cat_0.jpg,cat\ncat/cat_1.jpg,cat\n")
+    sources = open_set(f"{tmp_path}/in", split="train", table=read_labels(tmp_path / "l.csv"))
+    (tmp_path / "in" / "cat" / "cat_1.jpg").unlink()  # while they are read
+    with pytest.raises(ConfigError, match=r"cannot read .*cat_1\.jpg: No such file"):
+        make_set(sources, Store(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"s3://a/b: images .* rsb-cluster shards index URL -o FOLDER"):
+        open_set("s3://a/b")

@@ -200,3 +200,12 @@ def test_a_damaged_index_of_ours_is_made_anew_where_asked_for(images):
     with pytest.raises(DataError, match="is damaged"):
         make(images)
     assert make(images, remake=True).num_samples == 6
+
+
+def test_a_complete_set_with_a_cut_shard_is_not_called_complete(images):
+    shard = images.parent / "out" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(ConfigError, match=r"shards that have another size since: shard-000001\.tar.*--remake"):
+        make(images)
+    make(images, remake=True)
+    make(images)

@@ -8,7 +8,7 @@ from rsb_cluster.data.indexing import build_index
 from rsb_cluster.data.labels import LabelFile, load_label_sets, write_labels
 from rsb_cluster.data.order import EpochOrder
 from rsb_cluster.data.reader import ShardReader
-from rsb_cluster.data.subset import choose_classes, choose_sets
+from rsb_cluster.data.subset import choose_classes, choose_sets, class_numbers
 from rsb_cluster.errors import ConfigError
 from tests.unit.tars import pair, store_of, tar_of
 
@@ -89,3 +89,14 @@ def test_label_sets_are_those_of_the_chosen_samples_with_the_new_numbers(whole):
     assert [sets.of(i).tolist() for i in range(chosen.num_samples)] == [[label] for label in chosen.labels.tolist()]
     assert sets.among is not None and sets.among.tolist() == [0, 1]
     assert {name: int(members.sum()) for name, members in sets.groups.items()} == {"all": 20, "first": 1}
+
+
+def test_a_name_of_two_classes_is_not_one_of_them(whole):
+    store, _ = whole
+    index = build_index(store, classes=("crane", "bee", "crane", "caf\xe9"))
+    assert index.class_names == ("crane (0)", "bee", "crane (2)", "caf\xe9", "4")
+    with pytest.raises(ConfigError, match=r"has no class 'crane'\. Did you mean 'crane \(\d\)'"):
+        choose_classes(index, ["crane"], "here")
+    assert choose_classes(index, ["crane (2)", "cafe\u0301"], "here").num_samples == 20
+    with pytest.raises(ConfigError, match=r"here has two classes 'a', 0 and 2\. Rename one"):
+        class_numbers(["a"], ("a", "b", "a"), "here")

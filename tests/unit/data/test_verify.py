@@ -210,3 +210,10 @@ def test_stats_count_what_is_there(tmp_path):
         class_samples_max=3,
         one_class_shards=2 / 3,
     )
+
+
+def test_images_of_a_cut_shard_are_no_duplicates(store):
+    store.write_bytes("shard-000001.tar", b"cut")
+    report = verify(store)
+    assert [problem.partition(" ")[0] for problem in report.problems] == ["shard-000001.tar"]
+    assert not any("duplicate" in note for note in report.notes) and len(report.images) == 6

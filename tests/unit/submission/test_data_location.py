@@ -241,7 +241,7 @@ def test_parts_with_contradictory_class_names_are_refused(rsb, digits):
     for how in ((), ("--dry-run",)):
         said = rsb.error("submit", "--recipe", "digits", "--job", "local", "--data", "swapped", *how)
         assert f"class 1 is '1' for {swapped}/train and '2' in {swapped}/val: the predictions would be misread" in said
-        assert f"run 'rsb-cluster shards index {swapped}/val'" in said
+        assert f"run: rsb-cluster shards index {swapped}/val\n" in said
     (swapped / "val" / "classes.json").unlink()  # unnamed classes contradict nothing
     build_index(Store(swapped / "val"))
     assert find_data("digits", "swapped", load_job("local")[0]).check(load_recipe("digits").recipe) is None
@@ -280,3 +280,27 @@ def test_shards_that_a_recipe_makes_are_made_whole_and_used_in_part(folder):
     made = find_data("digits", location.url, load_job("local")[0])
     assert made.train.num_samples == 1438
     assert made.choose(("3", "8")).digest == location.digest
+
+
+def test_shards_that_are_missing_are_refused_before_a_job_waits_for_them(folder):
+    put(folder / "own", **TARS)
+    for part in ("train", "val"):
+        build_index(Store(folder / "own" / part))
+    recipe = load_recipe(
+        "a3",
+        overrides=parse_overrides(
+            ["data.train_samples=2", "data.val_samples=1", "train.global_batch=2", "train.virtual_ranks=1"]
+        ),
+    ).recipe
+    location = found(folder, folder / "own")
+    location.check(recipe)
+    (folder / "own" / "train" / "own-0.tar").unlink()
+    with pytest.raises(DataError, match=r"own/train lacks 1 of the 1 shards in its index: own-0\.tar\. Copy"):
+        location.check(recipe)
+
+
+def test_a_part_in_place_of_its_set_is_told(folder):
+    put(folder / "own", **TARS)
+    build_index(Store(folder / "own" / "train"))
+    problem = found(folder, folder / "own" / "train", make="").problem
+    assert "own/train is one part of a set: name the folder with train/ and val/." in problem

@@ -146,3 +146,10 @@ def test_chosen_classes_are_counted_and_their_images_too(rsb, digits):
     shown = plan["recipe"]["data"]
     assert (shown["classes"], shown["num_classes"], shown["set"]) == (["3", "8"], 2, "digits")
     assert (shown["train_samples"], shown["val_samples"]) == (286, 71)
+
+
+def test_one_class_is_nothing_to_learn(photos):
+    resolved = load_recipe("a3", overrides=parse_overrides(["data.classes=cat"]))
+    resolved = fit_to_data(resolved, one := at(photos).choose(("cat",)))
+    assert any("all images are of one class (cat)" in doubt for doubt in doubts(resolved, load_job("local"), one))
+    assert not any("one class" in doubt for doubt in doubts(resolved, load_job("local"), at(photos)))

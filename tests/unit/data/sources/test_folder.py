@@ -144,21 +144,6 @@ def test_a_class_without_an_image_says_what_it_holds(tmp_path):
         image_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["0", "1", "2", "10", "11"], ["class 2 is the folder '10'"]),
-        (["7", "8", "11"], ["class 0 is the folder '11'"]),
-        (["7", "8", "9"], []),  # no number is right, but none is another one's
-        (["00", "01", "10"], []),
-        (["1", "2", "10", "cat"], []),
-    ],
-)
-def test_numbers_that_the_names_of_classes_suggest_are_told_where_they_are_others(names, said, tmp_path):
-    notes = image_folder(formats.folder_of(tmp_path, [f"{name}/a.jpg" for name in names])).notes
-    assert [note.partition(": ")[2] for note in notes] == said
-
-
 def test_the_name_of_a_class_must_be_text(tmp_path):
     path = formats.folder_of(tmp_path / "in", ["caf\udce9/a.jpg"])
     with pytest.raises(ConfigError, match=r"in: the name of the class folder 'caf\\udce9' is not UTF-8\. Rename it\."):

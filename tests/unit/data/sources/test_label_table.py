@@ -29,9 +29,12 @@ def test_numbers_stay_numbers_and_names_are_numbered_in_their_order(tmp_path):
     [
         ("key,url,label\n0,http://x,1\n", r"several columns that may be the key: key, url;.*--key-column NAME"),
         ("key,label,class\n0,1,1\n", r"several columns that may be the label: label, class;.*--label-column NAME"),
-        ("a,b\n0,1\n", r"no column of a key; its columns are a, b\. Choose one with --key-column"),
+        (
+            "a,b\n0,1\n",
+            r"no column of a key; its columns are a, b \(by its first line\)\. Choose one",
+        ),
         ("key,label\n", r"has no row with 'key' and 'label'"),
-        ("", r"no column of a key"),
+        ("", r"is empty\. Its first line has the names of the columns"),
         ("key,label\na,1\na,1\na,2\n", r"'a' has two labels, '1' and '2'"),
         ("key,label\na,1\nb,-1\n", r"'b' has the label -1; classes are numbered from 0"),
         ("key,label\na,1\nb,1500000000\n", r"'b' has the label 1500000000; .* 9,999,999 at most"),
@@ -42,6 +45,35 @@ def test_numbers_stay_numbers_and_names_are_numbered_in_their_order(tmp_path):
 def test_what_is_unclear_is_refused(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_labels(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix"),
+    [
+        (b"path;label\na.jpg;cat\n", "csv"),
+        (b"path\tlabel\na.jpg\tcat\n", "csv"),
+        (b"path,label\ra.jpg,cat\r", "csv"),
+        (b"path,label\na.jpg,cat\n", "tsv"),
+        ("path\tlabel\na.jpg\tcat\n".encode("utf-16"), "csv"),
+        ("path,label\r\na.jpg,cat\r\n".encode("utf-8-sig"), "csv"),
+    ],
+)
+def test_tables_of_other_programs_are_read(tmp_path, content, suffix):
+    (tmp_path / f"t.{suffix}").write_bytes(content)
+    found = read_labels(tmp_path / f"t.{suffix}")
+    assert (found.labels, found.classes) == ({"a.jpg": 0}, ("cat",))
+
+
+def test_a_label_is_never_changed_or_swallowed(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("path,label\na,caf\xe9\nb,caf\xe8\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"the label of 'a' is not UTF-8: caf\\udce9\. Save it as UTF-8"):
+        read_labels(tmp_path / "latin.csv")
+    for text in ('path,label\na,"cat\nb,dog\n', 'path,label\n"a,cat\nb,dog\n'):
+        with pytest.raises(ConfigError, match=r"a line break is in .*Is a quote \(\"\) not closed"):
+            read_labels(written(tmp_path, text))
+    for name in ("./a", "/a"):
+        with pytest.raises(ConfigError, match=f"'{name}' has two labels, 'cat' and 'dog'"):
+            read_labels(written(tmp_path, f"path,label\na,cat\n{name},dog\n"))
 
 
 def test_the_user_chooses_columns(tmp_path):

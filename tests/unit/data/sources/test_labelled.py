@@ -1,6 +1,9 @@
 """Images with their classes in a table: img2dataset's tars, and folders; what has no label, or no image, is counted."""
 
+import gzip
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -8,7 +11,7 @@ from rsb_cluster.data.make import make_set
 from rsb_cluster.data.published import find_parts, index_set
 from rsb_cluster.data.sources import open_set, read_labels
 from rsb_cluster.data.verify import verify
-from rsb_cluster.errors import ConfigError
+from rsb_cluster.errors import ConfigError, DataError
 from rsb_cluster.storage.store import Store
 from tests.unit import formats
 from tests.unit.tars import read_back, tar_of
@@ -89,7 +92,10 @@ def test_files_get_their_classes_by_path_or_name(tmp_path, form):
     opened = open_set(f"{tmp_path}/in", table=table(tmp_path, rows, "file,label"))
     assert {part: len(source) for part, source in opened.items()} == {"train": 2, "val": 1}
     assert {key: label for key, _, _, label in opened["train"]} == {"a/x": 0, "a/y": 1}
-    assert opened["train"].notes == ("images without a label are left out: 1 (a/z.jpg)",)
+    assert opened["train"].notes == (
+        "left out, hidden, or of a system or tool: 1 (a/._x.jpg)",
+        "images without a label are left out: 1 (a/z.jpg)",
+    )
     assert opened["val"].notes == ("images without a label are left out: 1 (a/v.jpg)",)
     with pytest.raises(ConfigError, match=r"lies in .* from which the images are read"):
         make_set(opened, Store(tmp_path / "in"))
@@ -109,8 +115,81 @@ def test_what_is_unclear_is_refused(tmp_path):
     img2dataset(tmp_path / "tars")
     tar = tmp_path / "tars" / "00001.tar"
     tar.write_bytes(tar.read_bytes()[:700])
-    with pytest.raises(ConfigError, match=r"00001\.tar is not a complete tar"):
+    with pytest.raises(DataError, match=r"00001\.tar is not a complete tar"):
         open_set(f"{tmp_path}/tars", split="train", table=table(tmp_path, ["000000000,0"]))
+
+
+@pytest.mark.parametrize("damage", ["two tars", "a header", "a link", "a hole", "packed"])
+def test_no_image_of_a_tar_is_lost_without_a_word(tmp_path, damage):
+    members = [(f"{i}.jpg", formats.picture(i)) for i in range(4)]
+    content = bytearray(tar_of(members))
+    if damage == "two tars":
+        content = tar_of(members[:2]) + tar_of(members[2:])
+    elif damage == "a header":
+        content[content.index(b"2.jpg") + 148] ^= 1  # its checksum
+    elif damage == "packed":
+        content = gzip.compress(content)
+    else:
+        (folder := tmp_path / "files").mkdir()
+        (folder / "0.jpg").write_bytes(members[0][1])
+        if damage == "a link":
+            os.link(folder / "0.jpg", folder / "1.jpg")
+        else:
+            with (folder / "1.jpg").open("wb") as file:
+                file.truncate(1 << 20)
+        subprocess.run(["tar", "--sparse", "-cf", tmp_path / "s.tar", "0.jpg", "1.jpg"], cwd=folder, check=True)
+        content = (tmp_path / "s.tar").read_bytes()
+    Store(tmp_path / "in").write_bytes("a.tar", content)
+    with pytest.raises(DataError, match=r"a\.tar(: '1\.jpg')? is (not a complete tar|compressed|a hard link|a sparse)"):
+        open_set(f"{tmp_path}/in", split="train", table=table(tmp_path, [f"{i},0" for i in range(4)]))
+
+
+def test_what_is_left_out_beside_a_table_is_said(tmp_path):
+    junk = [("__MACOSX/0.jpg", b"x"), ("1.seg.png", b"x"), ("note", b"x")]
+    Store(tmp_path / "in").write_bytes("a.tar", tar_of([("0.jpg", formats.picture(0)), *junk]))
+    formats.write(tmp_path / "in" / "1.jpg", formats.picture(1))
+    formats.write(tmp_path / "in" / "b.tar.gz", b"x")
+    (source,) = open_set(f"{tmp_path}/in", split="val", table=table(tmp_path, ["0,0", "1,1"])).values()
+    assert source.notes == (
+        "left out, beside the tars, which are read: 1 (1.jpg)",
+        "left out, compressed, or no file called *.tar: 1 (b.tar.gz)",
+        "left out, hidden, or of a system or tool: 1 (a.tar: __MACOSX/0.jpg)",
+        "left out, an image whose key would end at the first of several dots: 1 (a.tar: 1.seg.png)",
+        "left out, no dot in the name, or metadata of webdataset: 1 (a.tar: note)",
+        "rows of labels.csv without an image: 1 (1)",
+    )
+    formats.write(tmp_path / "files" / "a.heic", b"x")
+    with pytest.raises(ConfigError, match=r"as there is no image\. Check .*\n.*\.heic, which is not read"):
+        open_set(f"{tmp_path}/files", split="val", table=table(tmp_path, ["a.heic,0"]))
+    formats.write(tmp_path / "files" / "a.jpg", b"")
+    with pytest.raises(ConfigError, match=r"1 images are empty: a\.jpg"):
+        open_set(f"{tmp_path}/files", split="val", table=table(tmp_path, ["a.jpg,0"]))
+
+
+@pytest.mark.parametrize("form", ["{0}/in/a/{1}.jpg", "in/a/{1}.jpg", r"a\{1}.jpg", "./a/{1}.jpg"])
+def test_paths_may_begin_elsewhere_and_be_those_of_windows(tmp_path, form):
+    for i, name in enumerate("xy\xe9"):
+        formats.write(tmp_path / "in" / "a" / f"{name}.jpg", formats.picture(i))
+    rows = [f"{form.format(tmp_path, name)},{i}" for i, name in enumerate(["x", "y", "e\u0301"])]
+    (source,) = open_set(f"{tmp_path}/in", split="val", table=table(tmp_path, rows)).values()
+    assert sorted(label for *_, label in source) == [0, 1, 2] and source.notes == ()
+
+
+def test_images_are_stored_as_those_of_class_folders(tmp_path):
+    for name in ("a", "b.jfif", "c.JPG"):
+        formats.write(tmp_path / "in" / name, formats.picture(ord(name[0])))
+    opened = open_set(f"{tmp_path}/in", split="val", table=table(tmp_path, ["a,0", "b.jfif,0", "c.JPG,0"]))
+    assert make_set(opened, Store(tmp_path / "out"))["val"].num_samples == 3
+    assert {extension for _, _, extension, _ in opened["val"]} == {"jpg"}
+
+
+def test_the_folders_of_splits_have_their_usual_names_beside_a_table_too(tmp_path):
+    for i, name in enumerate(("train", "test")):
+        formats.write(tmp_path / "in" / name / "x.jpg", formats.picture(i))
+    opened = open_set(f"{tmp_path}/in", table=table(tmp_path, ["train/x.jpg,0", "test/x.jpg,1"]))
+    assert [len(opened[split]) for split in ("train", "val")] == [1, 1]
+    (train,) = open_set(f"{tmp_path}/in", split="train", table=table(tmp_path, ["train/x.jpg,0"])).values()
+    assert len(train) == 1
 
 
 def test_tars_that_count_from_0_each_keep_their_images(tmp_path):

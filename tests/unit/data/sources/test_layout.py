@@ -25,6 +25,7 @@ def folders_of(sources):
         (("train", "validation"), "validation"),
         (("train", "test"), "test"),
         (("training", "testing"), "testing"),
+        (("training", "evaluation"), "evaluation"),
         (("Train", "Val"), "Val"),
         (("train", "valid", "test"), "valid"),
         (("train", "val", "valid"), "val"),
@@ -100,6 +101,42 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
         formats.write(tmp_path / name / "0.jpg", formats.picture(0))
     for split in ("train", "val"):
         assert open_set(str(tmp_path), split=split)[split].classes == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training_set", "test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("Training Data", "Validation Data"),
+        ("TrainImages", "TestImages"),
+        ("trainset", "valset"),
+        ("train2017", "val2017"),
+    ],
+)
+def test_folders_with_the_words_of_splits_are_no_classes(tmp_path, train, val):
+    split_folders(tmp_path, train, val)
+    for split in (None, "train", "val"):
+        with pytest.raises(ConfigError, match=r"have the names of splits.*DEST --split train; .*DEST --split val"):
+            open_set(str(tmp_path), split=split)
+    for split, folder in (("train", train), ("val", val)):  # as it says
+        assert open_set(str(tmp_path / folder), split=split)[split].classes == ("cat", "dog")
+    chosen = [train.split("/")[0], val.split("/")[0]]
+    assert len(open_set(str(tmp_path), split="train", classes=chosen)["train"]) == 4
+
+
+def test_splits_in_the_classes_are_not_made_one(tmp_path):
+    for name in ("cat/train", "cat/Test", "dog/train", "dog/Test"):
+        formats.write(tmp_path / name / "0.jpg", formats.picture(0))
+    for split in (None, "train"):
+        with pytest.raises(ConfigError, match=r"hold splits, .*: cat/train, cat/Test\. Put the splits above"):
+            open_set(str(tmp_path), split=split)
+
+
+def test_shards_in_place_of_images_say_which_command_takes_them(tmp_path):
+    formats.write(tmp_path / "a.tar", b"x")
+    with pytest.raises(ConfigError, match=r"has no sub-folders.* run: rsb-cluster shards index "):
+        open_set(str(tmp_path), split="train")
 
 
 def test_a_path_that_is_no_folder_says_so(tmp_path):

@@ -1,5 +1,7 @@
 """Parquet files of the Hugging Face Hub."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,34 @@ def test_pictures_beside_parquet_files_are_no_samples(tmp_path):
     assert len(open_set(f"{tmp_path}/images")["train"]) == 4
     with pytest.raises(ConfigError, match=r"--config and the columns are for parquet files"):
         open_set(f"{tmp_path}/images", choice=ParquetChoice(config="default"))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "PPM"])
+def test_all_images_that_pillow_reads_are_taken(tmp_path, kind):
+    image = formats.picture(0, format=kind)
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"image": [image], "label": [0]}), tmp_path / "in" / "val-0.parquet")
+    made = make_set(open_set(f"{tmp_path}/in", split="val"), Store(tmp_path / "out"))
+    assert made["val"].num_samples == 1 and verify(Store(tmp_path / "out" / "val"), decode=True).problems == []
+
+
+def test_what_is_no_file_is_never_opened_and_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch):
+    for name in ("pipe", "link"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "train-0.parquet")
+    (tmp_path / "link" / "train-0.parquet").symlink_to("/nowhere")
+    for name in ("pipe", "link"):
+        with pytest.raises(ConfigError, match=r"train-0\.parquet is no regular file, or a link to none"):
+            open_set(f"{tmp_path}/{name}", split="train")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    pq.write_table(pa.table({"image": [formats.picture(0)], "label": [0]}), tmp_path / "in" / "train-0.parquet")
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=r"cannot read .*closed: Permission denied"):
+        open_set(f"{tmp_path}/in", split="train")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 from dataclasses import replace
 
 import click
 
 from rsb_cluster.cli.terminal import console, log, new_table
+from rsb_cluster.config.environment import PREFIX, VARIABLES
 
 
 @click.group()
@@ -43,4 +46,7 @@ def config_show(as_json: bool) -> None:
         meaning = Settings.model_fields[name].description or ""
         table.add_row(name, *map(Text, (setting.value, setting.source, meaning)))
     console().print(table)
+    for name in sorted(os.environ.keys() - VARIABLES.keys()):
+        if name.startswith(PREFIX) and (meant := difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)):
+            log(f"note: {name} is set, and means nothing here. Did you mean {meant[0]}?")
     log(f"change them in ./{HERE} or {user_file()}")

@@ -123,6 +123,13 @@ def test_config_show_says_what_decides(rsb):
     assert rsb.json("config", "show", "--json")["runs"] == {"value": "/elsewhere", "source": "RSB_RUNS"}
 
 
+def test_config_show_names_a_variable_that_was_probably_meant_otherwise(rsb):
+    rsb.env |= {"RSB_ACOUNT": "vision", "RSB_ADDRESS": "10.0.0.7"}
+    said = rsb.run("config", "show").stderr
+    assert "note: RSB_ACOUNT is set, and means nothing here. Did you mean RSB_ACCOUNT?\n" in said
+    assert "RSB_ADDRESS" not in said
+
+
 def test_the_table_of_variables_and_the_help_have_all_of_them(rsb):
     table = (ROOT / "docs" / "settings.md").read_text()
     rows = dict(line.strip("| \n").split(" | ") for line in table.splitlines() if line.startswith("| `"))

@@ -194,8 +194,9 @@ def retry(names: tuple[str, ...], runs: str, yes: bool, failed_only: bool) -> No
     """
     from rsb_cluster.monitor import actions
 
-    found = {run.run_id: run for run in find_runs_to_change(names, runs, yes=yes)}
-    done = actions.retry(list(found.values()), failed_only=failed_only)
+    chosen = find_runs_to_change(names, runs, yes=yes)
+    done = actions.retry(chosen, failed_only=failed_only)
+    found = {run.run_id: run for run in chosen}
     for run_id, job_id in done.submitted.items():
         log(f"{run_id}: resubmitted as job {job_id}, {where_it_starts(found[run_id])}")
     if not done.submitted and not done.refused:

@@ -125,6 +125,8 @@ def load_index(store: Store) -> ShardIndex:
             hint = f"This folder holds the splits of a set; did you mean {store.url}/train or {store.url}/val?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
     try:
+        if not content.startswith(b"PK"):  # numpy would say that it is a pickle, and how to execute that
+            raise ValueError("it is no .npz file")
         return _unpack(content, url)
     # Raised for a damaged zip, a damaged npy header or wrong metadata; zip's CRC detects a changed byte of data.
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:

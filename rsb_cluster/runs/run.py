@@ -53,6 +53,9 @@ EVALUATIONS = "evaluations"
 EVALUATION_JOBS = "evaluation-jobs"
 EVALUATION_PREFIX = "eval-"
 
+# Values of a result that are numbers where it has them.
+_NUMBERS = ("steps", "epochs", "top1", "top5", "loss", "attempts", "images_per_s", "gpu_hours", "goodput", "best_top1")
+
 # Threads that read small files of many runs. An object store takes some ten milliseconds for each, and this process
 # two: more threads would only wait for each other.
 READERS = 24
@@ -353,12 +356,14 @@ class Run:
         return list(dict.fromkeys(hosts))
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result, or None if the run has not finished."""
+        """Return the result, or None if the run has not finished. Raises StorageError if the file is damaged."""
         try:
-            value: dict[str, Any] = self.store.read_json("result.json")
+            found: dict[str, Any] = self.store.read_json("result.json")
         except MissingError:
             return None
-        return value
+        if isinstance(found, dict) and all(isinstance(found.get(name, 0), int | float) for name in _NUMBERS):
+            return found
+        raise StorageError(f"{self.url}/result.json is no result. Was it edited by hand? Restore it from a copy.")
 
 
 def _attempt_name(number: int) -> str:

@@ -55,9 +55,10 @@ def write_card(run: Run, found: WeightsFile) -> str:
 def _find_scores(run: Run, found: WeightsFile) -> Mapping[str, float]:
     """Return top-1, top-5 (percent) and the number of images of the evaluation of these weights; empty if none."""
     prefix = "ema_" if found.is_ema else ""
+    names = {key: f"{prefix}{key}" for key in ("top1", "top5", "samples")}
     for row in reversed(read_rows(run)):
-        if row["kind"] == "eval" and row["step"] == found.step:
-            return {key: row[f"{prefix}{key}"] for key in ("top1", "top5", "samples")}
+        if row["kind"] == "eval" and row["step"] == found.step and set(names.values()) <= row.keys():
+            return {key: row[name] for key, name in names.items()}
     return {}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 import zipfile
 from dataclasses import replace
 
@@ -169,6 +170,9 @@ def test_a_pickle_in_the_index_is_not_opened(tmp_path):
 
     np.savez(tmp_path / INDEX_NAME, meta=np.array([Bomb()], dtype=object))
     with pytest.raises(DataError, match=r"index\.npz is damaged.*allow_pickle"):
+        load_index(Store(tmp_path))
+    (tmp_path / INDEX_NAME).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError, match=r"index\.npz is damaged: it is no \.npz file\."):
         load_index(Store(tmp_path))
 
 

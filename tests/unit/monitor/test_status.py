@@ -23,7 +23,7 @@ def test_a_broken_run_does_not_affect_the_others(tmp_path, digits):
     found = read_status([p.run for p in runs])
     assert [status.state for status in found] == ["finished", "broken", "broken", "missing"]
     assert "recipe.json is not JSON" in found[1].cause
-    assert "its metrics or result.json" in found[2].cause
+    assert "result.json is no result. Was it edited by hand?" in found[2].cause
     assert (found[0].top1, found[0].step, found[0].total_steps, found[0].images_per_s) == (90, 550, 550, 9.5)
 
 

@@ -7,12 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from rsb_cluster.cli import main
 from rsb_cluster.config import catalog
 from rsb_cluster.config.schema import parse_overrides
 from rsb_cluster.errors import MissingError, NewerVersionError, StorageError
 from rsb_cluster.runs.lookup import find_runs, list_runs
 from rsb_cluster.runs.run import Attempt, Run, Spec, Submission, check_same_recipe, environment_changes
+from tests.unit.new_runs import make_run
 from tests.unit.runs.made import IDS, make
 
 
@@ -189,3 +192,12 @@ def test_a_run_is_readable_by_its_owner_alone(tmp_path):
     finally:
         os.umask(before)
     assert Path(run.url).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("content", [b"[]", b"5", b'"x"', b"null", b'{"top1": "high"}', b'{"steps": [1]}'])
+def test_a_result_that_is_none_is_named_by_every_command(tmp_path, content):
+    run = make_run(tmp_path)
+    run.store.write_bytes("result.json", content)
+    for command in (["runs", "show", run.run_id], ["compare", run.run_id, run.run_id], ["status"], ["collect"]):
+        done = CliRunner().invoke(main, [*command, "--runs", str(tmp_path)])
+        assert isinstance(done.exception, SystemExit | None) and "result.json" in done.output, (command, done.output)

@@ -125,8 +125,6 @@ def load_index(store: Store) -> ShardIndex:
             hint = f"This folder holds the splits of a set; did you mean {store.url}/train or {store.url}/val?"
         raise DataError(f"the data set has no index: there is no {url}. {hint}") from error
     try:
-        if not content.startswith(b"PK"):  # numpy would say that it is a pickle, and how to execute that
-            raise ValueError("it is no .npz file")
         return _unpack(content, url)
     # Raised for a damaged zip, a damaged npy header or wrong metadata; zip's CRC detects a changed byte of data.
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError) as error:
@@ -235,8 +233,8 @@ def _file_digest(index: ShardIndex) -> str:
 
 def _unpack(content: bytes, url: str) -> ShardIndex:
     """Parse an index file's bytes. Raises ValueError (or what zipfile and numpy raise) if they are invalid."""
-    if not content.startswith(_ZIP):
-        raise ValueError(f"it is no .npz ({len(content):,} bytes)")
+    if not content.startswith(_ZIP):  # numpy would say that it is a pickle, and how to execute that
+        raise ValueError(f"it is no .npz file ({len(content):,} bytes)")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays.pop("meta").tobytes())

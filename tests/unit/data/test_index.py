@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import pickle
 import zipfile
 from dataclasses import replace
 
@@ -179,6 +178,16 @@ def test_an_index_of_imagenets_size(tmp_path):
     index = load_index(Store(tmp_path))
     assert index.num_samples == n
     assert index.key(n - 1) == "n00000166/n00000166_1281166"
+
+
+def test_a_pickle_in_the_index_is_not_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was opened",))
+
+    np.savez(tmp_path / INDEX_NAME, meta=np.array([Bomb()], dtype=object))
+    with pytest.raises(DataError, match=r"index\.npz is damaged.*allow_pickle"):
+        load_index(Store(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"x\n", b"", b"\x80\x04K\x01."])

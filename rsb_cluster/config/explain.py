@@ -53,7 +53,7 @@ def explain(kind: type[BaseModel], error: Mapping[str, Any], where: str) -> str:
         return f"{where}: unknown key '{location}'.{suggest_key(location, kind)}"
     field, depth = _field(kind, error["loc"])
     if error["type"] == "missing" and depth == len(error["loc"]):
-        return f"{where}: '{location}' is missing. The file must set it."
+        return f"{where}: '{location}' is missing. It must be set."
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}."
     if error["type"] in _BOUNDS and depth < len(error["loc"]):  # of an element of a list

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
+from typing import Any
 
 _AGAIN = "Copy or download it again."
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch's files begin, and how they did before version 1.6
@@ -36,6 +38,26 @@ def damage(content: bytes) -> str:
 def cut_off(content: bytes, expected: int = 0) -> str:
     """Return what is wrong with a file that lacks its end."""
     return f"was cut off: it has {len(content):,} {f'of {expected:,} ' if expected else ''}bytes. {_AGAIN}"
+
+
+def describe(loaded: Any) -> str:
+    """Return what is in a file in the place of a state dict."""
+    if not isinstance(loaded, dict):
+        return f"a {type(loaded).__name__}"
+    names = [repr(name) for name in loaded]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}" if names else "nothing"
+
+
+def refused_object(error: Exception) -> str:
+    """Return the name of the first object that is no tensor, without torch's advice to execute it."""
+    match = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return match[1] if match else "objects that are no tensors"
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of a library's message, without what it says to its own developers."""
+    return re.split(r"\n| \(Could this| This is an internal", str(error).strip())[0][:200].strip(" .")
 
 
 def _missing_of_safetensors(content: bytes) -> str:

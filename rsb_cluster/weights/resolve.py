@@ -128,6 +128,8 @@ def find_weights(
             return _from_checkpoint(store, ema)
         if store.exists(CONFIG):
             return _from_folder(store)
+        if not store.exists():
+            raise ConfigError(f"there is nothing at {store.url}. Check the path.")
         raise ConfigError(
             f"{store.url} holds no weights: it is neither a run (spec.json), nor a checkpoint ({checkpoint.MANIFEST}), "
             f"nor a folder written by timm ({CONFIG}), nor a file that ends with {', '.join(FILE_SUFFIXES)}."
@@ -251,8 +253,12 @@ def _from_checkpoint(store: Store, ema: bool | None) -> WeightsFile:
 def _from_folder(store: Store) -> WeightsFile:
     config = store.read_json(CONFIG)
     file = next((name for name in FOLDER_FILES if store.exists(name)), None)
-    if file is None or not isinstance(config, dict) or "architecture" not in config:
+    if file is None or not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ConfigError(f"{store.url} needs a {CONFIG} with an architecture, and {' or '.join(FOLDER_FILES)}.")
+    config = {key: value for key, value in config.items() if value is not None}
+    for table in ("pretrained_cfg", "model_args"):
+        if not isinstance(config.get(table, {}), dict):
+            raise ConfigError(f"{store.locate(CONFIG)}: {table} is no table of names and values.")
     tag = config.get("pretrained_cfg", {}).get("tag", "")
     return WeightsFile(
         source=store.url,

@@ -26,7 +26,7 @@ from rsb_cluster.errors import CheckpointError, ConfigError, RsbError, did_you_m
 from rsb_cluster.runs.run import Run
 from rsb_cluster.storage.store import Store
 from rsb_cluster.train.conversion.hub import fetch
-from rsb_cluster.weights.damage import cut_off, damage, is_safetensors
+from rsb_cluster.weights.damage import cut_off, damage, describe, first_line, is_safetensors, refused_object
 from rsb_cluster.weights.resolve import WeightsFile, find_weights
 
 Head = Literal["auto", "replace"]
@@ -167,7 +167,14 @@ def read_weights(found: WeightsFile, model: str = "", ema: bool | None = None) -
     if found.run_url:
         return _from_run(found, parse(found.read(), found))
     state = _parse(found.read(), found, ema)
-    return replace(_from_timm(found, name, state.tensors), entries=state.entries, entry=state.entry)
+    try:
+        weights = _from_timm(found, name, state.tensors)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if not found.config:
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the config.json of {found.source} has values that timm does not take: {said}.") from error
+    return replace(weights, entries=state.entries, entry=state.entry)
 
 
 def parse(content: bytes, found: WeightsFile) -> dict[str, Tensor]:
@@ -198,13 +205,15 @@ def _parse(content: bytes, found: WeightsFile, ema: bool | None) -> _StateDict:
                 loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise CheckpointError(
-            f"{path} cannot be read as weights without executing code in it: {_first_line(error)} "
+            f"{path} cannot be read as weights without executing code in it: it holds {refused_object(error)}. "
             "Save only the state dict, as .safetensors."
         ) from error
     except Exception as error:  # whatever the bytes of a damaged file lead to
         if isinstance(error, EOFError | IndexError | struct.error) or "unexpected EOF" in str(error):
             raise CheckpointError(f"{path} {cut_off(content)}") from error
-        raise CheckpointError(f"{path} cannot be read as weights: {_first_line(error)} Use other weights.") from error
+        if "TorchScript" in str(error):  # torch's message is how to execute it
+            raise CheckpointError(f"{path} is a TorchScript program. Save only its state dict.") from error
+        raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}. Use other weights.") from error
     entries = tuple(key for key in _KEYS if isinstance(loaded.get(key), dict)) if isinstance(loaded, dict) else ()
     chosen = entries if ema is None else tuple(key for key in entries if (key in _EMA_KEYS) == ema)
     if ema is not None and not chosen and (ema or entries):
@@ -214,18 +223,26 @@ def _parse(content: bytes, found: WeightsFile, ema: bool | None) -> _StateDict:
         )
     if chosen:
         loaded = loaded[chosen[0]]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path} has no state dict, which maps names to tensors.")
+    if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
+        raise CheckpointError(
+            f"{path} has no state dict, which maps names to tensors, nor one as {', '.join(_KEYS)}: it holds "
+            f"{describe(loaded)}. Save only the state dict, as .safetensors."
+        )
     tensors: dict[str, Tensor] = clean_state_dict(loaded)
     tensors.pop("n_averaged", None)  # of torch's AveragedModel
     for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided:
+            raise CheckpointError(
+                f"{path}: the tensor '{name}' is not stored as plain numbers, but meta, quantized, complex or sparse. "
+                "Save the weights as floating point numbers."
+            )
         if tensor.is_floating_point() and tensor.isnan().any():
             raise CheckpointError(f"{path}: the tensor '{name}' holds NaN: its training diverged. Use other weights.")
     return _StateDict(tensors, entries, chosen[0] if chosen else "")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
@@ -267,16 +284,24 @@ def fit_weights(
     new = set() if same and head == "auto" else own_head
     if new:
         converted = {key: value for key, value in converted.items() if key not in old_head}
-    wrong = [f"{key} is missing" for key in own if key not in converted and key not in new]
-    wrong += [f"{key} is not in the model" for key in converted if key not in own]
-    wrong += [
-        f"{key} has the shape {tuple(value.shape)} and not {tuple(own[key].shape)}"
-        for key, value in converted.items()
-        if key in own and value.shape != own[key].shape
+    wrong = [
+        [f"{key} is missing" for key in own if key not in converted and key not in new],
+        [f"{key} is not in the model" for key in converted if key not in own],
+        [
+            f"{key} has the shape {tuple(value.shape)} and not {tuple(own[key].shape)}"
+            for key, value in converted.items()
+            if key in own and value.shape != own[key].shape
+        ],
+        [
+            f"{key} has integers ({value.dtype})"
+            for key, value in converted.items()
+            if key in own and own[key].is_floating_point() and not value.is_floating_point()
+        ],
     ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ConfigError(f"{source} does not fit {architecture}: {'; '.join(wrong[:5])}{more}.")
+    if any(wrong):
+        shown = [text for kind in wrong for text in kind[:2]]  # of each kind, as the names tell of other prefixes
+        more = f"; and {hidden} more" if (hidden := sum(map(len, wrong)) - len(shown)) else ""
+        raise ConfigError(f"{source} does not fit {architecture}: {'; '.join(shown)}{more}.")
     resized = tuple(key for key in converted if key in tensors and tensors[key].shape != converted[key].shape)
     return FittedWeights({key: own[key] if key in new else converted[key] for key in own}, tuple(sorted(new)), resized)
 

@@ -65,6 +65,8 @@ def test_a_file_that_is_no_weights_and_a_folder_with_the_name_of_a_file_are_name
     for name in ("net.onnx", "sharded.pth"):
         with pytest.raises(ConfigError, match=rf"/{name} holds no weights: it is neither a run"):
             find_weights(name, str(tmp_path / "runs"), fetch=no_hub)
+    with pytest.raises(ConfigError, match=r"there is nothing at .*/nowhere\. Check the path"):
+        find_weights("./nowhere", str(tmp_path / "runs"), fetch=no_hub)
 
 
 def test_of_a_run_without_checkpoints_it_is_said_whether_there_will_be_any(tmp_path: Path) -> None:

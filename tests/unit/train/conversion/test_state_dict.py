@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,16 @@ def test_nothing_is_run_that_is_in_a_file(tmp_path: Path) -> None:
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "text.safetensors").write_text("no tensors")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
+    torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "other.pth")
+    torch.save({5: torch.ones(1)}, tmp_path / "number.pth")
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
     for name, message in (
-        ("evil.pth", "cannot be read as weights without executing code"),
+        ("evil.pth", r"without executing code in it: it holds [\w.]+\. Save only the state dict, as \.safetensors\.$"),
         ("text.safetensors", "cannot be read as weights"),
-        ("none.pth", "has no state dict"),
+        ("none.pth", "has no state dict.*: it holds 'epoch'. Save only"),
+        ("other.pth", "has no state dict.*, nor one as .*model_ema.*: it holds 'net'. Save only"),
+        ("number.pth", "has no state dict.*: it holds 5. Save only"),
+        ("list.pth", "has no state dict.*: it holds a list. Save only"),
     ):
         found = found_file(tmp_path / name)
         with pytest.raises(CheckpointError, match=message):
@@ -101,6 +108,15 @@ def test_what_was_cut_off_or_holds_nan_is_named(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2), "b": bad.half(), "c": bad, "n": torch.tensor(1)}, tmp_path / "nan.pth")
     found = found_file(tmp_path / "nan.pth")
     with pytest.raises(CheckpointError, match=r"nan.pth: the tensor 'b' holds NaN"):
+        parse(found.read(), found)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, device="meta"), torch.ones(2).to(torch.complex64)])
+def test_a_tensor_that_is_not_plain_numbers_is_named(tmp_path: Path, tensor: torch.Tensor) -> None:
+    """A complex one would lose its imaginary part without a word."""
+    torch.save({"a": torch.ones(2), "b": tensor}, tmp_path / "odd.pth")
+    found = found_file(tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd.pth: the tensor 'b' is not stored as plain numbers"):
         parse(found.read(), found)
 
 
@@ -188,3 +204,38 @@ def test_what_does_not_fit_is_named() -> None:
     message = str(caught.value)
     assert f"{gone} is missing; stranger is not in the model; conv1" in message
     assert "has the shape (1, 2) and not (" in message
+
+
+def test_integers_are_no_weights_and_names_of_another_prefix_are_shown() -> None:
+    """8-bit weights would be taken for numbers from -128 to 127; a Lightning module has more than its network."""
+    model = timm.create_model("test_resnet", num_classes=7)
+    state = model.state_dict()
+    with pytest.raises(ConfigError, match=r"does not fit test_resnet: fc\.weight has integers \(torch\.int8\)\.$"):
+        fit_weights(model, state | {"fc.weight": state["fc.weight"].to(torch.int8)}, "test_resnet", "w")
+    inside = {f"model.{name}": tensor for name, tensor in state.items()} | {"loss.weight": torch.ones(7)}
+    with pytest.raises(
+        ConfigError, match=r"is missing; \S+ is missing; model\.\S+ is not in the model.*; and \d+ more\.$"
+    ):
+        fit_weights(model, inside, "test_resnet", "w")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": 5}, "needs a config.json with an architecture"),
+        ({"pretrained_cfg": []}, "pretrained_cfg is no table"),
+        ({"model_args": [1]}, "model_args is no table"),
+        ({"pretrained_cfg": {"input_size": 7}}, "has values that timm does not take"),
+        ({"pretrained_cfg": {"crop_pct": "big"}}, "has values that timm does not take: .*crop"),
+        ({"pretrained_cfg": None, "model_args": None, "label_names": None}, ""),
+    ],
+)
+def test_a_config_of_others_is_taken_or_refused_by_name(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    model = timm.create_model("test_resnet", num_classes=7)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet"} | config))
+    if not message:
+        assert read_weights(find_weights(str(tmp_path), "")).num_classes == 7
+        return
+    with pytest.raises(ConfigError, match=message):
+        read_weights(find_weights(str(tmp_path), ""))

@@ -34,6 +34,7 @@ KEY_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "cls", "target", "category")
 
+_SURPLUS = "values of no column"
 _SHOWN = 80  # characters
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")  # a column of whole numbers with gaps has 3.0 for 3
 
@@ -79,11 +80,20 @@ def read_labels(file: Path, key_column: str = "", label_column: str = "") -> Lab
         raise ConfigError(f"--labels: there is no file {file}. Check the path.")
     header, rows = _rows(file)
     key = _column("key", key_column, KEY_COLUMNS, header, file)
-    label = _column("label", label_column, LABEL_COLUMNS, [name for name in header if name != key], file)
+    label = _column("label", label_column, LABEL_COLUMNS, header, file, key)
     found: dict[str, str] = {}
     unlabelled = 0
     for row in rows:
+        if isinstance(row.get(label), list | dict):
+            raise ConfigError(
+                f"{file}: '{label}' holds {_shown(str(row[label]))}, which is neither a number nor a name."
+            )
         name, value = _text(row.get(key)).strip(), _text(row.get(label)).strip()
+        if any(row.get(_SURPLUS) or ()):
+            raise ConfigError(
+                f"{file}: the row of {_shown(name)} has more values than there are columns. Put quotes around names "
+                "with a comma in them."
+            )
         if "\n" in name or "\n" in value:
             raise ConfigError(f'{file}: a line break is in {_shown(name)} or its label. Is a quote (") not closed?')
         if not is_text(value):
@@ -123,26 +133,26 @@ def _rows(file: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
     try:
         # Excel separates by semicolons where the comma is the decimal point.
         separator = next((mark for mark in (usual, ",", ";", "\t") if mark in header), usual)
-        reader = csv.DictReader(io.StringIO(text, newline=None), delimiter=separator)
+        reader = csv.DictReader(io.StringIO(text, newline=None), delimiter=separator, restkey=_SURPLUS)
         return list(reader.fieldnames or ()), iter(list(reader))
     except csv.Error as error:
         raise ConfigError(f"{file} is not a table of comma-separated values: {error}. Check its quotes.") from error
 
 
-def _column(kind: str, asked: str, usual: Sequence[str], header: Sequence[str], file: Path) -> str:
-    there = ", ".join(map(str, header))
-    if not there:
+def _column(kind: str, asked: str, usual: Sequence[str], header: Sequence[str], file: Path, other: str = "") -> str:
+    """Return the column that was asked for, or the only one with a usual name that is not the other column."""
+    if not header:
         raise ConfigError(f"{file} is empty. Its first line has the names of the columns.")
+    there = ", ".join(header)
     if asked:
         if asked not in header:
             raise ConfigError(f"{file} has no column '{asked}'; its columns are {there}.")
         return asked
-    found = [name for name in header if name and name.strip().lower() in usual]
+    found = [name for name in header if name != other and name.strip().lower() in usual]
     if len(found) != 1:
         what = f"several columns that may be the {kind}: {', '.join(found)}" if found else f"no column of a {kind}"
-        raise ConfigError(
-            f"{file} has {what}; its columns are {there} (by its first line). Choose one with --{kind}-column NAME."
-        )
+        first = "" if file.suffix.lower() == ".parquet" else " (its first line)"
+        raise ConfigError(f"{file} has {what}; its columns are {there}{first}. Choose one with --{kind}-column NAME.")
     return found[0]
 
 

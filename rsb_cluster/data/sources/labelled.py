@@ -124,6 +124,11 @@ def labelled_set(path: Path, split: str | None, table: LabelTable) -> dict[str, 
             lacks = (
                 [f"images without a label are left out: {len(missing):,} ({abbreviate(missing)})"] if missing else []
             )
+            if not chosen and split is None:
+                (alone,) = set(folders) - {name}
+                raise ConfigError(
+                    f"no image in {folder} has a label in {table.file}. To make {alone} alone, add --split {alone}."
+                )
             read = [f"read from {folder}"] if folder not in (path, path / name) else []
             source = _source(name, folder, table, chosen)
             sources[name] = replace(source, notes=(*read, *left_out[name].notes(), *lacks, *notes))

@@ -31,7 +31,7 @@ def test_numbers_stay_numbers_and_names_are_numbered_in_their_order(tmp_path):
         ("key,label,class\n0,1,1\n", r"several columns that may be the label: label, class;.*--label-column NAME"),
         (
             "a,b\n0,1\n",
-            r"no column of a key; its columns are a, b \(by its first line\)\. Choose one",
+            r"no column of a key; its columns are a, b \(its first line\)\. Choose one",
         ),
         ("key,label\n", r"has no row with 'key' and 'label'"),
         ("", r"is empty\. Its first line has the names of the columns"),
@@ -71,6 +71,15 @@ def test_a_label_is_never_changed_or_swallowed(tmp_path):
     for text in ('path,label\na,"cat\nb,dog\n', 'path,label\n"a,cat\nb,dog\n'):
         with pytest.raises(ConfigError, match=r"a line break is in .*Is a quote \(\"\) not closed"):
             read_labels(written(tmp_path, text))
+    with pytest.raises(ConfigError, match=r"the row of b has more values than there are columns\. Put quotes"):
+        read_labels(written(tmp_path, "path,label\na,cat,\nb,owl, big\n"))
+    for value in ([0], {"x": 1}):
+        pq.write_table(pa.table({"path": ["a"], "label": [value]}), tmp_path / "t.parquet")
+        with pytest.raises(ConfigError, match=r"'label' holds .*, which is neither a number nor a name"):
+            read_labels(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"path": ["a"], "label": [b"cat"]}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"no column of a label; its columns are path\. Choose"):
+        read_labels(tmp_path / "t.parquet")
     for name in ("./a", "/a"):
         with pytest.raises(ConfigError, match=f"'{name}' has two labels, 'cat' and 'dog'"):
             read_labels(written(tmp_path, f"path,label\na,cat\n{name},dog\n"))

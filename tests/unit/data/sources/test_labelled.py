@@ -188,6 +188,10 @@ def test_the_folders_of_splits_have_their_usual_names_beside_a_table_too(tmp_pat
         formats.write(tmp_path / "in" / name / "x.jpg", formats.picture(i))
     opened = open_set(f"{tmp_path}/in", table=table(tmp_path, ["train/x.jpg,0", "test/x.jpg,1"]))
     assert [len(opened[split]) for split in ("train", "val")] == [1, 1]
+    with pytest.raises(
+        ConfigError, match=r"no image in .*/test has a label in .*To make train alone, add --split train"
+    ):
+        open_set(f"{tmp_path}/in", table=table(tmp_path, ["train/x.jpg,0"]))
     (train,) = open_set(f"{tmp_path}/in", split="train", table=table(tmp_path, ["train/x.jpg,0"])).values()
     assert len(train) == 1
 

@@ -12,6 +12,7 @@ file can be opened. A file that is deleted while it is open stays as ``.nfs…``
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pwd
 import stat
@@ -19,7 +20,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 Buffer = bytes | bytearray | memoryview
 
@@ -80,10 +80,15 @@ def _create_without_links(target: Path, content: bytes) -> bool:
     return True
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading (see `open_unbuffered`)."""
+    return io.BufferedReader(open_unbuffered(path))
+
+
+def open_unbuffered(path: Path) -> io.FileIO:
     """Open a file for reading. Raises OSError for a pipe, which would be waited for, or a device."""
-    # A folder has an error of its own. Without O_NONBLOCK the opening of a pipe waits; files do not know it.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    # Without O_NONBLOCK the opening of a pipe waits; files do not know it.
+    file = io.FileIO(os.fspath(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.ENXIO, "no regular file", str(path))

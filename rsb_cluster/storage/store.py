@@ -285,7 +285,10 @@ class Store:
         """Fill a buffer with a file's bytes from ``start`` on; return how many, fewer if the file ends before."""
         transfer = transfer or Transfer()
         if self.is_local:
-            with translated_errors(self._inside(path)), Path(self._inside(path)).open("rb", buffering=0) as file:
+            with (
+                translated_errors(self._inside(path)),
+                local_files.open_unbuffered(Path(self._inside(path))) as file,
+            ):
                 return fill(buffer, file, start, transfer)
         done = 0
         for content in self.stream(path, start, start + len(buffer), transfer=transfer):
@@ -317,7 +320,7 @@ class Store:
     def _stream(self, url: str, start: int, stop: int | None, chunk: int, transfer: Transfer) -> Iterator[bytes]:
         with translated_errors(url):
             if self.is_local:
-                with Path(url).open("rb") as file:
+                with local_files.open_file(Path(url)) as file:
                     yield from stream_file(file, start, stop, chunk=chunk, transfer=transfer)
             elif self.is_read_only:
                 yield from data_urls.stream_url(file_system(self.url), url, start, stop, chunk=chunk, transfer=transfer)

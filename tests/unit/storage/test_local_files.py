@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rsb_cluster.errors import StorageError
 from rsb_cluster.storage import local_files
 from rsb_cluster.storage.store import Store
 
@@ -153,3 +154,21 @@ def test_a_folder_hands_on_who_may_read_unless_files_can_be_replaced_there(tmp_p
         found = [stat.S_IMODE(path.stat().st_mode) for path in (made, made / "file", made / "created")]
         inherited = mode & stat.S_ISGID  # by the kernel
         assert found == [folder, file, file] if folder else [0o777 & ~umask | inherited, *[0o666 & ~umask] * 2]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    store = Store(tmp_path)
+    for read in (
+        lambda: store.open("pipe"),
+        lambda: store.read_into("pipe", 0, memoryview(bytearray(1))),
+        lambda: list(store.stream("pipe")),
+    ):
+        with pytest.raises(StorageError, match=r"no regular file.* It is a pipe, a socket or a link to itself: remove"):
+            read()
+
+
+def test_a_link_to_itself_is_no_folder_and_hides_no_other_file(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    assert Store(tmp_path).entries() == {"file": True, "loop": True} and Store(tmp_path).files() == ["file"]

@@ -118,12 +118,7 @@ def read_record(kind: type[S], values: Any, where: str) -> S:
         return kind.model_validate_json(values) if isinstance(values, bytes) else kind.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-        unknown = [
-            e
-            for e in errors
-            if e["type"] == "extra_forbidden" or (e["type"] == "literal_error" and isinstance(e["input"], str))
-        ]
-        if unknown:
+        if unknown := [error for error in errors if _is_unknown(error)]:
             raise newer_version(where, _location(unknown[0])) from error
         lines = dict.fromkeys(_explain_damage(kind, dict(e), where) for e in errors)
         raise ConfigError("\n".join([*lines, "Was it cut off, or edited by hand? Restore it from a copy."])) from error
@@ -211,6 +206,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_unknown(error: Mapping[str, Any]) -> bool:
+    """Whether it is of a key, or a value of the right type, that another version may have added."""
+    if error["type"] == "literal_error":
+        return type(error["input"]) is (str if error["ctx"]["expected"].startswith("'") else int)
+    return bool(error["type"] == "extra_forbidden")
 
 
 def _location(error: Mapping[str, Any]) -> str:

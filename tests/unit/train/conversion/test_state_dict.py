@@ -50,8 +50,11 @@ def test_files_and_folders_anywhere(anywhere: Store) -> None:
         load_weights(anywhere.locate("alone.safetensors"))
     with pytest.raises(MissingError):
         load_weights(anywhere.locate("none.safetensors"))
-    with pytest.raises(ConfigError, match="holds no weights: it is neither a run"):
+    with pytest.raises(ConfigError, match="there is nothing at"):
         load_weights(anywhere.locate("nothing"))
+    anywhere.write_bytes("notes/readme.txt", b"none here")
+    with pytest.raises(ConfigError, match="holds no weights: it is neither a run"):
+        load_weights(anywhere.locate("notes"))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

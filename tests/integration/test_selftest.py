@@ -15,11 +15,26 @@ from tests.servers.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 
+# The run that is to be preempted waits some steps after each moment when that is due: on a fast machine it would be
+# through before it is.
+WAITS = """
+import math
+_free_step = Trainer._step
+def _step(self, source):
+    due = [math.ceil(part * self.recipe.total_steps) + 5 for part in (1 / 3, 2 / 3)]
+    while "/preempted/" in self._folder.url and self.progress.step in due and self.flag.cause is None:
+        self.watchdog.progress(self.progress.step, "waiting for data")
+        time.sleep(0.01)
+    _free_step(self, source)
+Trainer._step = _step
+"""
+
 
 def test_a_preempted_run_equals_an_uninterrupted_one_and_a_difference_is_detected(
     tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     rsb = RsbCluster(tmp_path, slurm.env)
+    rsb.change_trainer(WAITS)
     (tmp_path / "here.toml").write_text(find("jobs", "slurm-cpu").read_text().replace("nodes = 1 ", "nodes = 2 "))
     shown = rsb(*as_printed("rsb-cluster selftest resume --job ./here.toml"))
     lines = [line.split()[0] for line in shown.splitlines()[1:]]

@@ -2,12 +2,16 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from rsb_cluster.runs.run import Run
 from rsb_cluster.runs.sweep import read_sweep
+from tests.command import RsbCluster
+from tests.equality import assert_bit_equal, final_state, rows_of, samples_of
 from tests.integration.conftest import MODELS, FinishedSweep
+from tests.servers.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 
@@ -95,3 +99,28 @@ def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: 
     rsb.run("report", one, "-o", "report.html")
     page = (rsb.cwd / "report.html").read_text()
     assert all(member["run_id"] in page for member in finished_sweep.sent["runs"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+def test_the_smoke_sweep_with_decoding_processes_is_the_one_without_to_the_bit(
+    tmp_path: Path, slurm: SlurmCluster, digits: Path
+) -> None:
+    """By itself some ten minutes on two cores."""
+    swept: list[list[Run]] = []
+    for processes in (0, 1):
+        rsb = RsbCluster(tmp_path / f"{processes}", slurm.env)
+        (rsb.cwd / "data").mkdir(parents=True)
+        (rsb.cwd / "data" / "digits").symlink_to(digits)
+        options = ("loader_workers=1", f"loader_processes={processes}", "log_samples=true", "log_every_steps=1")
+        sets = [word for option in options for word in ("--set", f"job.{option}")]
+        sweep_id = rsb("sweep", "smoke", "--job", "slurm-cpu", *sets).strip()
+        rsb("status", sweep_id, "--watch", timeout=2400)
+        members = read_sweep(str(rsb.cwd / "runs"), sweep_id).members
+        swept.append([Run.at(rsb.cwd / "runs", member.run_id) for member in members])
+    assert len(swept[0]) == len(swept[1]) == 8
+    for threads, process in zip(*swept, strict=True):
+        assert threads.run_id == process.run_id and threads.result() is not None
+        assert samples_of(threads) == samples_of(process) != {}
+        assert rows_of(threads) == rows_of(process)
+        assert_bit_equal(final_state(threads), final_state(process))

@@ -106,7 +106,7 @@ def test_collect_and_report_are_right_about_each_run_of_a_sweep(finished_sweep: 
 def test_the_smoke_sweep_with_decoding_processes_is_the_one_without_to_the_bit(
     tmp_path: Path, slurm: SlurmCluster, digits: Path
 ) -> None:
-    """By itself some ten minutes on two cores."""
+    """Some five minutes on two cores."""
     swept: list[list[Run]] = []
     for processes in (0, 1):
         rsb = RsbCluster(tmp_path / f"{processes}", slurm.env)

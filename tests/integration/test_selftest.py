@@ -21,8 +21,9 @@ WAITS = """
 import math
 _free_step = Trainer._step
 def _step(self, source):
-    due = [math.ceil(part * self.recipe.total_steps) + 5 for part in (1 / 3, 2 / 3)]
-    while "/preempted/" in self._folder.url and self.progress.step in due and self.flag.cause is None:
+    due = [math.ceil(part * self.recipe.total_steps) for part in (1 / 3, 2 / 3)]
+    due = next((step + 5 for step in due if step > self._first_step and "/preempted/" in self._folder.url), None)
+    while self.progress.step == due and self.flag.cause is None:
         self.watchdog.progress(self.progress.step, "waiting for data")
         time.sleep(0.01)
     _free_step(self, source)

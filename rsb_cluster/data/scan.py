@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rsb_cluster.data.image_files import IMAGE_EXTENSIONS
 from rsb_cluster.data.left_out import DEBRIS, LeftOut, is_debris_member
 from rsb_cluster.errors import DataError
-from rsb_cluster.storage.store import Store
+from rsb_cluster.storage.store import LFS_POINTER, Store
 
 Content = Callable[[], bytes]  # reads a member's content
 
@@ -39,7 +39,6 @@ _KEY_RULE = "A sample's key ends at the first dot after the last slash of a name
 _UNPACK = "; if its folder is its class, unpack the tar, and run 'shards make' on the folders"
 _NO_KEY = "no dot in the name, or metadata of webdataset"
 _SPECIAL = "a link, or no regular file"
-_LFS = b"version https://git-lfs"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -210,14 +209,14 @@ def members_of(stream: io.BufferedReader, url: str) -> Generator[tuple[tarfile.T
             raise _incomplete(url, error, last) from error
 
     with stream:
-        start = stream.peek(len(_LFS))
+        start = stream.peek(len(LFS_POINTER))
         compression = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
         if compression:
             raise DataError(
                 f"{url} is compressed ({compression}), so no sample in it can be found by its offset. "
                 "Unpack it to a plain .tar."
             )
-        if start.startswith(_LFS):
+        if start.startswith(LFS_POINTER):
             raise DataError(f"{url} is a pointer of Git LFS and not the file. Run: git lfs pull")
         try:
             # Not "*": webdataset would also read a compressed tar, in which no offset can be sought.

@@ -25,6 +25,9 @@ from rsb_cluster.storage.local_files import Buffer
 from rsb_cluster.storage.location import PACKAGES, is_s3, normalise, refuse_read_only, scheme_of
 from rsb_cluster.storage.transfer import GuardedFile, Transfer, fill, stream_file
 
+# How a file begins that Git LFS has left in the place of the one that it stands for.
+LFS_POINTER = b"version https://git-lfs"
+
 CONCURRENT_READS = 32  # a shared file system or an object store needs milliseconds per request, however small
 
 

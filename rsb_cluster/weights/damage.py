@@ -8,6 +8,8 @@ import re
 import zipfile
 from typing import Any
 
+from rsb_cluster.storage.store import LFS_POINTER
+
 _AGAIN = "Copy or download it again."
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch's files begin, and how they did before version 1.6
 
@@ -22,7 +24,7 @@ def damage(content: bytes) -> str:
     start = content[:512].lstrip().lower()
     if not content:
         return f"is empty. {_AGAIN}"
-    if content.startswith(b"version https://git-lfs"):
+    if content.startswith(LFS_POINTER):
         return "is a pointer of git-LFS, not the weights. Run 'git lfs pull' in its repository."
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
         return "is a web page, not the weights. Download the file itself: on GitHub or the Hub, by its download link."

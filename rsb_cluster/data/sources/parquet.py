@@ -17,13 +17,13 @@ from rsb_cluster.data.scan import MAX_CLASS
 from rsb_cluster.data.sources.parquet_files import ParquetFiles, abbreviate, parquet_files, visible_parquet
 from rsb_cluster.data.sources.source import DataSource, Sample, extension_of, safe_keys
 from rsb_cluster.errors import ConfigError
+from rsb_cluster.storage.store import LFS_POINTER
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "cls", "target")
 _IMAGE_COLUMNS = ("image", "img")
 # Of the paths that become keys. It never grows, whatever else is read: a set has the same keys, and so the same digest
 # and the same runs, in all versions.
 _KEY_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
-_LFS = b"version https://git-lfs"
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"} | dict.fromkeys(
     (b"II*\0", b"MM\0*"), "tiff"
 )
@@ -327,7 +327,7 @@ def _file_errors(file: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:  # of the file system, and not about the content
             raise ConfigError(f"cannot read {file}: {os.strerror(error.errno)}. Check it.") from error
         with file.open("rb") as opened:
-            is_pointer = opened.read(len(_LFS)) == _LFS
+            is_pointer = opened.read(len(LFS_POINTER)) == LFS_POINTER
         if is_pointer:
             raise ConfigError(f"{file} is a pointer of Git LFS and not the file. Run: git lfs pull") from error
         said = " ".join(str(error).split())[:200]
